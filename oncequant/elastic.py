@@ -1,0 +1,138 @@
+"""Elastic layers: slice by `LayerSpec`, quantize, compute.
+
+`ElasticConv` is every layer with weights in this package; a linear layer is a 1x1 convolution on a 1x1 map. It holds
+the weights of the largest layer; the LayerSpec passed to `forward` says which part is used. Nothing is "active" inside
+a module.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn import functional as F
+
+from oncequant.arch import FLOAT_BITS, LayerSpec
+from oncequant.quantizers.lsq import LSQ
+
+
+def resize(images: Tensor, resolution: int) -> Tensor:  # (N, C, S, S) -> (N, C, R, R)
+    """Square images at another resolution, bilinear with antialiasing; the identity at their own."""
+    if images.shape[-1] == resolution:
+        return images
+    return F.interpolate(images, (resolution, resolution), mode="bilinear", antialias=True)
+
+
+class ElasticConv(nn.Module):
+    """Convolution with elastic channels and kernel, quantized weights and input, and batch norm.
+
+    Args:
+        largest: the layer at its largest; `role`, `stride`, `bias`, ... are fixed, channels and kernel are maxima.
+        kernel_sizes: ascending kernel sizes; a smaller kernel is the centre of the next larger one times a learned
+            matrix shared by all channels, starting at the identity (OFA, 1908.09791, section 3.2).
+        quantized: whether the layer has quantizers.
+    """
+
+    def __init__(self, largest: LayerSpec, kernel_sizes: tuple[int, ...], quantized: bool):
+        super().__init__()
+        kernel = max(kernel_sizes)
+        self.weight = nn.Parameter(torch.empty(largest.out_channels, largest.group_channels, kernel, kernel))
+        self.bias = nn.Parameter(torch.zeros(largest.out_channels)) if largest.bias else None
+        self.kernel_transforms = nn.ParameterDict({str(k): nn.Parameter(torch.eye(k * k)) for k in kernel_sizes[:-1]})
+        self.norm = ElasticBatchNorm(largest.out_channels) if largest.batch_norm else None
+        self.weight_quantizer = LSQ() if quantized else None
+        self.act_quantizer = LSQ() if quantized else None
+        if largest.role == "classifier":
+            nn.init.kaiming_uniform_(self.weight, a=5**0.5)  # U(+-1/sqrt(fan_in)), as the official code
+            nn.init.uniform_(self.bias, -(largest.in_channels**-0.5), largest.in_channels**-0.5)
+        else:
+            nn.init.normal_(self.weight, std=(2 / (kernel * kernel * largest.out_channels)) ** 0.5)  # "he_fout"
+
+    def forward(self, x: Tensor, spec: LayerSpec) -> Tensor:  # (N, C_in, H, W) -> (N, C_out, H', W')
+        """The layer that `spec` describes, applied to x."""
+        weight = self.sliced_weight(spec)
+        if spec.weight_bits < FLOAT_BITS:
+            weight = self.weight_quantizer(weight, spec.weight_bits, signed=True)
+        bias = None if self.bias is None else self.bias[: spec.out_channels]
+        conv = dict(bias=bias, stride=spec.stride, padding=spec.kernel_size // 2, groups=spec.groups)
+        if spec.act_bits < FLOAT_BITS:
+            y = _conv_of_quantized(
+                x, lambda v: self.act_quantizer(v, spec.act_bits, spec.signed_input), weight, **conv
+            )
+        else:
+            y = F.conv2d(x, weight, **conv)
+        return y if self.norm is None else self.norm(y)
+
+    def sliced_weight(self, spec: LayerSpec) -> Tensor:  # (C_out, C_in / groups, K, K)
+        """The first output and input channels, kernel reduced step by step to the spec's size."""
+        weight = self.weight[: spec.out_channels, : spec.group_channels]
+        for kernel in sorted((int(k) for k in self.kernel_transforms), reverse=True):
+            if kernel >= spec.kernel_size:
+                centre = _centre(weight, kernel).flatten(2)  # (C_out, C_in / groups, kernel^2)
+                weight = F.linear(centre, self.kernel_transforms[str(kernel)]).unflatten(2, (kernel, kernel))
+        return weight
+
+    @torch.no_grad()
+    def copy_sliced(self, source: "ElasticConv", spec: LayerSpec) -> None:
+        """Become the static layer `spec` of `source` (weights, step sizes, statistics)."""
+        self.weight.copy_(source.sliced_weight(spec))
+        if self.bias is not None:
+            self.bias.copy_(source.bias[: spec.out_channels])
+        if self.norm is not None:
+            for mine, theirs in zip(self.norm.tensors(), source.norm.tensors()):
+                mine.copy_(theirs[: spec.out_channels])
+        if self.weight_quantizer is not None:
+            self.weight_quantizer.load_state_dict(source.weight_quantizer.state_dict())
+            self.act_quantizer.load_state_dict(source.act_quantizer.state_dict())
+
+
+class ElasticBatchNorm(nn.Module):
+    """Batch norm over the first C channels of its parameters.
+
+    Training uses the statistics of the batch and stores nothing; evaluation uses the stored ones, which belong to one
+    subnet and are set by `oncequant.evaluate.calibrate`.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-5):
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:  # (N, C, H, W)
+        """Normalise with batch statistics in training, with the stored ones in evaluation."""
+        c = x.shape[1]
+        stored = (None, None) if self.training else (self.running_mean[:c], self.running_var[:c])
+        return F.batch_norm(x, *stored, self.weight[:c], self.bias[:c], self.training, 0.0, self.eps)
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """weight, bias, running_mean, running_var."""
+        return self.weight, self.bias, self.running_mean, self.running_var
+
+
+def _centre(weight: Tensor, kernel: int) -> Tensor:
+    """The central kernel x kernel window of (..., K, K)."""
+    start = (weight.shape[-1] - kernel) // 2
+    return weight[..., start : start + kernel, start : start + kernel]
+
+
+def _conv_of_quantized(x: Tensor, quantizer, weight: Tensor, **conv) -> Tensor:
+    """conv2d(quantizer(x)) that keeps x for the backward pass instead of both x and quantizer(x).
+
+    The convolution would save its quantized input beside the float input that the quantizer saves; here the former is
+    recomputed from the latter, so a quantized step needs about the memory of the float step.
+    """
+    x_hat = quantizer(x)
+    source, pointer, shape = x.detach(), x_hat.data_ptr(), x_hat.shape
+
+    def pack(saved: Tensor):
+        return None if saved.data_ptr() == pointer and saved.shape == shape else saved
+
+    def unpack(saved: Tensor | None) -> Tensor:
+        if saved is not None:
+            return saved
+        with torch.no_grad():
+            return quantizer(source)
+
+    with saved_tensors_hooks(pack, unpack):
+        return F.conv2d(x_hat, weight, **conv)

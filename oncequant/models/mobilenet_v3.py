@@ -1,0 +1,318 @@
+"""The once-for-all MobileNetV3 supernet: search space, layer specifications and network.
+
+Space and network of OFA (https://arxiv.org/abs/1908.09791), also used by OQAT (2010.04354) and BatchQuant (2105.08952):
+elastic kernel size (learned transforms 7 -> 5 -> 3), expand ratio, depth per stage and resolution. Deviations by
+option: `edge_bits` and `se_bits` put the first convolution, the classifier and squeeze-and-excite on 8 bits, which the
+official code leaves in float; `signed_activations` uses a signed grid where a layer's input can be negative, which the
+official OQA code clips at zero.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from oncequant.arch import FLOAT_BITS, Arch, LayerSpec, Number
+from oncequant.elastic import ElasticConv, resize
+from oncequant.space import SearchSpace
+
+
+@dataclass(frozen=True)
+class MobileNetV3Config:
+    """What is fixed for a whole supernet, and the allowed values of what is not. Widths are before `width`."""
+
+    num_classes: int = 1000
+    image_channels: int = 3
+    width: float = 1.0
+    """Multiplies every width below; results are rounded to multiples of 8."""
+    stem_width: int = 16
+    stage_widths: tuple[int, ...] = (24, 40, 80, 112, 160)
+    final_expand_width: int = 960
+    feature_mix_width: int = 1280
+    stem_stride: int = 2
+    stage_strides: tuple[int, ...] = (2, 2, 2, 1, 2)
+    stage_se: tuple[bool, ...] = (False, True, False, True, True)
+    """Squeeze-and-excite in the blocks of the stage."""
+    stage_hswish: tuple[bool, ...] = (False, False, True, True, True)
+    """h-swish (true) or ReLU (false) in the blocks of the stage."""
+    kernel_sizes: tuple[int, ...] = (3, 5, 7)
+    expand_ratios: tuple[int, ...] = (3, 4, 6)
+    depths: tuple[int, ...] = (2, 3, 4)
+    resolutions: tuple[int, ...] = tuple(range(128, 225, 4))
+    weight_bits: tuple[int, ...] = (FLOAT_BITS,)
+    """Bit-widths of the weights of block convolutions, final expand and feature mix; 32 = float."""
+    act_bits: tuple[int, ...] = (FLOAT_BITS,)
+    """Bit-widths of the inputs of the same layers."""
+    edge_bits: int = FLOAT_BITS
+    """Weights and inputs of the first convolution and the classifier in a quantized network: 8 or 32."""
+    se_bits: int = FLOAT_BITS
+    """Weights and inputs of squeeze-and-excite in a quantized network: 8 or 32."""
+    signed_activations: bool = True
+    """Signed activation grid after linear bottlenecks; False is the official OQA behaviour."""
+    dropout: float = 0.1
+
+    @property
+    def is_float(self) -> bool:
+        """No layer is quantized (edges and squeeze-and-excite follow the blocks)."""
+        return self.weight_bits == (FLOAT_BITS,) and self.act_bits == (FLOAT_BITS,)
+
+
+PRESETS: dict[str, MobileNetV3Config] = {
+    "imagenet": MobileNetV3Config(),
+    # 32 px images: the stem keeps the resolution, the last stage too; narrower, since there are few classes
+    "cifar": MobileNetV3Config(
+        num_classes=10,
+        stem_width=16,
+        stage_widths=(16, 24, 40, 56, 80),
+        final_expand_width=320,
+        feature_mix_width=480,
+        stem_stride=1,
+        stage_strides=(2, 2, 2, 1, 1),
+        resolutions=(20, 24, 28, 32),
+        depths=(1, 2, 3),
+    ),
+    # 8 to 16 px greyscale images, for microcontrollers
+    "nano": MobileNetV3Config(
+        num_classes=10,
+        image_channels=1,
+        stem_width=16,
+        stage_widths=(16, 24, 32),
+        final_expand_width=96,
+        feature_mix_width=128,
+        stem_stride=1,
+        stage_strides=(1, 2, 2),
+        stage_se=(False, True, False),
+        stage_hswish=(False, False, True),
+        expand_ratios=(2, 3, 4),
+        kernel_sizes=(3, 5),
+        depths=(1, 2),
+        resolutions=(8, 12, 16),
+    ),
+}
+
+BLOCK_LAYERS = ("expand", "depthwise", "project")
+
+
+def make_divisible(value: Number) -> Number:
+    """Nearest multiple of 8, at least 8 and at least 0.9 x value (ints or NumPy vectors)."""
+    n = (value + 4) // 8 * 8
+    n = n + (8 - n) * (n < 8)
+    return n + 8 * (10 * n < 9 * value)
+
+
+def scaled(width: int, config: MobileNetV3Config) -> int:
+    """A base width times the width multiplier, divisible by 8."""
+    return make_divisible_float(width * config.width)
+
+
+def make_divisible_float(value: float) -> int:
+    """`make_divisible` for a real number, as the official code rounds widths."""
+    n = max(8, int(value + 4) // 8 * 8)
+    return n + 8 if n < 0.9 * value else n
+
+
+def quantized_layers(config: MobileNetV3Config) -> list[str]:
+    """Layers whose bits are choices, in network order; stem and classifier have `edge_bits`."""
+    blocks = [
+        f"stage{s}.block{b}.{layer}"
+        for s in range(1, len(config.stage_widths) + 1)
+        for b in range(1, max(config.depths) + 1)
+        for layer in BLOCK_LAYERS
+    ]
+    return ["block0.depthwise", "block0.project", *blocks, "final_expand", "feature_mix"]
+
+
+def _gate(name: str) -> tuple[str, int] | None:
+    """Choices of block b of a stage matter from depth b on."""
+    stage, _, rest = name.partition(".block")
+    return (f"{stage}.depth", int(rest[0])) if stage.startswith("stage") and rest else None
+
+
+def mobilenet_v3_space(config: MobileNetV3Config) -> SearchSpace:
+    """The search space of `config`; names of choices as in docs/glossary.md."""
+    choices: dict[str, tuple[int, ...]] = {"resolution": tuple(sorted(config.resolutions))}
+    stages = range(1, len(config.stage_widths) + 1)
+    blocks = [f"stage{s}.block{b}" for s in stages for b in range(1, max(config.depths) + 1)]
+    choices |= {f"stage{s}.depth": tuple(sorted(config.depths)) for s in stages}
+    choices |= {f"{block}.kernel_size": tuple(sorted(config.kernel_sizes)) for block in blocks}
+    choices |= {f"{block}.expand_ratio": tuple(sorted(config.expand_ratios)) for block in blocks}
+    edge = (FLOAT_BITS if config.is_float else config.edge_bits,)
+    for layer in ["stem", *quantized_layers(config), "classifier"]:
+        is_edge = layer in ("stem", "classifier")
+        choices[f"{layer}.weight_bits"] = edge if is_edge else tuple(sorted(config.weight_bits))
+        choices[f"{layer}.act_bits"] = edge if is_edge else tuple(sorted(config.act_bits))
+    return SearchSpace(choices, partial(layer_specs, config), _gate)
+
+
+def layer_specs(config: MobileNetV3Config, values: Mapping[str, Number]) -> dict[str, LayerSpec]:
+    """LayerSpec by layer name, in network order; `values` are ints or NumPy vectors by choice name."""
+    specs: dict[str, LayerSpec] = {}
+    linear_is_signed = config.signed_activations
+
+    def add(name: str, role: str, c_in: Number, c_out: Number, size: Number, **rest) -> Number:
+        """Append one layer and return the size of its output."""
+        stride = rest.get("stride", 1)
+        size = (size - 1) // stride + 1
+        bits = name if f"{name}.weight_bits" in values else None
+        se_bits = FLOAT_BITS if config.is_float else config.se_bits
+        specs[name] = LayerSpec(
+            role=role,
+            in_channels=c_in,
+            out_channels=c_out,
+            out_size=size,
+            weight_bits=values[f"{bits}.weight_bits"] if bits else se_bits,
+            act_bits=values[f"{bits}.act_bits"] if bits else se_bits,
+            **rest,
+        )
+        return size
+
+    stem = scaled(config.stem_width, config)
+    size = values["resolution"]
+    size = add(
+        "stem", "stem", config.image_channels, stem, size, kernel_size=3, stride=config.stem_stride, signed_input=True
+    )
+    size = add("block0.depthwise", "depthwise", stem, stem, size, kernel_size=3, depthwise=True)
+    size = add("block0.project", "project", stem, stem, size)
+    c_in = stem
+    for s, base_width in enumerate(config.stage_widths, start=1):
+        c_out = scaled(base_width, config)
+        for b in range(1, max(config.depths) + 1):
+            block = f"stage{s}.block{b}"
+            here = {"present": 1 if b <= min(config.depths) else (values[f"stage{s}.depth"] >= b) * 1}
+            mid = make_divisible(c_in * values[f"{block}.expand_ratio"])
+            stride = config.stage_strides[s - 1] if b == 1 else 1
+            add(f"{block}.expand", "expand", c_in, mid, size, signed_input=linear_is_signed, **here)
+            kernel = values[f"{block}.kernel_size"]
+            size = add(
+                f"{block}.depthwise",
+                "depthwise",
+                mid,
+                mid,
+                size,
+                kernel_size=kernel,
+                stride=stride,
+                depthwise=True,
+                **here,
+            )
+            if config.stage_se[s - 1]:
+                squeezed = make_divisible(mid // 4)
+                add(f"{block}.se_reduce", "se", mid, squeezed, 1, bias=True, batch_norm=False, **here)
+                add(f"{block}.se_expand", "se", squeezed, mid, 1, bias=True, batch_norm=False, **here)
+            add(f"{block}.project", "project", mid, c_out, size, **here)
+            c_in = c_out
+    final = scaled(config.final_expand_width, config)
+    mixed = scaled(config.feature_mix_width, config)
+    add("final_expand", "final_expand", c_in, final, size, signed_input=linear_is_signed)
+    add("feature_mix", "feature_mix", final, mixed, 1, batch_norm=False)
+    add("classifier", "classifier", mixed, config.num_classes, 1, bias=True, batch_norm=False)
+    return specs
+
+
+class Block(nn.Module):
+    """Inverted residual: expand, depthwise, optional squeeze-and-excite, project; residual where shapes agree."""
+
+    def __init__(self, layers: dict[str, ElasticConv], hswish: bool, residual: bool):
+        super().__init__()
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+        self.activation = F.hardswish if hswish else F.relu
+        self.has_se = "se_reduce" in layers
+        self.has_expand = "expand" in layers
+        self.residual = residual
+
+    def forward(self, x: Tensor, specs: Mapping[str, LayerSpec], name: str) -> Tensor:  # (N, C, H, W)
+        """Run the block with the LayerSpecs `name.*` of `specs`."""
+        h = x
+        if self.has_expand:
+            h = self.activation(self.expand(h, specs[f"{name}.expand"]))
+        h = self.activation(self.depthwise(h, specs[f"{name}.depthwise"]))
+        if self.has_se:
+            gate = F.relu(self.se_reduce(h.mean((2, 3), keepdim=True), specs[f"{name}.se_reduce"]))
+            h = h * F.hardsigmoid(self.se_expand(gate, specs[f"{name}.se_expand"]))
+        h = self.project(h, specs[f"{name}.project"])
+        return x + h if self.residual else h
+
+
+class MobileNetV3(nn.Module):
+    """The network of every architecture of `space`; a one-point space gives a static subnet.
+
+    `net(images, arch)` takes normalised images (N, C, S, S), resizes them to the architecture's resolution and returns
+    logits (N, num_classes).
+    """
+
+    def __init__(self, config: MobileNetV3Config, space: SearchSpace | None = None):
+        super().__init__()
+        self.config = config
+        self.space = space or mobilenet_v3_space(config)
+        largest = self.space.layers(self.space.largest())
+        smallest = self.space.layers(self.space.smallest())
+
+        def layer(name: str) -> ElasticConv:
+            kernels = self.space.choices.get(name.replace(".depthwise", ".kernel_size"), (largest[name].kernel_size,))
+            lowest = smallest[name]
+            return ElasticConv(largest[name], kernels, min(lowest.weight_bits, lowest.act_bits) < FLOAT_BITS)
+
+        def block(name: str, hswish: bool, residual: bool) -> Block:
+            own = [key for key in largest if key.startswith(f"{name}.")]
+            return Block({key.rpartition(".")[2]: layer(key) for key in own}, hswish, residual)
+
+        self.stem = layer("stem")
+        self.block0 = block("block0", hswish=False, residual=True)
+        c_in = largest["stem"].out_channels
+        for s, hswish in enumerate(config.stage_hswish, start=1):
+            stage = nn.ModuleDict()
+            for b in range(1, max(self.space.choices[f"stage{s}.depth"]) + 1):
+                c_out = largest[f"stage{s}.block{b}.project"].out_channels
+                stride = largest[f"stage{s}.block{b}.depthwise"].stride
+                stage[f"block{b}"] = block(f"stage{s}.block{b}", hswish, stride == 1 and c_in == c_out)
+                c_in = c_out
+            self.add_module(f"stage{s}", stage)
+        self.final_expand = layer("final_expand")
+        self.feature_mix = layer("feature_mix")
+        self.classifier = layer("classifier")
+
+    def forward(self, images: Tensor, arch: Mapping[str, int]) -> Tensor:
+        """Logits (N, num_classes) of the subnet `arch` on normalised images (N, C, S, S)."""
+        specs = self.space.layers(arch)
+        x = resize(images, arch["resolution"]).contiguous(memory_format=torch.channels_last)
+        x = F.hardswish(self.stem(x, specs["stem"]))
+        x = self.block0(x, specs, "block0")
+        for s in range(1, len(self.config.stage_widths) + 1):
+            stage = getattr(self, f"stage{s}")
+            for b in range(1, arch[f"stage{s}.depth"] + 1):
+                x = stage[f"block{b}"](x, specs, f"stage{s}.block{b}")
+        x = F.hardswish(self.final_expand(x, specs["final_expand"]))
+        x = x.mean((2, 3), keepdim=True)  # (N, C, 1, 1)
+        x = F.hardswish(self.feature_mix(x, specs["feature_mix"]))
+        x = F.dropout(x, self.config.dropout, self.training)
+        return self.classifier(x, specs["classifier"]).flatten(1)
+
+
+def extract_subnet(supernet: MobileNetV3, arch: Arch) -> MobileNetV3:
+    """The static network of `arch` with copies of the supernet's weights, transformed and sliced.
+
+    Its forward is bit-identical to `supernet(images, arch)` on CPU. Batch-norm statistics are copied too, but they
+    belong to the largest architecture: calibrate before evaluating.
+    """
+    arch = supernet.space.complete(arch)
+    subnet = MobileNetV3(supernet.config, supernet.space.restrict(arch))
+    device = next(supernet.parameters()).device
+    specs = supernet.space.layers(arch)
+    layers = dict(elastic_layers(supernet))
+    with torch.no_grad():
+        for name, layer in elastic_layers(subnet):
+            layer.copy_sliced(layers[name], specs[name])
+    return subnet.to(device, memory_format=torch.channels_last).train(supernet.training)
+
+
+def elastic_layers(net: nn.Module) -> list[tuple[str, ElasticConv]]:
+    """(layer name as in the specs, layer) in network order."""
+    return [(name, module) for name, module in net.named_modules() if isinstance(module, ElasticConv)]
+
+
+def with_bits(config: MobileNetV3Config, bits: int) -> MobileNetV3Config:
+    """The same configuration with one bit-width for all weights and activations."""
+    return replace(config, weight_bits=(bits,), act_bits=(bits,))

@@ -1,0 +1,62 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from oncequant.arch import Arch
+from oncequant.cost import bitops, macs, params, weight_bytes
+from oncequant.models.mobilenet_v3 import PRESETS, mobilenet_v3_space, with_bits
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def published_arch(space, resolution, kernels, expands, depths):
+    values = {"resolution": resolution}
+    for i in range(20):
+        block = f"stage{i // 4 + 1}.block{i % 4 + 1}"
+        values |= {f"{block}.kernel_size": kernels[i], f"{block}.expand_ratio": expands[i]}
+    values |= {f"stage{s + 1}.depth": d for s, d in enumerate(depths)}
+    return space.complete(values)
+
+
+OQA = json.loads((GOLDEN / "oqa_subnets.json").read_text())
+OFA = json.loads((GOLDEN / "ofa_counts.json").read_text())
+
+
+@pytest.mark.parametrize("row", OQA, ids=lambda r: f"{r['bits']}bit-{r['resolution']}")
+def test_published_oqa_subnets_have_the_published_counts(row):
+    space = mobilenet_v3_space(with_bits(PRESETS["imagenet"], row["bits"]))
+    specs = space.layers(published_arch(space, row["resolution"], row["ks"], row["expand"], row["depth"]))
+    assert macs(specs) == row["flops_computed"]
+    assert params(specs) == row["params_computed"]
+    quantized = [s for s in specs.values() if s.weight_bits < 32 and s.present]
+    assert len(quantized) == row["n_quantized_convs"]
+    by_role = {r: sum(s.weights * s.out_size**2 for s in specs.values() if s.role == r) for r in ("se", "project")}
+    assert by_role["se"] == row["macs_breakdown"]["se"]
+
+
+@pytest.mark.parametrize("row", OFA, ids=lambda r: f"w{r['width_mult']}-{r['name']}")
+def test_ofa_counts(row):
+    space = mobilenet_v3_space(replace(PRESETS["imagenet"], width=row["width_mult"], resolutions=tuple(range(128, 225, 4))))
+    for resolution, expected in row["macs"].items():
+        specs = space.layers(published_arch(space, int(resolution), row["ks"], row["e"], row["d"]))
+        assert macs(specs) == expected
+        assert params(specs) == row["params"]
+
+
+def test_batch_equals_one_by_one():
+    space = mobilenet_v3_space(replace(PRESETS["imagenet"], weight_bits=(2, 3, 4), act_bits=(2, 3, 4)))
+    codes = space.sample_codes(np.random.default_rng(0), 20)
+    for cost in (macs, bitops, params, weight_bytes):
+        batch = cost(space.layers_batch(codes))
+        assert [cost(space.layers(space.decode(row))) for row in codes] == batch.tolist()
+
+
+def test_arch_round_trips():
+    space = mobilenet_v3_space(with_bits(PRESETS["cifar"], 4))
+    arch = space.sample(np.random.default_rng(1))
+    assert Arch.from_json(arch.to_json()) == arch
+    assert space.decode(space.encode(arch)) == arch
+    assert space.complete(space.brief(arch)) == arch
