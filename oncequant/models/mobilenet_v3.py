@@ -83,13 +83,13 @@ PRESETS: dict[str, MobileNetV3Config] = {
         final_expand_width=96,
         feature_mix_width=128,
         stem_stride=1,
-        stage_strides=(1, 2, 2),
+        stage_strides=(2, 2, 1),
         stage_se=(False, True, False),
         stage_hswish=(False, False, True),
         expand_ratios=(2, 3, 4),
         kernel_sizes=(3, 5),
         depths=(1, 2),
-        resolutions=(8, 12, 16),
+        resolutions=(8, 10, 12),
     ),
 }
 

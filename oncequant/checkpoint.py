@@ -1,0 +1,41 @@
+"""Supernet checkpoints: one safetensors file per stage, with the model's configuration in its header."""
+
+import json
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from oncequant.files import FileError, read_tensors, write_tensors
+from oncequant.models.mobilenet_v3 import MobileNetV3, MobileNetV3Config
+
+
+def save_supernet(run_dir: Path, stage: str, supernet: MobileNetV3) -> None:
+    """Write `<stage>.safetensors` atomically."""
+    metadata = {"format": "oncequant supernet 1", "config": json.dumps(asdict(supernet.config))}
+    write_tensors(run_dir / f"{stage}.safetensors", supernet.state_dict(), metadata)
+
+
+def load_supernet(run_dir: Path, stage: str, device: torch.device | str = "cpu") -> MobileNetV3:
+    """The supernet of a stage. Raises FileError if there is none, or the file is damaged or foreign."""
+    path = run_dir / f"{stage}.safetensors"
+    if not path.exists():
+        have = sorted(p.stem for p in run_dir.glob("*.safetensors"))
+        raise FileError(f"{path} does not exist: stages in this run are {', '.join(have) or 'none yet'}")
+    tensors, metadata = read_tensors(path)
+    if metadata.get("format") != "oncequant supernet 1":
+        raise FileError(f"{path} is not a supernet checkpoint of oncequant (its header says {metadata.get('format')!r})")
+    supernet = MobileNetV3(config_from_json(json.loads(metadata["config"])))
+    try:
+        supernet.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise FileError(f"{path} does not fit its own configuration: {error}") from error
+    return supernet.to(device, memory_format=torch.channels_last)
+
+
+def config_from_json(values: dict[str, Any]) -> MobileNetV3Config:
+    """Inverse of `dataclasses.asdict` through JSON (lists become tuples). Raises FileError on unknown fields."""
+    if unknown := set(values) - {field.name for field in fields(MobileNetV3Config)}:
+        raise FileError(f"unknown model option {', '.join(sorted(unknown))}")
+    return MobileNetV3Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})

@@ -1,0 +1,157 @@
+"""The deployed network as a plain value that every exporter and simulator reads.
+
+A `Graph` is a list of `Node`s in topological order; a node's value has the node's name. Quantization is explicit: a
+`quantize` node puts a tensor on a `Grid`, a `conv` node holds integer codes (batch norm is folded into their
+per-channel scale) or float weights. What a node computes in float is in `simulate.run_float`; what integer kernels
+make of the same graph in `simulate.run_integer`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+
+import torch
+from torch import Tensor
+
+from oncequant.arch import FLOAT_BITS, Arch
+
+# Operations and their number of inputs. `pixels` is the network's input, raw 0..255; `mean` is over height and width.
+OPS = {
+    "pixels": 0,
+    "normalise": 1,
+    "quantize": 1,
+    "conv": 1,
+    "relu": 1,
+    "hardswish": 1,
+    "hardsigmoid": 1,
+    "mean": 1,
+    "multiply": 2,
+    "add": 2,
+}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Uniform grid of an activation: value = (code - zero_point) * step, code in 0 .. 2^bits - 1.
+
+    A signed b-bit grid of the training graph has zero point 2^(b-1), an unsigned one 0. Codes are unsigned because
+    u8 x s8 is the pair for which CPU runtimes have kernels.
+    """
+
+    step: float  # a float32 number
+    zero_point: int
+    bits: int
+
+    def quantize(self, x: Tensor) -> Tensor:
+        """Codes of x as floats: divide, round half to even, add the zero point, clamp (ONNX QuantizeLinear + Clip)."""
+        step = x.new_tensor(self.step)  # a tensor: CUDA would multiply by the reciprocal of a Python number
+        return ((x / step).round_() + self.zero_point).clamp_(0, 2**self.bits - 1)
+
+    def dequantize(self, codes: Tensor) -> Tensor:
+        """Values of codes."""
+        return (codes - self.zero_point) * codes.new_tensor(self.step)
+
+
+@dataclass(frozen=True, eq=False)
+class Conv:
+    """Weights of a convolution (padding K // 2); the last one of a graph is the linear classifier on a 1x1 map.
+
+    Codes are b-bit integers q in int8; the weight is q * 2^shift * scale[c]. The shift makes the grid of the integer
+    bias, input step * scale, fine enough at 2 to 4 bits. Scales can be negative (negative batch-norm weights).
+    """
+
+    weight: Tensor  # int8 codes or float32, (C_out, C_in / groups, K, K)
+    bias: Tensor  # int32 codes on the grid (input step * scale) or float32, (C_out,)
+    scale: Tensor | None  # float32 (C_out,); None for float weights
+    bits: int = FLOAT_BITS  # of the codes
+    shift: int = 0
+    stride: int = 1
+    groups: int = 1
+
+    @property
+    def is_integer(self) -> bool:
+        """Integer weights on a quantized input: integer kernels apply."""
+        return self.bias.dtype == torch.int32
+
+    def float_weight(self) -> Tensor:
+        """Dequantized weights, float32."""
+        if self.scale is None:
+            return self.weight
+        return self.weight.float() * 2**self.shift * self.scale.view(-1, 1, 1, 1)
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operation; `inputs` are names of earlier nodes."""
+
+    name: str
+    op: str
+    inputs: tuple[str, ...] = ()
+    grid: Grid | None = None  # of `quantize`
+    conv: Conv | None = None  # of `conv`
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A network from raw pixels (N, C, R, R) to logits (N, classes), the output of its last node."""
+
+    nodes: tuple[Node, ...]
+    arch: Arch
+    mean: tuple[float, ...]  # per channel, of pixels in [0, 1]
+    std: tuple[float, ...]
+    classes: tuple[str, ...]
+
+    def __post_init__(self):
+        known: set[str] = set()
+        for i, node in enumerate(self.nodes):
+            complete = (node.grid is not None) == (node.op == "quantize") and (node.conv is not None) == (node.op == "conv")
+            if OPS.get(node.op) != len(node.inputs) or not complete or (node.op == "pixels") != (i == 0):
+                raise ValueError(f"node {node.name!r} is not a valid {node.op!r} operation")
+            if node.name in known or not known.issuperset(node.inputs):
+                raise ValueError(f"node {node.name!r} repeats a name or reads a node that does not precede it")
+            known.add(node.name)
+        if not self.nodes or self.nodes[-1].op != "conv" or len(self.nodes[-1].conv.weight) != len(self.classes):
+            raise ValueError("the last node must be a convolution with one channel per class")
+        if not len(self.mean) == len(self.std) == self.channels:
+            raise ValueError(f"mean and std need one number for each of {self.channels} image channels")
+
+    @property
+    def channels(self) -> int:
+        """Image channels."""
+        first = next(node.conv for node in self.nodes if node.op == "conv")
+        return first.weight.shape[1] * first.groups
+
+    @property
+    def resolution(self) -> int:
+        """Height = width of the input in pixels."""
+        return self.arch["resolution"]
+
+    def by_name(self) -> Mapping[str, Node]:
+        """Nodes by name."""
+        return {node.name: node for node in self.nodes}
+
+    def consumers(self) -> Mapping[str, list[Node]]:
+        """Nodes that read each node, one entry per read."""
+        readers: dict[str, list[Node]] = {node.name: [] for node in self.nodes}
+        for node in self.nodes:
+            for source in node.inputs:
+                readers[source].append(node)
+        return readers
+
+    def normalise(self, pixels: Tensor) -> Tensor:  # (N, C, R, R)
+        """Raw pixels to what the training graph sees: pixels * 1 / (255 std) - mean / std, in float32."""
+        mean, std = (pixels.new_tensor(v).view(1, -1, 1, 1) for v in (self.mean, self.std))
+        return pixels * (1 / (255 * std)) - mean / std
+
+    def pixels(self, normalised: Tensor) -> Tensor:  # (N, C, R, R)
+        """Inverse of `normalise`, up to float rounding."""
+        mean, std = (normalised.new_tensor(v).view(1, -1, 1, 1) for v in (self.mean, self.std))
+        return (normalised * std + mean) * 255
+
+
+def version() -> str:
+    """Version of the oncequant that writes a file."""
+    try:
+        return metadata.version("oncequant")
+    except metadata.PackageNotFoundError:  # run from a source tree that is not installed
+        return "unknown"

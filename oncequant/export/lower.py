@@ -1,0 +1,256 @@
+"""A trained static subnet to a `Graph`.
+
+Three steps: write the training graph down with batch norm folded; find the tensors that integer kernels need on an
+8-bit grid and that training left in float (before h-swish, on both sides of a residual addition, around
+squeeze-and-excite); calibrate those grids on images. The last step is ordinary post-training quantization of
+intermediate tensors; its cost in accuracy is what `verify` reports as plain against deployed.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from oncequant.arch import FLOAT_BITS, Arch, LayerSpec
+from oncequant.elastic import ElasticConv, resize
+from oncequant.export.graph import Conv, Graph, Grid, Node
+from oncequant.export.simulate import float_parameters, float_values
+from oncequant.models.mobilenet_v3 import Block, MobileNetV3
+from oncequant.quantizers.functional import integer_range, quantize
+
+Batches = Iterable[tuple[Tensor, Tensor]]  # normalised images (N, C, S, S), labels (N,)
+
+SAMPLE = 2**17  # values of one tensor that its grid is fitted to
+CLIPS = torch.linspace(0.3, 1, 36)  # fractions of the observed range tried as the end of a grid
+
+
+def lower(
+    subnet: MobileNetV3,
+    arch: Arch,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    classes: tuple[str, ...],
+    calibration: Batches,
+    as_float: bool = False,
+) -> Graph:
+    """The deployed form of a static subnet with calibrated batch norm.
+
+    Args:
+        subnet: as `extract_subnet` and `calibrate` leave it; on any device, the graph is on CPU.
+        arch: complete, all choices of the subnet's space.
+        mean, std: per channel, of pixels in [0, 1]: how the images of `calibration` were normalised.
+        classes: class names in label order.
+        calibration: (normalised images (N, C, S, S), labels); labels are not read. A few hundred images suffice.
+        as_float: ignore all quantizers: the float network of the same architecture.
+
+    Raises ValueError for bit-widths outside 2..8 and 32, step sizes that were never initialised, and no images.
+    """
+    plain = _training_graph(subnet, arch, mean, std, classes, as_float)
+    return _with_grids(plain, _grids(plain, _needs_grid(plain), calibration))
+
+
+def network_input(graph: Graph, images: Tensor) -> Tensor:  # (N, C, S, S) -> (N, C, R, R)
+    """Raw pixels 0..255 at the graph's resolution, of normalised images: what every exported network is fed."""
+    return graph.pixels(resize(images, graph.resolution)).contiguous()
+
+
+# -- the training graph, batch norm folded
+
+
+def _training_graph(subnet: MobileNetV3, arch: Arch, mean, std, classes, as_float: bool) -> Graph:
+    nodes = [Node("pixels", "pixels"), Node("normalised", "normalise", ("pixels",))]
+    specs = subnet.space.layers(arch)
+
+    def add(name: str, op: str, *inputs: str, **rest) -> str:
+        nodes.append(Node(name, op, inputs, **rest))
+        return name
+
+    def conv(name: str, layer: ElasticConv, x: str) -> str:
+        spec = specs[name]
+        if as_float:
+            spec = replace(spec, weight_bits=FLOAT_BITS, act_bits=FLOAT_BITS)
+        grid = _input_grid(name, layer, spec)
+        if grid is not None:
+            x = add(f"{name}.in", "quantize", x, grid=grid)
+        return add(name, "conv", x, conv=_folded(name, layer, spec, grid))
+
+    def activation(x: str, function) -> str:
+        return add(f"{x}.act", "hardswish" if function is F.hardswish else "relu", x)
+
+    def block(name: str, module: Block, x: str) -> str:
+        h = x
+        if module.has_expand:
+            h = activation(conv(f"{name}.expand", module.expand, h), module.activation)
+        h = activation(conv(f"{name}.depthwise", module.depthwise, h), module.activation)
+        if module.has_se:
+            gate = add(f"{name}.se_mean", "mean", h)
+            gate = activation(conv(f"{name}.se_reduce", module.se_reduce, gate), F.relu)
+            gate = add(f"{name}.se_gate", "hardsigmoid", conv(f"{name}.se_expand", module.se_expand, gate))
+            h = add(f"{name}.se", "multiply", h, gate)
+        h = conv(f"{name}.project", module.project, h)
+        return add(f"{name}.sum", "add", x, h) if module.residual else h
+
+    x = activation(conv("stem", subnet.stem, "normalised"), F.hardswish)
+    x = block("block0", subnet.block0, x)
+    for s in range(1, len(subnet.config.stage_widths) + 1):
+        for b in range(1, arch[f"stage{s}.depth"] + 1):
+            x = block(f"stage{s}.block{b}", getattr(subnet, f"stage{s}")[f"block{b}"], x)
+    x = activation(conv("final_expand", subnet.final_expand, x), F.hardswish)
+    x = add("pool", "mean", x)
+    x = activation(conv("feature_mix", subnet.feature_mix, x), F.hardswish)
+    conv("classifier", subnet.classifier, x)
+    return Graph(tuple(nodes), arch, tuple(mean), tuple(std), tuple(classes))
+
+
+def _input_grid(name: str, layer: ElasticConv, spec: LayerSpec) -> Grid | None:
+    if spec.act_bits == FLOAT_BITS:
+        return None
+    step = _step_size(name, "input", layer.act_quantizer, spec.act_bits)
+    return Grid(step, -integer_range(spec.act_bits, spec.signed_input)[0], spec.act_bits)
+
+
+def _folded(name: str, layer: ElasticConv, spec: LayerSpec, grid: Grid | None) -> Conv:
+    """Weights and bias of a layer in evaluation mode; integer if the input is on a grid."""
+    weight = layer.sliced_weight(spec).detach().cpu().contiguous()
+    gain, bias = torch.ones(len(weight), dtype=torch.float64), torch.zeros(len(weight), dtype=torch.float64)
+    if layer.bias is not None:
+        bias = layer.bias[: len(weight)].detach().cpu().double()
+    if layer.norm is not None:
+        gamma, beta, running_mean, running_var = (t[: len(weight)].detach().cpu().double() for t in layer.norm.tensors())
+        gain = gamma / (running_var + layer.norm.eps).sqrt()
+        bias = beta + (bias - running_mean) * gain
+    shape = dict(stride=spec.stride, groups=spec.groups)
+    if spec.weight_bits == FLOAT_BITS:
+        return Conv((weight * gain.view(-1, 1, 1, 1)).float(), bias.float(), None, **shape)
+    step = _step_size(name, "weight", layer.weight_quantizer, spec.weight_bits)
+    codes = quantize(weight, torch.tensor(step), spec.weight_bits, signed=True).to(torch.int8)
+    if grid is None:
+        return Conv(codes, bias.float(), (step * gain).float(), spec.weight_bits, **shape)
+    # One less with 8-bit inputs, where two products of full-range codes overflow the int16 of CPUs without VNNI.
+    shift = max(0, 8 - spec.weight_bits - (grid.bits == 8))
+    scale = (step * gain / 2**shift).float()
+    weak = bias.abs() > 2**30 * grid.step * scale.double().abs()  # the bias swamps the weights and overflows
+    weak |= scale == 0
+    if weak.any():
+        codes[weak] = 0
+        scale[weak] = (bias.abs().clamp_min(1e-6) / grid.step / 2**20).float()[weak]
+    unit = torch.tensor(grid.step) * scale  # float32, as runtimes multiply it
+    reach = codes.abs().sum((1, 2, 3), dtype=torch.int64) * 2 ** (shift + grid.bits)
+    if reach.max() >= 2**30:
+        raise ValueError(f"{name}: {codes[0].numel()} inputs per output overflow a 32-bit accumulator")
+    return Conv(codes, (bias / unit.double()).round().int(), scale, spec.weight_bits, shift, **shape)
+
+
+def _step_size(name: str, what: str, quantizer, bits: int) -> float:
+    if not 2 <= bits <= 8:
+        raise ValueError(f"{name}: {what} bit-width {bits} cannot be exported; 2 to 8 and 32 can")
+    step = quantizer.step_size.detach().abs().item()
+    if not 0 < step < float("inf"):
+        raise ValueError(f"{name}: the step size of its {what} is {step}; was the quantizer ever initialised?")
+    return step
+
+
+# -- 8-bit grids between the layers
+
+
+def _needs_grid(graph: Graph) -> set[str]:
+    """Nodes whose output integer kernels need on a grid and training left in float.
+
+    Kernels fuse an operation with the quantizers of its inputs and one quantizer of its output.
+    """
+    nodes, readers = graph.by_name(), graph.consumers()
+    on_one_grid = lambda name: [reader.op for reader in readers[name]] == ["quantize"]  # noqa: E731
+    integer: set[str] = set()  # nodes that come out of integer kernels or of an activation between two of them
+    needed: set[str] = set()
+    for node in graph.nodes[:-1]:  # the classifier's logits stay float
+        sources = [source in integer for source in node.inputs]
+        match node.op:
+            case "quantize":
+                integer.add(node.name)
+            case "relu" | "hardswish" | "hardsigmoid" if sources[0]:
+                integer.add(node.name)
+            case "conv" if node.conv.is_integer:
+                integer.add(node.name)
+                # a ReLU is no operation of its own: the grid after it clamps at zero
+                end = readers[node.name][0].name if [r.op for r in readers[node.name]] == ["relu"] else node.name
+                if not on_one_grid(end):
+                    needed.add(end)
+            case "add" | "multiply" | "mean":
+                whole = any(sources) if node.op == "add" else all(sources)
+                if node.op == "mean" and not on_one_grid(node.name):
+                    whole = False
+                if whole:
+                    integer.add(node.name)
+                    needed |= {source for source in node.inputs if nodes[source].op != "quantize"}
+                    if not on_one_grid(node.name):
+                        needed.add(node.name)
+    return needed
+
+
+def _grids(graph: Graph, names: set[str], calibration: Batches) -> dict[str, Grid]:
+    """The grid of each named node that has the least squared error on the calibration images."""
+    grids, samples = {}, {}
+    for name in names:
+        if graph.by_name()[name].op == "hardsigmoid":  # its range is known
+            grids[name] = Grid(float(torch.tensor(1 / 255)), 0, 8)
+        else:
+            samples[name] = []
+    if not samples:
+        return grids
+    for name, values in _observe(graph, set(samples), calibration):
+        samples[name].append(values)
+    if not all(samples.values()):
+        raise ValueError("there are no calibration images")
+    return grids | {name: fitted_grid(torch.cat(values)) for name, values in samples.items()}
+
+
+def _observe(graph: Graph, names: set[str], calibration: Batches) -> Iterator[tuple[str, Tensor]]:
+    """(name, a random sample of values with their extremes) of each node and batch."""
+    parameters = float_parameters(graph)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for images, _ in calibration:
+            pixels = network_input(graph, images.cpu())
+            for node, value in float_values(graph, pixels, parameters):
+                if node.name in names:
+                    flat = value.flatten()
+                    chosen = torch.randint(len(flat), (min(len(flat), SAMPLE // 8),), generator=generator)
+                    yield node.name, torch.cat([flat[chosen], flat.min()[None], flat.max()[None]])
+
+
+def fitted_grid(values: Tensor) -> Grid:
+    """8-bit grid with the least squared error on `values` (n,) among those that clip a part of each end."""
+    low, high = min(values.min().item(), 0.0), max(values.max().item(), 1e-6)
+    best, least = None, float("inf")
+    for clip in CLIPS.tolist():
+        for grid in {_grid(low, high * clip), _grid(low * clip, high * clip), _grid(low * clip, high)}:
+            error = (grid.dequantize(grid.quantize(values)) - values).square().mean().item()
+            if error < least:
+                best, least = grid, error
+    return best
+
+
+def _grid(low: float, high: float) -> Grid:
+    """The 8-bit grid over [low, high], which contains 0 as a code exactly."""
+    step = torch.tensor((high - low) / 255).item()
+    return Grid(step, min(255, max(0, round(-low / step))), 8)
+
+
+def _with_grids(graph: Graph, grids: dict[str, Grid]) -> Graph:
+    """Insert a quantizer behind each named node, and drop ReLUs that only grids without negative codes read."""
+    renamed = {name: f"{name}.q" for name in grids}
+    nodes = []
+    for node in graph.nodes:
+        nodes.append(replace(node, inputs=tuple(renamed.get(source, source) for source in node.inputs)))
+        if node.name in grids:
+            nodes.append(Node(renamed[node.name], "quantize", (node.name,), grid=grids[node.name]))
+    readers = replace(graph, nodes=tuple(nodes)).consumers()
+    idle = {
+        node.name: node.inputs[0]
+        for node in nodes
+        if node.op == "relu" and all(r.op == "quantize" and r.grid.zero_point == 0 for r in readers[node.name])
+    }
+    kept = [replace(n, inputs=tuple(idle.get(s, s) for s in n.inputs)) for n in nodes if n.name not in idle]
+    return replace(graph, nodes=tuple(kept))

@@ -1,0 +1,170 @@
+"""A `Graph` as one ONNX file that runs on integer kernels.
+
+Built node by node with `onnx.helper`: `torch.onnx.export` writes fake quantization as float arithmetic with float
+weights. Weights below 8 bits are bit planes that integer Div and Mod unpack to INT8 when a runtime loads the file
+(constant folding), because runtimes run INT4 and INT2 tensors in float or not at all. Activations of b bits are UINT8
+with an integer Clip. Opset 21, IR 10: onnxruntime 1.20 and later, and OpenVINO, read it.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from oncequant.arch import FLOAT_BITS
+from oncequant.export.graph import Graph, Node, version
+from oncequant.export.packing import pack
+from oncequant.export.simulate import bias_scale
+from oncequant.files import write_atomically
+
+OPSET, IR_VERSION = 21, 10
+SIMPLE = {"hardswish": "HardSwish", "mean": "GlobalAveragePool", "multiply": "Mul", "add": "Add", "relu": "Relu"}
+
+
+def write_onnx(graph: Graph, path: Path) -> None:
+    """Write `graph` atomically. Input `pixels` (N, C, R, R) float32 0..255, output `logits` (N, classes).
+
+    The caller resizes images to the resolution R; normalisation is part of the network. Raises FileError if the file
+    cannot be written.
+    """
+    model = onnx_model(graph)
+    onnx.checker.check_model(model, full_check=True)
+    write_atomically(Path(path), model.SerializeToString())
+
+
+def onnx_model(graph: Graph) -> onnx.ModelProto:
+    """The model in memory; see `write_onnx`. Architecture, classes and preprocessing are in `metadata_props`."""
+    build = _Builder(graph)
+    for node in graph.nodes[1:]:
+        build.node(node)
+    shape = ["N", graph.channels, graph.resolution, graph.resolution]
+    model = helper.make_model(
+        helper.make_graph(
+            build.nodes,
+            "oncequant",
+            [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, shape)],
+            [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", len(graph.classes)])],
+            list(build.initializers.values()),
+        ),
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=IR_VERSION,
+        producer_name="oncequant",
+        producer_version=version(),
+    )
+    bits = sorted({node.conv.bits for node in graph.nodes if node.conv})
+    helper.set_model_props(
+        model,
+        {
+            "oncequant.version": version(),
+            "oncequant.arch": graph.arch.to_json(),
+            "oncequant.classes": json.dumps(graph.classes),
+            "oncequant.mean": json.dumps(graph.mean),
+            "oncequant.std": json.dumps(graph.std),
+            "oncequant.weight_bits": json.dumps(bits),
+        },
+    )
+    return model
+
+
+class _Builder:
+    """Collects ONNX nodes and initializers; a graph node's value has the graph node's name."""
+
+    def __init__(self, graph: Graph):
+        self.graph = graph
+        self.by_name = graph.by_name()
+        self.nodes: list[onnx.NodeProto] = []
+        self.initializers: dict[str, onnx.TensorProto] = {}
+
+    def add(self, op: str, inputs: list[str], output: str, **attributes) -> str:
+        self.nodes.append(helper.make_node(op, inputs, [output], **attributes))
+        return output
+
+    def constant(self, name: str, value: np.ndarray) -> str:
+        """An initializer; equal names share it."""
+        if name not in self.initializers:
+            self.initializers[name] = numpy_helper.from_array(np.asarray(value), name)
+        return name
+
+    def node(self, node: Node) -> None:
+        name, inputs = node.name, list(node.inputs)
+        match node.op:
+            case "normalise":
+                mean, std = (np.array(v, np.float32).reshape(-1, 1, 1) for v in (self.graph.mean, self.graph.std))
+                gain = self.constant("gain", np.float32(1) / (np.float32(255) * std))
+                self.add("Mul", [inputs[0], gain], "pixels.scaled")
+                self.add("Sub", ["pixels.scaled", self.constant("offset", mean / std)], name)
+            case "quantize":
+                self.quantize(node)
+            case "conv":
+                self.conv(node)
+            case "hardsigmoid":
+                self.add("HardSigmoid", inputs, name, alpha=1 / 6, beta=0.5)
+            case _:
+                self.add(SIMPLE[node.op], inputs, name)
+
+    def quantize(self, node: Node) -> None:
+        grid, name = node.grid, node.name
+        step = self.constant(f"{name}.s", np.float32(grid.step))
+        zero = self.constant(f"zero{grid.zero_point}", np.uint8(grid.zero_point))
+        codes = self.add("QuantizeLinear", [node.inputs[0], step, zero], f"{name}.u8")
+        if grid.bits < 8:
+            largest = self.constant(f"max{grid.bits}", np.uint8(2**grid.bits - 1))
+            codes = self.add("Clip", [codes, "", largest], f"{name}.u{grid.bits}")
+        self.add("DequantizeLinear", [codes, step, zero], name)
+
+    def conv(self, node: Node) -> None:
+        conv, name = node.conv, node.name
+        is_output = node is self.graph.nodes[-1]
+        weight = self.weight(node, flat=is_output)
+        bias = self.constant(f"{name}.b", conv.bias.numpy())
+        if conv.is_integer:
+            unit = bias_scale(conv, self.by_name[node.inputs[0]].grid).numpy()
+            bias = self.add("DequantizeLinear", [bias, self.constant(f"{name}.bs", unit)], f"{name}.bf", axis=0)
+        if is_output:  # Gemm, unlike Conv, has an integer kernel with float output
+            flat = self.add("Flatten", [node.inputs[0]], f"{name}.flat")
+            self.add("Gemm", [flat, weight, bias], "logits", transB=1)
+            return
+        k = conv.weight.shape[-1]
+        attributes = dict(pads=[k // 2] * 4, strides=[conv.stride] * 2, group=conv.groups, kernel_shape=[k, k])
+        self.add("Conv", [node.inputs[0], weight, bias], name, **attributes)
+
+    def weight(self, node: Node, flat: bool) -> str:
+        """Name of the float weight (C_out, C_in / groups, K, K), or (C_out, C_in) if flat."""
+        conv, name = node.conv, node.name
+        weight = conv.weight.flatten(1) if flat else conv.weight
+        if conv.bits == FLOAT_BITS:
+            return self.constant(f"{name}.w", weight.numpy())
+        scale = self.constant(f"{name}.ws", conv.scale.numpy())
+        if conv.bits == 8:
+            codes = self.constant(f"{name}.w", weight.numpy())
+        else:
+            codes = self.unpacked(name, weight.numpy(), conv.bits, conv.shift)
+        return self.add("DequantizeLinear", [codes, scale], f"{name}.wf", axis=0)
+
+    def unpacked(self, name: str, codes: np.ndarray, bits: int, shift: int) -> str:
+        """Nodes that turn bit planes into INT8 codes times 2^shift. Int32 Div and Mod: uint8 BitShift is wrong in OpenVINO."""
+        offset = 2 ** (bits - 1)
+        planes = pack(codes + offset, bits)[:, :, None]  # (bits, ceil(n / 8), 1)
+        place = np.array([[[1 << plane << shift]] for plane in range(bits)], np.int32)
+        steps = [
+            ("Cast", [self.constant(f"{name}.w", planes)], dict(to=TensorProto.INT32)),
+            ("Div", [self.constant("bytes", np.array([1, 2, 4, 8, 16, 32, 64, 128], np.int32))], {}),  # (bits, n / 8, 8)
+            ("Mod", [self.constant("two", np.int32(2))], {}),
+            ("Mul", [self.constant(f"place{bits}.{shift}", place)], {}),
+            ("ReduceSum", [self.constant("first", np.array([0], np.int64))], dict(keepdims=0)),  # (n / 8, 8)
+            ("Sub", [self.constant(f"half{bits}.{shift}", np.int32(offset << shift))], {}),
+        ]
+        if codes.size % 8:
+            flat, start = self.constant("flat", np.array([-1], np.int64)), self.constant("start", np.array([0], np.int64))
+            end = self.constant(f"{name}.n", np.array([codes.size], np.int64))
+            steps += [("Reshape", [flat], {}), ("Slice", [start, end], {})]
+        steps += [
+            ("Reshape", [self.constant("x".join(map(str, codes.shape)), np.array(codes.shape, np.int64))], {}),
+            ("Cast", [], dict(to=TensorProto.INT8)),
+        ]
+        value = []
+        for i, (op, operands, attributes) in enumerate(steps):
+            value = [self.add(op, [*value, *operands], f"{name}.w{i}", **attributes)]
+        return value[0]

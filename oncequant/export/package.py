@@ -1,0 +1,133 @@
+"""The deployed network as two files without ONNX: `model.safetensors` (packed weights) and `model.json` (the rest).
+
+JSON and safetensors hold data only, so loading a package from a stranger executes nothing. Everything in the JSON is
+covered by one hash and the tensors by another: a package is complete and unchanged, or it is refused.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from oncequant.arch import FLOAT_BITS, Arch
+from oncequant.export.graph import Conv, Graph, Grid, Node, version
+from oncequant.export.packing import pack, unpack
+from oncequant.export.simulate import float_parameters, run_float
+from oncequant.files import FileError, read_json, read_tensors, write_json, write_tensors
+
+FORMAT = "oncequant package 1"
+TENSORS, DESCRIPTION = "model.safetensors", "model.json"
+
+
+class DeployedNetwork(nn.Module):
+    """An exported network in plain PyTorch; `graph` holds architecture, classes and preprocessing."""
+
+    def __init__(self, graph: Graph):
+        super().__init__()
+        self.graph = graph
+        for i, (weight, bias) in enumerate(float_parameters(graph).values()):
+            self.register_buffer(f"weight{i}", weight)
+            self.register_buffer(f"bias{i}", bias)
+
+    def forward(self, pixels: Tensor) -> Tensor:  # (N, C, R, R) -> (N, classes)
+        """Logits of raw pixels 0..255 that the caller has resized to the network's resolution R (`graph.resolution`).
+
+        Raises ValueError for another size or number of channels.
+        """
+        expected = (self.graph.channels, self.graph.resolution, self.graph.resolution)
+        if pixels.dim() != 4 or tuple(pixels.shape[1:]) != expected:
+            raise ValueError(f"expected images of shape (N, {', '.join(map(str, expected))}), got {tuple(pixels.shape)}")
+        names = [node.name for node in self.graph.nodes if node.conv]
+        parameters = {n: (getattr(self, f"weight{i}"), getattr(self, f"bias{i}")) for i, n in enumerate(names)}
+        return run_float(self.graph, pixels.float(), parameters)
+
+
+def write_package(graph: Graph, folder: Path) -> None:
+    """Write both files, each atomically; the JSON last, so an interrupted write is refused by its hash."""
+    tensors = {}
+    for node in graph.nodes:
+        if node.conv is None:
+            continue
+        conv, name = node.conv, node.name
+        if conv.bits == FLOAT_BITS:
+            tensors[f"{name}.weight"] = conv.weight
+        else:
+            unsigned = conv.weight.numpy().astype("int16") + 2 ** (conv.bits - 1)
+            tensors[f"{name}.planes"] = torch.from_numpy(pack(unsigned, conv.bits))
+            tensors[f"{name}.scale"] = conv.scale
+        tensors[f"{name}.bias"] = conv.bias
+    folder = Path(folder)
+    write_tensors(folder / TENSORS, tensors, {"format": FORMAT})
+    content = {
+        "version": version(),
+        "arch": dict(graph.arch),
+        "classes": graph.classes,
+        "mean": graph.mean,
+        "std": graph.std,
+        "nodes": [_node_to_json(node) for node in graph.nodes],
+    }
+    hashes = {"tensors_sha256": _file_hash(folder / TENSORS), "content_sha256": _content_hash(content)}
+    write_json(folder / DESCRIPTION, {"format": FORMAT, **hashes, "content": content})
+
+
+def load_package(folder: Path) -> DeployedNetwork:
+    """The network of a package, in evaluation mode. Raises FileError if it is missing, damaged, foreign or newer."""
+    folder = Path(folder)
+    description = read_json(folder / DESCRIPTION)
+    found = description.get("format") if isinstance(description, dict) else None
+    if found != FORMAT:
+        raise FileError(f"{folder / DESCRIPTION} is not {FORMAT!r} (its format is {found!r})")
+    content = description.get("content")
+    if _content_hash(content) != description.get("content_sha256"):
+        raise FileError(f"{folder / DESCRIPTION} was changed or damaged: its content does not match its hash")
+    tensors, metadata = read_tensors(folder / TENSORS)
+    if metadata.get("format") != FORMAT:
+        raise FileError(f"{folder / TENSORS} is not {FORMAT!r}")
+    if _file_hash(folder / TENSORS) != description.get("tensors_sha256"):
+        raise FileError(f"{folder / TENSORS} was changed or damaged: it does not match the hash in {DESCRIPTION}")
+    try:
+        nodes = tuple(_node_from_json(values, tensors) for values in content["nodes"])
+        mean, std, classes = (tuple(content[key]) for key in ("mean", "std", "classes"))
+        graph = Graph(nodes, Arch(content["arch"]), mean, std, classes)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise FileError(f"{folder}: the package is inconsistent: {error}") from error
+    return DeployedNetwork(graph).eval()
+
+
+def _node_to_json(node: Node) -> dict[str, Any]:
+    values: dict[str, Any] = {"name": node.name, "op": node.op, "inputs": node.inputs}
+    if node.grid is not None:
+        values["grid"] = asdict(node.grid)
+    if node.conv is not None:
+        conv = node.conv
+        shape = list(conv.weight.shape)
+        values["conv"] = dict(shape=shape, bits=conv.bits, shift=conv.shift, stride=conv.stride, groups=conv.groups)
+    return values
+
+
+def _node_from_json(values: dict[str, Any], tensors: dict[str, Tensor]) -> Node:
+    grid = Grid(**values["grid"]) if "grid" in values else None
+    conv = _conv_from_json(values["name"], dict(values["conv"]), tensors) if "conv" in values else None
+    return Node(values["name"], values["op"], tuple(values["inputs"]), grid, conv)
+
+
+def _conv_from_json(name: str, values: dict[str, Any], tensors: dict[str, Tensor]) -> Conv:
+    shape, bits = torch.Size(values.pop("shape")), values["bits"]
+    bias = tensors[f"{name}.bias"]
+    if bits == FLOAT_BITS:
+        return Conv(tensors[f"{name}.weight"].reshape(shape), bias, None, **values)
+    unsigned = torch.from_numpy(unpack(tensors[f"{name}.planes"].numpy(), shape.numel()))
+    codes = (unsigned.short() - 2 ** (bits - 1)).to(torch.int8).reshape(shape)
+    return Conv(codes, bias, tensors[f"{name}.scale"], **values)
+
+
+def _content_hash(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _file_hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

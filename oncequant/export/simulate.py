@@ -1,0 +1,189 @@
+"""Interpreters of a `Graph`: what runtimes compute, in torch.
+
+`run_float` is the graph as written (quantize, dequantize, float convolution): ONNX Runtime without optimisation.
+`run_integer` is what ONNX Runtime's fused kernels compute (QLinearConv, QLinearAdd, QLinearMul,
+QLinearGlobalAveragePool, QGemm): integer accumulators and one rounding per operation, bit for bit where no float
+convolution is involved. The formulas of the fused kernels were found by comparing all pairs of codes on x86-64 (FMA).
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from oncequant.export.graph import Conv, Graph, Grid, Node
+
+Parameters = Mapping[str, tuple[Tensor, Tensor]]  # node name -> dequantized weight (C_out, C_in / groups, K, K), bias
+
+
+def run_float(graph: Graph, pixels: Tensor, parameters: Parameters | None = None) -> Tensor:
+    """Logits (N, classes) of raw pixels (N, C, R, R), every operation in float32.
+
+    `parameters` saves dequantizing the weights in every call (`float_parameters(graph)`).
+    """
+    for _, value in float_values(graph, pixels, parameters or float_parameters(graph)):
+        logits = value
+    return logits.flatten(1)
+
+
+def float_values(graph: Graph, pixels: Tensor, parameters: Parameters) -> Iterator[tuple[Node, Tensor]]:
+    """Every node and its float value, in order."""
+    yield from _walk(graph, lambda node, inputs: _float_value(graph, node, inputs or [pixels], parameters))
+
+
+def float_parameters(graph: Graph) -> dict[str, tuple[Tensor, Tensor]]:
+    """Dequantized weight and bias of every convolution."""
+    return {node.name: (node.conv.float_weight(), _float_bias(graph, node)) for node in graph.nodes if node.conv}
+
+
+def run_integer(graph: Graph, pixels: Tensor) -> Tensor:
+    """Logits (N, classes) as integer kernels compute them, from raw pixels (N, C, R, R)."""
+    parameters = {n.name: (n.conv.weight, n.conv.bias) for n in graph.nodes if n.conv and not n.conv.is_integer}
+
+    def value(node: Node, inputs: list) -> Tensor | _Codes | _Fused:
+        if node.op == "quantize":
+            return _Codes(_requantize(inputs[0], node.grid), node.grid)
+        if all(isinstance(v, _Codes) for v in inputs) and (
+            node.op in ("add", "multiply", "mean") or (node.conv and node.conv.is_integer)
+        ):
+            return _Fused(node, inputs)
+        return _float_value(graph, node, [_as_float(v) for v in inputs] or [pixels], parameters)
+
+    for _, result in _walk(graph, value):
+        logits = result
+    return _as_float(logits).flatten(1)
+
+
+# -- float
+
+
+def _walk(graph: Graph, evaluate: Callable) -> Iterator[tuple[Node, Tensor]]:
+    """(node, evaluate(node, values of its inputs)) in order; a value is dropped after its last reader."""
+    readers = Counter(name for node in graph.nodes for name in node.inputs)
+    values = {}
+    for node in graph.nodes:
+        values[node.name] = result = evaluate(node, [values[name] for name in node.inputs])
+        readers.subtract(node.inputs)
+        for name in {*node.inputs, node.name}:
+            if readers[name] <= 0:
+                values.pop(name, None)
+        yield node, result
+
+
+def _float_value(graph: Graph, node: Node, inputs: list[Tensor], parameters: Parameters) -> Tensor:
+    x = inputs[0]
+    match node.op:
+        case "pixels":
+            return x
+        case "normalise":
+            return graph.normalise(x)
+        case "quantize":
+            return node.grid.dequantize(node.grid.quantize(x))
+        case "conv":
+            weight, bias = parameters[node.name]
+            return F.conv2d(x, weight, bias, node.conv.stride, weight.shape[-1] // 2, groups=node.conv.groups)
+        case "relu":
+            return F.relu(x)
+        case "hardsigmoid":
+            return _hard_sigmoid(x)
+        case "hardswish":
+            return x * _hard_sigmoid(x)
+        case "mean":
+            return x.mean((2, 3), keepdim=True)
+        case "multiply":
+            return x * inputs[1]
+        case "add":
+            return x + inputs[1]
+
+
+def _hard_sigmoid(x: Tensor) -> Tensor:
+    """ONNX's form, clip(x / 6 + 1/2, 0, 1); torch's relu6(x + 3) / 6 rounds differently."""
+    return (x * x.new_tensor(1 / 6) + 0.5).clamp_(0, 1)
+
+
+def _float_bias(graph: Graph, node: Node) -> Tensor:
+    if not node.conv.is_integer:
+        return node.conv.bias
+    grid = graph.by_name()[node.inputs[0]].grid
+    return node.conv.bias.float() * bias_scale(node.conv, grid)
+
+
+def bias_scale(conv: Conv, grid: Grid) -> Tensor:  # (C_out,) float32
+    """Value of one unit of the integer accumulator and of the integer bias, for an input on `grid`."""
+    return conv.scale.new_tensor(grid.step) * conv.scale
+
+
+# -- integer
+
+
+@dataclass(frozen=True)
+class _Codes:
+    """A tensor on a grid; codes are whole numbers in float32."""
+
+    codes: Tensor
+    grid: Grid
+
+
+@dataclass(frozen=True)
+class _Fused:
+    """An operation on codes that waits for the quantizer of its output, with which kernels fuse it."""
+
+    node: Node
+    inputs: list[_Codes]
+
+
+def _as_float(value: "Tensor | _Codes | _Fused") -> Tensor:
+    """What a float operation reads."""
+    if isinstance(value, _Codes):
+        return value.grid.dequantize(value.codes)
+    if isinstance(value, _Fused):  # only the classifier has a float output (QGemm)
+        conv, x = value.node.conv, value.inputs[0]
+        return _accumulate(conv, x) * bias_scale(conv, x.grid).view(1, -1, 1, 1)
+    return value
+
+
+def _requantize(value: "Tensor | _Codes | _Fused", grid: Grid) -> Tensor:
+    """Codes on `grid` of an operation's output."""
+    if not isinstance(value, _Fused):
+        return grid.quantize(_as_float(value))
+    a = value.inputs[0]
+    step = a.codes.new_tensor(grid.step)
+    step_a, zero_a, zero = a.codes.new_tensor(a.grid.step), a.grid.zero_point, grid.zero_point
+    match value.node.op:
+        case "conv":
+            ratio = bias_scale(value.node.conv, a.grid) / step
+            codes = (_accumulate(value.node.conv, a) * ratio.view(1, -1, 1, 1)).round() + zero
+        case "mean":
+            size = a.codes.shape[-1] * a.codes.shape[-2]
+            total = (a.codes - zero_a).double().sum((2, 3), keepdim=True).float()
+            codes = (total * (step_a / (step * size))).round() + zero
+        case "multiply":
+            b = value.inputs[1]
+            ratio = step_a * b.codes.new_tensor(b.grid.step) / step
+            codes = ((a.codes - zero_a) * (b.codes - b.grid.zero_point) * ratio + zero).round()
+        case "add":
+            b = value.inputs[1]
+            ratio_a, ratio_b = step_a / step, b.codes.new_tensor(b.grid.step) / step
+            offset = zero - _fma(ratio_a, a.codes.new_tensor(zero_a), ratio_b * b.grid.zero_point)
+            codes = _fma(ratio_a, a.codes, _fma(ratio_b, b.codes, offset)).round()
+    return codes.clamp_(0, 2**grid.bits - 1)
+
+
+def _accumulate(conv: Conv, x: _Codes) -> Tensor:
+    """The int32 accumulator with bias, rounded to float32 as kernels convert it."""
+    weight = conv.weight.float()
+    centred = x.codes - x.grid.zero_point
+    reach = max(x.grid.zero_point, 2**x.grid.bits - 1 - x.grid.zero_point)
+    bound = weight.abs().sum((1, 2, 3)).max().item() * reach
+    if bound >= 2**24:  # partial sums would not be exact in float32
+        weight, centred = weight.double(), centred.double()
+    total = F.conv2d(centred, weight, None, conv.stride, weight.shape[-1] // 2, groups=conv.groups)
+    return (total.double() * 2**conv.shift + conv.bias.double().view(1, -1, 1, 1)).float()
+
+
+def _fma(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """a * b + c with one rounding: products of float32 are exact in double, and so is the sum for numbers this close."""
+    return (a.double() * b.double() + c.double()).float()

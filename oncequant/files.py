@@ -1,0 +1,96 @@
+"""Files of a run folder: written atomically, read without executing code, errors that name the file."""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from torch import Tensor
+
+
+class FileError(OSError):
+    """A file cannot be written or is not what it should be; the message names it."""
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file completely or not at all, also when the process is killed or the disk is full. Raises FileError."""
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp makes private files; results are to be shared
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary is not None and os.path.exists(temporary):
+            os.unlink(temporary)
+        raise FileError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write indented JSON atomically."""
+    write_atomically(path, (json.dumps(value, indent=1) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON. Raises FileError if the file is missing or not JSON."""
+    return _read(path, lambda content: json.loads(content), "JSON")
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file atomically; metadata is text by name."""
+    dense = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_atomically(path, save_safetensors(dense, metadata))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file. Raises FileError if it is missing, truncated or foreign."""
+
+    def parse(content: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
+        tensors = load_safetensors(content)
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        return tensors, header.get("__metadata__", {})
+
+    return _read(path, parse, "safetensors")
+
+
+def append_line(path: Path, value: dict[str, Any]) -> None:
+    """Append one JSON line and push it to the disk."""
+    try:
+        with open(path, "a") as file:
+            file.write(json.dumps(value) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise FileError(f"cannot append to {path}: {error.strerror or error}") from error
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """JSON lines of a file; [] if there is none. A last line cut off by a kill is left out. Raises FileError."""
+    if not path.exists():
+        return []
+    rows = []
+    *lines, last = path.read_text().split("\n")  # a complete file ends with a newline: `last` is empty
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise FileError(f"{path}, line {number}: not JSON ({error})") from error
+    return rows
+
+
+def _read(path: Path, parse: Callable[[bytes], Any], kind: str) -> Any:
+    try:
+        return parse(Path(path).read_bytes())
+    except FileNotFoundError:
+        raise FileError(f"{path} does not exist") from None
+    except (OSError, ValueError, SafetensorError, KeyError) as error:
+        raise FileError(f"{path} is not a readable {kind} file: {error}") from error

@@ -1,0 +1,332 @@
+"""A run folder as pictures, CSV files and one page that needs neither network nor library.
+
+Everything is made from the files of the run, so the report of a half-finished run shows what there is. Fronts, layer
+tables and axes are worked out here; `report_page.html` and `report_page.js` only draw the numbers put into them.
+Files hold fractions, people read percent.
+"""
+
+import csv
+import html
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from oncequant.arch import FLOAT_BITS, LayerSpec
+from oncequant.cost import COSTS, layer_macs, weight_bytes
+from oncequant.files import FileError, read_json, read_lines, write_atomically
+from oncequant.models.mobilenet_v3 import MobileNetV3Config, mobilenet_v3_space, with_bits
+from oncequant.search.pareto import hypervolume, pareto_front
+
+# file -> what every record of it must have
+FILES = {
+    "metrics.jsonl": ("stage", "step"),
+    "measurements.jsonl": ("stage", "searcher", "arch", "top1", "costs"),
+    "family.json": ("name", "stage", "arch", "top1_validation", "costs"),
+    "exports.json": ("name",),
+}
+# stage -> colour on light, colour on dark, marker (as matplotlib names it). Paul Tol's "high contrast" colours can be
+# told apart by colour-blind readers and in grey. Stages not named here (mixed precision) take the spare ones.
+STYLES = {
+    "float": ("#555555", "#bbbbbb", "D"),
+    "8bit": ("#117755", "#66cc99", "X"),
+    "4bit": ("#004488", "#77aaff", "o"),
+    "3bit": ("#c98a00", "#eebb44", "s"),
+    "2bit": ("#bb5566", "#ff8899", "^"),
+}
+SPARE_STYLES = (("#663399", "#bb99ee", "v"), ("#117788", "#55ccdd", "P"), ("#7a5c00", "#d8c060", "X"))
+COST_LABELS = {"macs": "MACs", "params": "Parameters", "bitops": "BitOPs", "weight_bytes": "Packed weights (bytes)"}
+LOSS_POINTS = 300  # per stage; longer curves are averaged in bins
+
+
+class ReportError(ValueError):
+    """The folder cannot be reported; the message names the path and what is wrong or missing."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the files of a run folder say; a list is empty where its file is not there yet."""
+
+    folder: Path
+    info: dict[str, Any]
+    metrics: list[dict]
+    measurements: list[dict]
+    family: list[dict]
+    exports: list[dict]
+
+    @property
+    def stages(self) -> list[str]:
+        """Names of the stages: float, then falling bits, then others as they come."""
+        known = list(STYLES)
+        names = dict.fromkeys(record["stage"] for record in [*self.metrics, *self.measurements, *self.family])
+        return sorted(names, key=lambda name: known.index(name) if name in known else len(known))
+
+    @property
+    def costs(self) -> list[str]:
+        """Costs that every measured and chosen architecture has."""
+        records = [*self.measurements, *self.family]
+        return [cost for cost in COSTS if all(cost in record["costs"] for record in records)]
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write index.html, pictures and CSV files to `run_dir/report`; returns the page. Raises ReportError."""
+    run = read_run(Path(run_dir))
+    data = page_data(run)
+    folder = run.folder / "report"
+    folder.mkdir(exist_ok=True)
+    for name in ("measurements", "family", "exports"):
+        if records := getattr(run, name):
+            write_csv(folder / f"{name}.csv", records)
+    if data["points"] or data["family"]:
+        draw_pareto(data, folder / "pareto.png")
+    if data["curves"]:
+        draw_training(data, folder / "training.png")
+    write_atomically(folder / "index.html", page_html(data).encode())
+    return folder / "index.html"
+
+
+def read_run(folder: Path) -> Run:
+    """Read a run folder; only run.json must be there. Raises ReportError."""
+    if not (folder / "run.json").is_file():
+        expected = f"run.json and, as the run goes on, {', '.join(FILES)}"
+        raise ReportError(f"{folder} is not a run folder: it has no run.json; expected in it: {expected}")
+    try:
+        info = read_json(folder / "run.json")
+        metrics, measurements, family, exports = (_read_records(folder / name) for name in FILES)
+    except FileError as error:
+        raise ReportError(str(error)) from error
+    if not isinstance(info, dict):
+        raise ReportError(f"{folder / 'run.json'} should hold a JSON object")
+    return Run(folder, info, metrics, measurements, family, exports)
+
+
+def _read_records(path: Path) -> list[dict]:
+    records = read_lines(path) if path.suffix == ".jsonl" else read_json(path) if path.exists() else []
+    for number, record in enumerate(records, start=1):
+        if missing := [key for key in FILES[path.name] if not isinstance(record, dict) or key not in record]:
+            raise ReportError(f"{path}: record {number} lacks {missing[0]!r}; needed: {', '.join(FILES[path.name])}")
+    return records
+
+
+# -- what the page and the pictures draw
+
+
+def page_data(run: Run) -> dict[str, Any]:
+    """Everything that the page's script reads; lists are referred to by index to keep the page small."""
+    stages, costs = run.stages, run.costs
+    records = [*run.measurements, *run.family]
+    rows, tables = layer_tables(run, records)
+    choices = list(dict.fromkeys(name for record in records for name in record["arch"]))
+    items = [
+        {
+            "stage": stages.index(record["stage"]),
+            "top1": record["top1"] if "top1" in record else record["top1_validation"],
+            "costs": [record["costs"][cost] for cost in costs],
+            "arch": [record["arch"].get(name) for name in choices],
+            "layers": table,
+        }
+        for record, table in zip(records, tables)
+    ]
+    points = [item | {"searcher": record["searcher"]} for item, record in zip(items, run.measurements)]
+    chosen = zip(items[len(points) :], run.family)
+    family = [item | {"name": record["name"], "test": record.get("top1_test")} for item, record in chosen]
+    fronts = [[_front(points, stage, cost) for stage in range(len(stages))] for cost in range(len(costs))]
+    spare = iter(SPARE_STYLES * (1 + len(stages)))
+    styles = [STYLES[stage] if stage in STYLES else next(spare) for stage in stages]
+    on_fronts = [points[i]["top1"] for by_stage in fronts for front in by_stage for i in front]
+    return {
+        "run": run.info,
+        "stages": [{"name": n, "light": li, "dark": da, "marker": m} for n, (li, da, m) in zip(stages, styles)],
+        "costs": [COST_LABELS.get(cost, cost) for cost in costs],
+        "choices": choices,
+        "rows": rows,
+        "points": points,
+        "fronts": fronts,  # [cost][stage] -> indices of points, by rising cost
+        "family": family,
+        "exports": run.exports,
+        "searchers": compare_searchers(run),
+        "curves": training_curves(run),
+        "top1_axis": top1_axis(on_fronts + [f["top1"] for f in family]),
+    }
+
+
+def _front(points: list[dict], stage: int, cost: int) -> list[int]:
+    own = [i for i, point in enumerate(points) if point["stage"] == stage]
+    values = np.array([(points[i]["costs"][cost], 1 - points[i]["top1"]) for i in own]).reshape(-1, 2)
+    return [own[k] for k in pareto_front(values)]
+
+
+def layer_tables(run: Run, records: list[dict]) -> tuple[list[tuple], list[list[int]]]:
+    """(different layer rows, per record the indices of its rows): most rows are shared by many architectures."""
+    rows: dict[tuple, int] = {}
+
+    @cache
+    def space_of(stage: str):
+        try:
+            fields = run.info["model"]["config"].items()
+            config = MobileNetV3Config(**{key: tuple(v) if isinstance(v, list) else v for key, v in fields})
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ReportError(f"{run.folder / 'run.json'}: model.config does not fit: {error!r}") from error
+        bits = FLOAT_BITS if stage == "float" else int((re.match(r"(\d+)bit", stage) or "00")[1])
+        return mobilenet_v3_space(with_bits(config, bits) if bits else config)  # 0: bits are choices of the space
+
+    def row_of(name: str, s: LayerSpec) -> tuple:
+        shape = (name, s.role, s.in_channels, s.out_channels, s.kernel_size, s.stride, s.out_size)
+        return (*shape, s.weight_bits, s.act_bits, layer_macs(s), weight_bytes({name: s}))
+
+    tables = []
+    for record in records:
+        space = space_of(record["stage"])
+        try:
+            specs = space.layers(space.complete(record["arch"]))
+        except ValueError as error:
+            raise ReportError(f"{run.folder}: invalid architecture of stage {record['stage']}: {error}") from error
+        present = [row_of(name, spec) for name, spec in specs.items() if spec.present]
+        tables.append([rows.setdefault(row, len(rows)) for row in present])
+    return list(rows), tables
+
+
+def compare_searchers(run: Run) -> list[dict]:
+    """Where a stage has several searchers: measurements, best top-1, hypervolume of each one's points for every cost.
+
+    Hypervolume is over log cost and top-1, as a share of the box between the best and the worst values that any
+    searcher of the stage measured, so that all have the same reference.
+    """
+    rows = []
+    for stage in run.stages:
+        here = [m for m in run.measurements if m["stage"] == stage]
+        names = list(dict.fromkeys(m["searcher"] for m in here))
+        values = np.array([[*np.log([m["costs"][c] for c in run.costs]), 1 - m["top1"]] for m in here])
+        for name in names if len(names) > 1 else ():
+            low, extent = values.min(axis=0), np.ptp(values, axis=0)
+            own = (values[[m["searcher"] == name for m in here]] - low) / np.where(extent > 0, extent, 1)
+            shares = [hypervolume(own[:, [k, -1]], (1, 1)) for k in range(len(run.costs))]
+            best = max(m["top1"] for m in here if m["searcher"] == name)
+            rows.append({"stage": stage, "searcher": name, "measured": len(own), "best": best, "shares": shares})
+    return rows
+
+
+def training_curves(run: Run) -> list[dict]:
+    """Per stage the curves of metrics.jsonl; steps go on from stage to stage, long loss curves are averaged in bins."""
+    curves, start = [], 0
+    for index, stage in enumerate(run.stages):
+        by_step = {m["step"]: m for m in run.metrics if m["stage"] == stage}
+        lines = [by_step[step] for step in sorted(by_step)]
+        losses = [(start + m["step"], m["loss"]) for m in lines if m.get("loss") is not None]
+        size = math.ceil(len(losses) / LOSS_POINTS) or 1
+        curve = {"loss": [np.mean(losses[i : i + size], axis=0).tolist() for i in range(0, len(losses), size)]}
+        for net in ("largest", "smallest"):
+            curve[net] = [(start + m["step"], m[f"top1_{net}"]) for m in lines if m.get(f"top1_{net}") is not None]
+        if lines:
+            curves.append({"stage": index, **curve})
+            start += lines[-1].get("steps") or lines[-1]["step"]
+    return curves
+
+
+def stretch(top1: float) -> float:
+    """Height of a top-1: minus the square root of the error, so that 98 and 99 % stay apart beside 80 %."""
+    return -math.sqrt(max(0.0, 1 - top1))
+
+
+def top1_axis(values: Sequence[float]) -> dict[str, Any]:
+    """Range of the stretched axis around `values` and its ticks: tens of percent first, finer where there is room."""
+    low, high = stretch(min(values, default=0)), stretch(max(values, default=1))
+    margin = 0.06 * (high - low) or 0.02
+    low, high = low - margin, high + margin
+    ticks: dict[float, str] = {}  # height -> label
+    for step in (100, 50, 20, 10, 5, 2, 1):  # tenths of a percent
+        for tick in range(0, 1001, step):
+            at = stretch(tick / 1000)
+            if low <= at <= high and all(abs(at - other) > (high - low) / 14 for other in ticks):
+                ticks[at] = f"{tick / 10:g} %"
+    return {"low": low, "high": high, "ticks": sorted(ticks.items())}
+
+
+# -- writing
+
+
+def page_html(data: dict[str, Any]) -> str:
+    """The page with script and data inside."""
+    here = Path(__file__).parent
+    text = json.dumps(data, separators=(",", ":"))  # read as JavaScript, which knows NaN
+    parts = {
+        "title": html.escape(f"oncequant report: {data['run'].get('method', 'run')}"),
+        "script": (here / "report_page.js").read_text(encoding="utf-8"),
+        # a "</script>" in a class name must not end the element: inside strings these three can be written as escapes
+        "data": text.replace("&", r"\u0026").replace("<", r"\u003c").replace(">", r"\u003e"),
+    }
+    page = (here / "report_page.html").read_text(encoding="utf-8")
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], page)
+
+
+def write_csv(path: Path, records: list[dict]) -> None:
+    """One row per record; each cost gets a column, an architecture is JSON in one cell."""
+    rows = [{**record, **record.get("costs", {})} for record in records]
+    columns = [name for name in dict.fromkeys(key for row in rows for key in row) if name != "costs"]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, extrasaction="ignore")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({k: json.dumps(v) if isinstance(v, (dict, list)) else v for k, v in row.items()})
+
+
+def _panels(width: float, height: float, count: int):
+    """(figure, its axes) in the style of all pictures."""
+    try:
+        from matplotlib.figure import Figure  # not pyplot: no global state, no display
+    except ImportError as error:
+        raise ReportError('the report draws with matplotlib: pip install "oncequant[report]"') from error
+    figure = Figure((width, height), dpi=160, layout="constrained")
+    panels = figure.subplots(1, count, squeeze=False)[0]
+    for axes in panels:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(color="#e6e6e6", linewidth=0.8)
+        axes.set_axisbelow(True)
+    return figure, panels
+
+
+def draw_pareto(data: dict[str, Any], path: Path) -> None:
+    """Validation top-1 against packed weights (the last cost): all points, fronts, chosen family."""
+    figure, (axes,) = _panels(8, 5, 1)
+    for index, stage in enumerate(data["stages"]):
+        style = {"color": stage["light"], "marker": stage["marker"]}
+        points, chosen = ([i for i in data[key] if i["stage"] == index] for key in ("points", "family"))
+        front = [data["points"][i] for i in data["fronts"][-1][index]]
+        at = [([i["costs"][-1] for i in items], [stretch(i["top1"]) for i in items]) for items in (points, front, chosen)]
+        axes.scatter(*at[0], s=9, alpha=0.22, linewidths=0, **style)
+        if front or chosen:
+            axes.plot(*at[1], linewidth=1.8, markersize=4, label=stage["name"], **style)
+        axes.plot(*at[2], linestyle="", markersize=9.5, markeredgecolor="black", zorder=4, **style)
+        for item, x, y in zip(chosen, *at[2]):
+            axes.annotate(item["name"], (x, y), (7, -13), textcoords="offset points", fontsize=7.5)
+    axis = data["top1_axis"]
+    axes.set(xscale="log", xlabel=data["costs"][-1], ylabel="Validation top-1 (scale stretched towards 100 %)")
+    axes.set_ylim(axis["low"], axis["high"])
+    axes.set_yticks(*zip(*axis["ticks"]))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.legend(frameon=False, loc="lower right")
+    figure.savefig(path)
+
+
+def draw_training(data: dict[str, Any], path: Path) -> None:
+    """Training loss and validation top-1 of the largest and the smallest subnet over all stages."""
+    figure, (left, right) = _panels(10, 3.8, 2)
+    for curve in data["curves"]:
+        stage = data["stages"][curve["stage"]]
+        style = {"color": stage["light"], "marker": stage["marker"], "markersize": 4}
+        left.plot(*np.reshape(curve["loss"], (-1, 2)).T, color=stage["light"], label=stage["name"])
+        for net, line in (("largest", "-"), ("smallest", "--")):
+            steps, top1 = np.reshape(curve[net], (-1, 2)).T
+            right.plot(steps, 100 * top1, line, label=f"{stage['name']}, {net}" if len(steps) else None, **style)
+    left.set(xlabel="step", ylabel="training loss")
+    right.set(xlabel="step", ylabel="validation top-1 (%)")
+    for axes in (left, right):
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path)

@@ -1,0 +1,144 @@
+"""Budgets on architectures: refuse what cannot be met, and find architectures that fit.
+
+Everything rests on one property of the spaces: every cost grows with every choice, so `space.smallest()` minimises all
+costs at once. Hence several budgets are jointly reachable as soon as each is, and every feasible architecture is
+connected to the smallest one by single choices lowered one after the other without leaving the budget.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from oncequant.cost import COSTS, Budget
+from oncequant.space import SearchSpace
+
+REJECTION_BATCHES = 16  # uniform draws before the rest is shrunk into the budget
+BATCH = 1024
+
+
+class BudgetError(ValueError):
+    """No architecture is within a budget; the message says what the smallest one costs."""
+
+
+def check_reachable(space: SearchSpace, budgets: Sequence[Budget]) -> None:
+    """Raise BudgetError if a budget is below the cost of the smallest architecture."""
+    specs = space.layers(space.smallest())
+    for budget in budgets:
+        if not budget.holds(specs):
+            least = COSTS[budget.cost](specs)
+            raise BudgetError(
+                f"budget {budget} cannot be met: the smallest {budget.cost} of this search space is {least:g}"
+            )
+
+
+def cost_batch(space: SearchSpace, cost: str, codes: np.ndarray) -> np.ndarray:
+    """A named cost of the architectures `codes` (n, genes), shape (n,), float."""
+    # a space with one point has no vectors in its specs, hence broadcast
+    return np.broadcast_to(np.asarray(COSTS[cost](space.layers_batch(codes)), dtype=float), len(codes))
+
+
+def slack(space: SearchSpace, budgets: Sequence[Budget], codes: np.ndarray) -> np.ndarray:
+    """log(limit / cost) of the tightest budget, shape (n,); negative is over budget, infinite without budgets."""
+    slacks = [np.log(budget.limit / cost_batch(space, budget.cost, codes)) for budget in budgets]
+    return np.min(slacks, axis=0) if slacks else np.full(len(codes), np.inf)
+
+
+def within(space: SearchSpace, budgets: Sequence[Budget], codes: np.ndarray) -> np.ndarray:
+    """Which of the architectures `codes` (n, genes) keep all budgets, shape (n,), bool."""
+    fits = np.ones(len(codes), dtype=bool)
+    if budgets:
+        specs = space.layers_batch(codes)
+        for budget in budgets:
+            fits &= budget.holds(specs)
+    return fits
+
+
+def shrink(space: SearchSpace, budgets: Sequence[Budget], codes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Lower random choices of `codes` (n, genes) to their smallest value, as few as needed to keep all budgets.
+
+    Each architecture gets its own random order of choices; how many of them to lower is found by bisection, which ends
+    with a feasible architecture, at worst the smallest one. Raises BudgetError.
+    """
+    check_reachable(space, budgets)
+    smallest = space.encode(space.smallest())
+    order = np.argsort(rng.random(codes.shape), axis=1).argsort(axis=1)  # (n, genes), position of the gene in its row
+
+    def lowered(count: np.ndarray) -> np.ndarray:
+        return space.canonical(np.where(order < count[:, None], smallest, codes))
+
+    too_few, enough = np.full(len(codes), -1), np.full(len(codes), codes.shape[1])
+    while (enough - too_few > 1).any():
+        middle = (too_few + enough) // 2
+        fits = within(space, budgets, lowered(middle))
+        too_few, enough = np.where(fits, too_few, middle), np.where(fits, middle, enough)
+    return lowered(enough)
+
+
+def feasible_codes(space: SearchSpace, budgets: Sequence[Budget], rng: np.random.Generator, n: int) -> np.ndarray:
+    """`n` random architectures within all budgets, shape (n, genes); repetitions are possible.
+
+    Uniform by rejection; where a budget admits too few, the rest are uniform draws shrunk into it. Raises BudgetError.
+    """
+    check_reachable(space, budgets)
+    found = np.empty((0, len(space.free)), dtype=np.int64)
+    for _ in range(REJECTION_BATCHES):
+        if len(found) >= n:
+            return found[:n]
+        codes = space.sample_codes(rng, BATCH)
+        found = np.concatenate([found, codes[within(space, budgets, codes)]])
+    missing = max(0, n - len(found))
+    return np.concatenate([found[:n], shrink(space, budgets, space.sample_codes(rng, missing), rng)])
+
+
+def covering_codes(
+    space: SearchSpace, budgets: Sequence[Budget], cost: str, rng: np.random.Generator, n: int
+) -> np.ndarray:
+    """About `n` random architectures within the budgets, evenly over the logarithm of a cost, shape (n, genes).
+
+    Uniform draws crowd in the middle of the cost range. Here each candidate of a pool has its own leaning towards small
+    or large values, candidates over budget are shrunk into it, and each of `n` equal bins of log cost gives one.
+    The smallest architecture and the most expensive candidate are always among them. Repetitions are possible.
+    Raises BudgetError.
+    """
+    pool_size = 64 * n
+    leaning = np.exp(rng.uniform(-2, 2, size=(pool_size, 1)))
+    pool = (space.cardinalities * rng.random((pool_size, len(space.free))) ** leaning).astype(np.int64)
+    pool = np.concatenate([[space.encode(space.smallest()), space.encode(space.largest())], pool])
+    pool = shrink(space, budgets, space.canonical(pool), rng)
+    log_cost = np.log(cost_batch(space, cost, pool))
+    ends = np.array([log_cost.argmin(), log_cost.argmax()])
+    targets = np.linspace(log_cost.min(), log_cost.max(), n)[1:-1]
+    order = np.argsort(log_cost)
+    nearest = np.searchsorted(log_cost[order], targets)
+    return pool[np.concatenate([ends[: min(n, 2)], order[nearest]])]
+
+
+def feasible_by_growth(space: SearchSpace, budgets: Sequence[Budget], at_least: int) -> np.ndarray:
+    """Different architectures within the budgets, found by growing the smallest one choice at a time.
+
+    Stops once there are `at_least`, or else returns every feasible architecture there is. Shape (m, genes).
+    Raises BudgetError.
+    """
+    check_reachable(space, budgets)
+    smallest = space.encode(space.smallest())
+    found = {smallest.tobytes(): smallest}
+    frontier = [smallest]
+    while frontier and len(found) < at_least:
+        grown = []
+        for codes in frontier:
+            if len(found) >= at_least:
+                break
+            neighbours = np.array(
+                [
+                    np.where(np.arange(len(codes)) == column, code, codes)
+                    for column, cardinality in enumerate(space.cardinalities)
+                    for code in range(cardinality)
+                ]
+            ).reshape(-1, len(codes))
+            neighbours = space.canonical(neighbours)
+            for neighbour in neighbours[within(space, budgets, neighbours)]:
+                if neighbour.tobytes() not in found:
+                    found[neighbour.tobytes()] = neighbour
+                    grown.append(neighbour)
+        frontier = grown
+    return np.array(list(found.values())).reshape(-1, len(smallest))

@@ -1,0 +1,134 @@
+"""Measured architectures in a file: one JSON line each, on disk before the next one is measured.
+
+Searchers are deterministic in their seed, so the file is all there is to resuming: the same searcher with the same seed
+on the same file is answered from it up to the point of the kill, and at most one measurement is lost.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from oncequant.arch import Arch
+from oncequant.cost import COSTS
+from oncequant.space import SearchSpace
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One measured architecture."""
+
+    arch: Arch
+    """As `space.brief` gives it; `space.complete` turns it into what a supernet takes."""
+    top1: float
+    """In [0, 1]."""
+    costs: dict[str, float]
+    """Every cost in `cost.COSTS` by name."""
+    stage: str
+    """The weights it was measured with: "4bit", "3bit", ..."""
+    searcher: str
+
+    def to_json(self) -> str:
+        """One line of JSON."""
+        return json.dumps({**asdict(self), "arch": dict(self.arch)})
+
+    @staticmethod
+    def from_json(text: str) -> "Measurement":
+        """Inverse of `to_json`. Raises ValueError."""
+        values = json.loads(text)
+        try:
+            return Measurement(**{**values, "arch": Arch(values["arch"])})
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"not a measurement: {error}") from None
+
+
+def read_measurements(path: Path | str) -> list[Measurement]:
+    """All measurements of a file, in the order of measuring; none if there is no file yet.
+
+    A last line without its end was cut by a kill and is ignored. Raises ValueError naming file and line for any other
+    line that is not a measurement.
+    """
+    path = Path(path)
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    measurements = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            measurements.append(Measurement.from_json(line.decode()))
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: {error}") from None
+    return measurements
+
+
+class MeasurementFile:
+    """Append-only file of measurements, and the memory of one stage's results in it.
+
+    Raises ValueError for a corrupt file, see `read_measurements`.
+    """
+
+    def __init__(self, path: Path | str, stage: str):
+        self.path, self.stage = Path(path), stage
+        self._by_arch: dict[Arch, Measurement] = {}
+        self._credited: set[tuple[Arch, str]] = set()
+        for measurement in read_measurements(self.path):
+            if measurement.stage == stage:
+                self._remember(measurement)
+
+    def measured(self, space: SearchSpace, measure: Callable[[Arch], float], searcher: str) -> Callable[[Arch], float]:
+        """`measure` (top-1 in [0, 1] of an architecture of `space`) with the memory of this file.
+
+        An architecture of this stage is measured once. When another searcher comes to it, the value is reused and a
+        line with that searcher's name is added, so that the file holds each searcher's own list. The function raises
+        ValueError for a top-1 outside [0, 1], and if the stored costs are not those of `space`: then the file belongs
+        to another one.
+        """
+
+        def measure_once(arch: Arch) -> float:
+            key = space.brief(arch)
+            if (key, searcher) in self._credited:
+                return self._known(key, space, arch).top1
+            if key in self._by_arch:
+                top1 = self._known(key, space, arch).top1
+            else:
+                top1 = float(measure(arch))
+                if not 0 <= top1 <= 1:
+                    raise ValueError(f"top-1 must be in [0, 1], measured {top1} for {key}")
+            self._append(Measurement(key, top1, all_costs(space, arch), self.stage, searcher))
+            return top1
+
+        return measure_once
+
+    def _known(self, key: Arch, space: SearchSpace, arch: Arch) -> Measurement:
+        """The stored measurement; a brief architecture means another network in another space, but costs tell."""
+        known, costs = self._by_arch[key], all_costs(space, arch)
+        if different := [name for name, cost in known.costs.items() if costs.get(name, cost) != cost]:
+            raise ValueError(
+                f"{self.path} is of another search space: {different[0]} of {key} is {costs[different[0]]:g} here "
+                f"and {known.costs[different[0]]:g} there"
+            )
+        return known
+
+    def _remember(self, measurement: Measurement) -> None:
+        self._by_arch.setdefault(measurement.arch, measurement)
+        self._credited.add((measurement.arch, measurement.searcher))
+
+    def _append(self, measurement: Measurement) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a+b") as file:
+            _cut_partial_line(file)
+            file.write(measurement.to_json().encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        self._remember(measurement)
+
+
+def all_costs(space: SearchSpace, arch: Arch) -> dict[str, float]:
+    """Every cost of an architecture by name."""
+    specs = space.layers(arch)
+    return {name: cost(specs) for name, cost in COSTS.items()}
+
+
+def _cut_partial_line(file) -> None:
+    """Cut off what follows the last line end: a kill while writing left it there."""
+    file.seek(0)
+    file.truncate(file.read().rfind(b"\n") + 1)

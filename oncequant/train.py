@@ -1,0 +1,223 @@
+"""The training loop, `fit`, and the sandwich step.
+
+The step (forward passes, losses, backward passes) belongs to the method; `fit` owns everything else: batches,
+schedule, optimiser, logging, checkpoints, resume. Every random number of step t is a function of (seed, t), so that a
+killed and resumed run equals an uninterrupted one bit for bit on CPU.
+"""
+
+import io
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from oncequant.arch import Arch
+from oncequant.data import Data, train_batches
+from oncequant.files import FileError, append_line, read_lines, write_atomically
+from oncequant.progress import track
+from oncequant.space import SearchSpace
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and with what learning rate one stage trains."""
+
+    steps: int
+    batch_size: int
+    lr: float
+    """Peak learning rate; cosine to 0 after `warmup` steps."""
+    warmup: int = 0
+    weight_decay: float = 3e-5
+    """Of convolution and linear weights; none on batch norm, biases and step sizes."""
+    optimizer: str = "adamw"
+    """adamw, or sgd (Nesterov momentum 0.9)."""
+    clip_norm: float = 10.0
+    """Largest global gradient norm."""
+    step_size_lr: float = 1.0
+    """Learning rate of quantizer step sizes, relative to `lr`."""
+
+    def lr_at(self, step: int) -> float:
+        """Learning rate of one step, counted from 0."""
+        if step < self.warmup:
+            return self.lr * (step + 1) / self.warmup
+        return self.lr * (1 + math.cos(math.pi * (step - self.warmup) / max(1, self.steps - self.warmup))) / 2
+
+
+def make_optimizer(net: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
+    """Optimiser with groups of its own for weights, for batch norm and biases, and for step sizes."""
+    weights, others, steps = [], [], []
+    for name, parameter in net.named_parameters():
+        group = steps if name.endswith("step_size") else others if parameter.dim() < 2 else weights
+        group.append(parameter)
+    groups = [
+        {"params": weights, "weight_decay": schedule.weight_decay, "scale": 1.0},
+        {"params": others, "weight_decay": 0.0, "scale": 1.0},
+        {"params": steps, "weight_decay": 0.0, "scale": schedule.step_size_lr},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if schedule.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=schedule.lr, momentum=0.9, nesterov=True)
+    if schedule.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=schedule.lr)
+    raise ValueError(f"optimizer {schedule.optimizer!r}: use sgd or adamw")
+
+
+def step_rng(seed: int, step: int) -> np.random.Generator:
+    """The random generator of one step."""
+    return np.random.default_rng([seed, step])
+
+
+StepFunction = Callable[[Tensor, Tensor, np.random.Generator], Tensor]  # images, labels, rng -> loss, after backward
+
+
+def fit(
+    net: nn.Module,
+    step_function: StepFunction,
+    data: Data,
+    schedule: Schedule,
+    *,
+    stage: str,
+    run_dir: Path,
+    seed: int,
+    evaluate: Callable[[], dict[str, float]] | None = None,
+    evaluations: int = 4,
+    checkpoint_seconds: float = 60.0,
+) -> None:
+    """Train `net` in place for `schedule.steps` steps, resuming from the stage's checkpoint if there is one.
+
+    Writes `metrics.jsonl` and TensorBoard events in `run_dir`, and `<stage>.resume.pt` in it while training.
+
+    Args:
+        step_function: runs forward and backward passes of one batch (gradients are zeroed before it) and returns the
+            loss as a 0-dim tensor without synchronising the device.
+        evaluate: metrics by name, measured `evaluations` times in the stage and logged.
+        checkpoint_seconds: time between checkpoints; 0 writes one every step.
+
+    Raises:
+        TrainingError: the loss is not finite. The last checkpoint is from before that.
+        FileError: the run folder cannot be written, or its checkpoint is damaged or from other settings.
+    """
+    checkpoint = run_dir / f"{stage}.resume.pt"
+    settings = {"schedule": asdict(schedule), "seed": seed, "data": data.fingerprint}
+    optimizer = make_optimizer(net, schedule)
+    start = _load_checkpoint(checkpoint, net, optimizer, settings) if checkpoint.exists() else 0
+    log = _MetricsLog(run_dir, stage, start)
+    batches = train_batches(data, schedule.batch_size, seed=seed, start_step=start)
+    log_every = max(1, min(20, schedule.steps // 20))
+    evaluate_at = {round((i + 1) * schedule.steps / evaluations) for i in range(evaluations)} if evaluate else set()
+    last_save, metrics = time.monotonic(), {}
+    net.train()
+    with track(f"train {stage}", schedule.steps, start) as bar:
+        for step in range(start, schedule.steps):
+            images, labels = next(batches)
+            for group in optimizer.param_groups:
+                group["lr"] = schedule.lr_at(step) * group["scale"]
+            torch.manual_seed(int(step_rng(seed, step).integers(2**31)))  # dropout
+            optimizer.zero_grad(set_to_none=True)
+            loss = step_function(images, labels, step_rng(seed, step))
+            torch.nn.utils.clip_grad_norm_(net.parameters(), schedule.clip_norm)
+            optimizer.step()
+            done = step + 1
+            should_save = time.monotonic() - last_save >= checkpoint_seconds and done < schedule.steps
+            if done % log_every == 0 or done in evaluate_at or should_save or done == schedule.steps:
+                value = float(loss)
+                if not math.isfinite(value):
+                    raise TrainingError(_not_finite(stage, done, schedule, checkpoint))
+                if done in evaluate_at:
+                    metrics = evaluate()
+                    net.train()
+                row = metrics if done in evaluate_at else {}
+                log.write(done, schedule.steps, {"loss": value, "lr": schedule.lr_at(step), **row})
+                bar(done, {"loss": value, **metrics})
+            if should_save:
+                _save_checkpoint(checkpoint, net, optimizer, done, settings)
+                last_save = time.monotonic()
+
+
+def sandwich_step(
+    net: nn.Module, images: Tensor, labels: Tensor, archs: list[Arch], label_smoothing: float = 0.0
+) -> Tensor:
+    """Sandwich rule with in-place distillation (BigNAS, 2003.11142): gradients of all `archs`, averaged.
+
+    The first architecture, the largest, learns from the labels; the others learn from its soft answers. Subnets run
+    one after the other, so that memory is that of the largest alone. Returns the loss of the largest, 0-dim.
+    """
+    logits = net(images, archs[0])  # (N, classes)
+    largest_loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+    (largest_loss / len(archs)).backward()
+    teacher = logits.detach().softmax(1)
+    for arch in archs[1:]:
+        (F.cross_entropy(net(images, arch), teacher) / len(archs)).backward()
+    return largest_loss.detach()
+
+
+def sandwich_archs(space: SearchSpace, random_subnets: int, rng: np.random.Generator) -> list[Arch]:
+    """Largest, smallest and `random_subnets` uniform architectures."""
+    return [space.largest(), space.smallest(), *(space.sample(rng) for _ in range(random_subnets))]
+
+
+class _MetricsLog:
+    """metrics.jsonl and TensorBoard of one stage; lines beyond the step resumed from are dropped."""
+
+    def __init__(self, run_dir: Path, stage: str, start: int):
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.path, self.stage = run_dir / "metrics.jsonl", stage
+        kept = [row for row in read_lines(self.path) if row["stage"] != stage or row["step"] <= start]
+        mine = [row["time_s"] for row in kept if row["stage"] == stage]
+        self.began = time.monotonic() - (mine[-1] if mine else 0.0)
+        write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in kept).encode())
+        self.board = SummaryWriter(run_dir / "tensorboard" / stage, purge_step=start)
+
+    def write(self, step: int, steps: int, values: dict[str, float]) -> None:
+        """One line; numbers by name."""
+        elapsed = round(time.monotonic() - self.began, 2)
+        append_line(self.path, {"stage": self.stage, "step": step, "steps": steps, "time_s": elapsed, **values})
+        for name, value in values.items():
+            self.board.add_scalar(name, value, step)
+        self.board.flush()
+
+
+def _save_checkpoint(path: Path, net: nn.Module, optimizer, step: int, settings: dict) -> None:
+    buffer = io.BytesIO()
+    state = {"step": step, "net": net.state_dict(), "optimizer": optimizer.state_dict(), "settings": settings}
+    torch.save(state, buffer)
+    write_atomically(path, buffer.getvalue())
+
+
+def _load_checkpoint(path: Path, net: nn.Module, optimizer, settings: dict) -> int:
+    """Restore a checkpoint and return its step. Raises FileError if it is damaged, foreign or from other settings."""
+    try:
+        state = torch.load(path, weights_only=True, map_location=next(net.parameters()).device)
+        found, step = state["settings"], state["step"]
+        if found == settings:
+            net.load_state_dict(state["net"])
+            optimizer.load_state_dict(state["optimizer"])
+            return step
+    except Exception as error:  # torch.load raises many kinds for damaged or hostile files
+        raise FileError(
+            f"{path} is not a readable checkpoint ({type(error).__name__}): delete it to train the stage again"
+        ) from error
+    different = [name for name in settings if found.get(name) != settings[name]]
+    raise FileError(
+        f"{path} was made with other settings ({', '.join(different)}): use another run folder, or the same settings"
+    )
+
+
+def _not_finite(stage: str, step: int, schedule: Schedule, checkpoint: Path) -> str:
+    saved = f"the last good state is {checkpoint}" if checkpoint.exists() else "no checkpoint had been written yet"
+    return (
+        f"stage {stage}: the loss is not finite at step {step}; {saved}. "
+        f"Try a learning rate below {schedule.lr:g}, a longer warm-up, or a smaller clip norm."
+    )
