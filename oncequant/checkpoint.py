@@ -8,12 +8,18 @@ from typing import Any
 import torch
 
 from oncequant.files import FileError, read_tensors, write_tensors
-from oncequant.models.mobilenet_v3 import MobileNetV3, MobileNetV3Config
+from oncequant.models.mobilenet_v3 import MobileNetV3, MobileNetV3Config, mobilenet_v3_space
+
+FORMAT = "oncequant supernet 1"
 
 
 def save_supernet(run_dir: Path, stage: str, supernet: MobileNetV3) -> None:
     """Write `<stage>.safetensors` atomically."""
-    metadata = {"format": "oncequant supernet 1", "config": json.dumps(asdict(supernet.config))}
+    metadata = {
+        "format": FORMAT,
+        "config": json.dumps(asdict(supernet.config)),
+        "choices": json.dumps(dict(supernet.space.choices)),  # narrower than the configuration's in a restricted space
+    }
     write_tensors(run_dir / f"{stage}.safetensors", supernet.state_dict(), metadata)
 
 
@@ -24,12 +30,14 @@ def load_supernet(run_dir: Path, stage: str, device: torch.device | str = "cpu")
         have = sorted(p.stem for p in run_dir.glob("*.safetensors"))
         raise FileError(f"{path} does not exist: stages in this run are {', '.join(have) or 'none yet'}")
     tensors, metadata = read_tensors(path)
-    if metadata.get("format") != "oncequant supernet 1":
-        raise FileError(f"{path} is not a supernet checkpoint of oncequant (its header says {metadata.get('format')!r})")
-    supernet = MobileNetV3(config_from_json(json.loads(metadata["config"])))
+    if metadata.get("format") != FORMAT:
+        raise FileError(f"{path} is not a supernet checkpoint of oncequant: its format is {metadata.get('format')!r}")
     try:
+        config = config_from_json(json.loads(metadata["config"]))
+        space = mobilenet_v3_space(config).restrict(json.loads(metadata["choices"]))
+        supernet = MobileNetV3(config, space)
         supernet.load_state_dict(tensors)
-    except RuntimeError as error:
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise FileError(f"{path} does not fit its own configuration: {error}") from error
     return supernet.to(device, memory_format=torch.channels_last)
 

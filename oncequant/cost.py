@@ -79,4 +79,12 @@ class Budget:
         return COSTS[self.cost](specs) <= self.limit
 
     def __str__(self) -> str:
-        return f"{self.cost}<={self.limit:g}"
+        return f"{self.cost}<={readable(self.limit)}"
+
+
+def readable(value: float) -> str:
+    """A number with four digits and a suffix, as budgets are written: 1.2G, 90k, 512."""
+    for suffix in ("T", "G", "M", "k"):
+        if abs(value) >= _SUFFIX[suffix]:
+            return f"{value / _SUFFIX[suffix]:.4g}{suffix}"
+    return f"{value:.4g}"

@@ -1,11 +1,11 @@
 """A user's labelled images in, training batches out.
 
-The path of an image: a *source* (digits, class folders, parquet, hub, Python datasets) is opened as `Records`, rows that
-are not decoded yet; the missing splits are carved out of the training rows; each split is stored either *resident*
-(decoded once, one uint8 tensor on the device) or *streaming* (decoded when asked for); batches are augmented as a
-whole on the device. Every random choice is a function of (seed, epoch) or (seed, step), never of what ran before.
+A *source* (digits, class folders, parquet, hub, Python datasets) is opened as `Records`: rows that are not decoded yet.
+Missing splits are carved out of the training rows. A split is then *resident* (decoded once, one uint8 tensor on the
+device) or *streaming* (decoded when asked for). Batches are augmented as a whole on the device, and every random choice
+is a function of (seed, epoch) or (seed, step), never of what ran before.
 
-Images leave Pillow as uint8 squares of side S with 1 channel (every image is greyscale) or 3; transparency becomes
+Images leave Pillow as uint8 squares of side S with 1 channel (if every image is greyscale) or 3; transparency becomes
 white, 16-bit values are divided by 257, EXIF orientation is applied.
 """
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import io
 import math
+import operator
 import os
 import re
 from abc import ABC, abstractmethod
@@ -38,7 +39,7 @@ ACCEPTED = (
     "accepted are 'digits', a folder of class folders (directly inside, or below train/ and optionally validation/ and "
     "test/), a folder with train-*.parquet, or the name of a Hugging Face hub dataset such as 'uoft-cs/cifar10'"
 )
-CHUNK = 256  # rows fetched and decoded together
+CHUNK = 64  # rows fetched and decoded together
 HEADER_SAMPLE = 256  # images whose headers decide between 1 and 3 channels when reading all headers costs too much
 STATISTICS_SAMPLE = 2048  # training images behind mean and std
 
@@ -58,7 +59,7 @@ class Records:
     rows: Any  # a table of the `datasets` library, or a map-style Python dataset of (image, label)
     image: str | int
     label: str | int
-    names: tuple[str, ...] | None  # class names behind integer labels, where the source has them
+    names: tuple[str, ...]  # class names behind integer labels; empty where the source has none
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -72,9 +73,9 @@ class Records:
         for i, label in enumerate(labels):
             if not isinstance(label, (str, int)):
                 try:
-                    labels[i] = int(label)  # NumPy and torch integers
-                except (TypeError, ValueError) as error:
-                    raise DataError(f"row {i} of the {self.split} split: its label is {label!r}, not a class") from error
+                    labels[i] = operator.index(label)  # NumPy and torch integers, but not 2.7
+                except TypeError as error:
+                    raise DataError(f"row {i} of the {self.split} split: label {label!r} is no class") from error
         return labels
 
     def map(self, rows: Tensor, action: Callable[[int, Image.Image], Any]) -> Iterator[Any]:
@@ -85,9 +86,8 @@ class Records:
                 with _open(raw) as image:
                     return action(position, image)
             except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, EOFError, struct.error, ...
-                path = raw.get("path") if isinstance(raw, dict) else raw if isinstance(raw, str) else None
-                on_disk = path is not None and (isinstance(raw, str) or raw.get("bytes") is None)
-                where = path if on_disk else f"row {row} of the {self.split} split" + (f" ({path})" if path else "")
+                path = raw.get("path") if isinstance(raw, dict) else raw if isinstance(raw, str) else ""
+                where = path if isinstance(raw, str) else f"row {row} of the {self.split} split {path or ''}".rstrip()
                 cause = error if isinstance(error, DataError) else f"cannot be read as an image: {error}"
                 raise DataError(f"{where}: {cause}") from error
 
@@ -103,152 +103,135 @@ class Records:
 def _open_source(source: Any) -> tuple[str, dict[str, Records]]:
     """Name and undecoded splits of a source; "train" is always among them."""
     if isinstance(source, tuple):
-        name, splits = _python_datasets(source)
+        splits, name = _python_datasets(source), type(source[0]).__name__
+    elif not isinstance(source, (str, os.PathLike)):
+        raise DataError(f"a source is text or a tuple of three Python datasets, not a {type(source).__name__}")
     elif (source := os.fspath(source)) == "digits":
         from sklearn.datasets import load_digits
 
         digits = load_digits()
         pixels = (digits.images * (255 / 16)).round().astype(np.uint8)  # (1797, 8, 8)
-        name, splits = _python_datasets((list(zip(pixels, digits.target.tolist())), None, None))
-        name = "digits"
+        name, splits = source, _python_datasets((list(zip(pixels, digits.target.tolist())), None, None))
     elif (folder := Path(source).expanduser()).is_dir():
         name = folder.resolve().name
         parquet = sorted(folder.glob("*.parquet")) or sorted(folder.glob("data/*.parquet"))
         splits = _parquet(folder, parquet) if parquet else _class_folders(folder)
     elif not folder.exists() and re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", source):
-        name, splits = source, _hub(source)
+        name, splits = source, _load(f"{source!r} is no folder here, and as a hub dataset it", source)
     else:
         raise DataError(f"{source}: not a folder and not the name of a dataset; {ACCEPTED}")
     if "train" not in splits:
-        raise DataError(f"{source}: there is no train split, only {', '.join(sorted(splits)) or 'unknown names'}")
+        raise DataError(f"{name}: there is no train split, only {', '.join(splits)}")
+    splits = {split: splits[split] for split in ("train", "validation", "test") if split in splits}
     for split, records in splits.items():
         if not len(records):
             raise DataError(f"{name}: the {split} split has no images")
     return name, splits
 
 
-def _python_datasets(source: tuple) -> tuple[str, dict[str, Records]]:
-    given = {split: rows for split, rows in zip(("train", "validation", "test"), source) if rows is not None}
+def _python_datasets(source: tuple) -> dict[str, Records]:
     if len(source) != 3:
         raise DataError(f"a tuple source is (train, validation or None, test or None), not {len(source)} things")
+    given = {split: rows for split, rows in zip(("train", "validation", "test"), source) if rows is not None}
     for split, rows in given.items():
         if len(rows) and not (isinstance(rows[0], Sequence) and len(rows[0]) == 2):
             raise DataError(f"row 0 of the {split} split is a {type(rows[0]).__name__}, not a pair (image, label)")
-    names = getattr(source[0], "classes", None)
-    splits = {s: Records(s, rows, 0, 1, tuple(map(str, names)) if names else None) for s, rows in given.items()}
-    return type(source[0]).__name__, splits
+    names = tuple(map(str, getattr(source[0], "classes", ())))
+    return {split: Records(split, rows, 0, 1, names) for split, rows in given.items()}
 
 
 def _class_folders(root: Path) -> dict[str, Records]:
+    roots = {"train": root}
     inside = _folders(root)
-    split_like = [folder for folder in inside if folder.name in SPLIT_NAMES]
     # A folder named "train" full of images is a class (of vehicles, say); one that holds folders is a split.
-    if split_like == inside or any(folder.name == "train" and _folders(folder) for folder in inside):
-        roots = [(SPLIT_NAMES[folder.name], folder) for folder in split_like]
-    else:
-        roots = [("train", root)]
-    if not inside:
-        raise DataError(f"{root}: holds no class folders and no *.parquet files; {ACCEPTED}")
-    files: dict[str, list[tuple[str, str]]] = {}  # split -> (class, path)
-    for split, folder in roots:
-        classes = _folders(folder)
-        if not classes:
-            raise DataError(f"{folder}: holds no class folders; {ACCEPTED}")
-        for class_folder in classes:
-            images = _images_below(class_folder)
-            if not images:
-                kinds = " ".join(sorted(EXTENSIONS))
-                raise DataError(f"{class_folder}: this class folder holds no images (files named {kinds})")
-            files.setdefault(split, []).extend((class_folder.name, path) for path in images)
-    names = sorted({name for pairs in files.values() for name, _ in pairs})
+    if all(f.name in SPLIT_NAMES for f in inside) or any(f.name == "train" and _folders(f) for f in inside):
+        named = [f for f in inside if f.name in SPLIT_NAMES]
+        roots = {SPLIT_NAMES[f.name]: f for f in named} or roots
+        if len(named) > len(roots):
+            raise DataError(f"{root}: two of {', '.join(f.name for f in named)} name the same split")
+    files = {split: _class_files(folder) for split, folder in roots.items()}  # split -> {class: paths}
+    names = sorted({name for classes in files.values() for name in classes})
     datasets = _datasets()
     features = datasets.Features(image=datasets.Value("string"), label=datasets.ClassLabel(names=names))
-    number = {name: i for i, name in enumerate(names)}
-    return {  # tables, not lists: loader workers share the memory of a million paths
-        split: _table(
-            split,
-            datasets.Dataset.from_dict(
-                {"image": [path for _, path in pairs], "label": [number[name] for name, _ in pairs]}, features
-            ),
-            image="image",
-        )
-        for split, pairs in files.items()
-    }
+    splits = {}
+    for split, classes in files.items():
+        pairs = [(path, name) for name, paths in classes.items() for path in paths]
+        columns = {"image": [path for path, _ in pairs], "label": [name for _, name in pairs]}
+        # A table and not a list: loader workers share the memory of a million paths.
+        table = datasets.Dataset.from_dict(columns, features)
+        splits[split] = Records(split, table, "image", "label", tuple(names))
+    return splits
+
+
+def _class_files(root: Path) -> dict[str, list[str]]:
+    """Class name to the sorted paths of its images, at any depth."""
+    if not (folders := _folders(root)):
+        raise DataError(f"{root}: holds no class folders and no *.parquet files; {ACCEPTED}")
+    classes = {}
+    for folder in folders:
+        found = []
+        for parent, below, files in os.walk(folder, followlinks=True):
+            below[:] = [name for name in below if not name.startswith(".")]
+            images = (f for f in files if f[0] != "." and os.path.splitext(f)[1].lower() in EXTENSIONS)
+            found += [os.path.join(parent, file) for file in images]
+        if not found:
+            raise DataError(f"{folder}: this class folder holds no images ({' '.join(sorted(EXTENSIONS))})")
+        classes[folder.name] = sorted(found)
+    return classes
 
 
 def _folders(root: Path) -> list[Path]:
     return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def _images_below(folder: Path) -> list[str]:
-    found = []
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        images = (f for f in files if not f.startswith(".") and os.path.splitext(f)[1].lower() in EXTENSIONS)
-        found += [os.path.join(parent, file) for file in images]
-    return sorted(found)
-
-
 def _datasets() -> Any:
     try:
         import datasets
     except ImportError as error:
-        raise DataError('folders, parquet files and hub names need one more package: pip install "oncequant[data]"'
-                        ) from error  # fmt: skip
+        message = 'folders, parquet files and hub names need one more package: pip install "oncequant[data]"'
+        raise DataError(message) from error
     return datasets
 
 
 def _parquet(root: Path, files: list[Path]) -> dict[str, Records]:
     groups: dict[str, list[str]] = {}
     for file in files:
-        split = SPLIT_NAMES.get(re.split(r"[-_.]", file.name)[0])
-        if split:
+        if split := SPLIT_NAMES.get(re.split(r"[-_.]", file.name)[0]):
             groups.setdefault(split, []).append(str(file))
     if "train" not in groups:
         raise DataError(f"{root}: there is no train-*.parquet, only {', '.join(file.name for file in files)}")
-    try:
-        tables = _datasets().load_dataset("parquet", data_files=groups)
-    except DataError:
-        raise
-    except Exception as error:  # the library's builders wrap whatever pyarrow raises
-        raise DataError(f"{root}: the parquet files cannot be read: {error.__cause__ or error}") from error
-    return {split: _table(split, table) for split, table in tables.items()}
+    return _load(str(root), "parquet", data_files=groups)
 
 
-def _hub(name: str) -> dict[str, Records]:
+def _load(what: str, *args: Any, **kwargs: Any) -> dict[str, Records]:
     datasets = _datasets()
     try:
-        tables = datasets.load_dataset(name)
-    except Exception as error:  # network, authorisation, unknown name, missing configuration: the library says which
-        raise DataError(
-            f"{name!r} is no folder here, and loading it from the Hugging Face hub failed: {error}; {ACCEPTED}"
-        ) from error
-    if not any(SPLIT_NAMES.get(split) == "train" for split in tables):
-        raise DataError(f"{name}: there is no train split, only {', '.join(tables)}")
-    return {SPLIT_NAMES[split]: _table(split, table) for split, table in tables.items() if split in SPLIT_NAMES}
+        tables = datasets.load_dataset(*args, **kwargs)
+    except Exception as error:  # network, authorisation, unknown name, broken parquet, ...: the library says which
+        cause = f" ({error.__cause__})" if error.__cause__ else ""
+        raise DataError(f"{what} cannot be loaded: {error}{cause}; {ACCEPTED}") from error
+    return {SPLIT_NAMES.get(split, split): _table(split, table) for split, table in tables.items()}
 
 
-def _table(split: str, table: Any, image: str | None = None) -> Records:
+def _table(split: str, table: Any) -> Records:
     """Find the image and the label column; a column called "label" settles a choice between several."""
     datasets = _datasets()
     features = table.features
     listing = f"the columns of the {split} split are " + ", ".join(f"{name!r}: {f}" for name, f in features.items())
     images = [n for n, f in features.items() if isinstance(f, datasets.Image) or (isinstance(f, dict) and "bytes" in f)]
-    image = image or (images[0] if len(images) == 1 else None)
-    if image is None:
-        raise DataError(f"exactly one column must hold images (Image or struct of bytes and path), not {len(images)}; "
-                        f"{listing}")  # fmt: skip
-    labels = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)] or [
-        name for name, feature in features.items() if re.fullmatch(r"u?int\d+|(large_)?string", str(
-            getattr(feature, "dtype", "")))]  # fmt: skip
-    label = "label" if "label" in labels else labels[0] if len(labels) == 1 else None
-    if label is None:
-        raise DataError(f"the label column must be called 'label' or be the only ClassLabel, integer or string column; "
-                        f"{listing}")  # fmt: skip
-    table = table.select_columns([image, label])
+    if len(images) != 1:
+        raise DataError(f"{len(images)} columns, not 1, hold images (Image, or struct of bytes and path); {listing}")
+    labels = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    types = {name: getattr(feature, "dtype", "") for name, feature in features.items()}
+    labels = labels or [name for name in types if re.fullmatch(r"u?int\d+|(large_)?string", str(types[name]))]
+    if len(labels) != 1 and "label" not in labels:
+        raise DataError(f"{len(labels)} columns, not 1, may hold labels (ClassLabel, else integer or string), "
+                        f"and none of them is called 'label'; {listing}")
+    image, label = images[0], "label" if "label" in labels else labels[0]
     if isinstance(features[image], datasets.Image):
         table = table.cast_column(image, datasets.Image(decode=False))
-    return Records(split, table, image, label, tuple(getattr(features[label], "names", None) or ()) or None)
+    names = tuple(getattr(features[label], "names", None) or ())
+    return Records(split, table.select_columns([image, label]), image, label, names)
 
 
 # ------------------------------------------------------------------ decoding one image
@@ -305,23 +288,22 @@ def _flatten(image: Image.Image, channels: int) -> Image.Image:
     return image.convert("L" if channels == 1 else "RGB")
 
 
-def _random_boxes(uniform: Tensor, aspect: float) -> Tensor:
-    """Crops of 1/4 to all of the area and side ratio 3/4 to 4/3: (N, 4) numbers in [0, 1) to (N, 4) left, top, right,
-    bottom as fractions of an image with width / height = `aspect`."""
-    area = 0.25 + 0.75 * uniform[:, 0]
-    ratio = ((2 * uniform[:, 1] - 1) * math.log(4 / 3)).exp()
-    width, height = (area * ratio / aspect).sqrt().clamp(max=1), (area * aspect / ratio).sqrt().clamp(max=1)
-    left, top = uniform[:, 2] * (1 - width), uniform[:, 3] * (1 - height)
-    return torch.stack([left, top, left + width, top + height], dim=1)
+def _random_boxes(uniform: np.ndarray, aspect: float) -> np.ndarray:
+    """Crops of 1/4 to all of the area with sides in ratio 3/4 to 4/3: from 4 numbers in [0, 1) each, (4, ...), their
+    left, top, right and bottom (4, ...) as fractions of an image with width / height = `aspect`."""
+    area, ratio = 0.25 + 0.75 * uniform[0], (4 / 3) ** (2 * uniform[1] - 1)
+    width, height = np.minimum(1, np.sqrt(area * ratio / aspect)), np.minimum(1, np.sqrt(area * aspect / ratio))
+    left, top = uniform[2] * (1 - width), uniform[3] * (1 - height)
+    return np.stack([left, top, left + width, top + height])
 
 
-def _box(width: int, height: int, uniform: Tensor | None) -> tuple[float, float, float, float]:
+def _box(width: int, height: int, uniform: np.ndarray | None) -> tuple[float, float, float, float]:
     """Pixels to keep: the square in the centre, or a random crop."""
     if uniform is None:
         side = min(width, height)
         left, top = (width - side) // 2, (height - side) // 2
         return left, top, left + side, top + side
-    left, top, right, bottom = _random_boxes(uniform[None], width / height)[0].tolist()
+    left, top, right, bottom = _random_boxes(uniform, width / height).tolist()
     return left * width, top * height, min(right * width, width), min(bottom * height, height)
 
 
@@ -330,7 +312,7 @@ def _decode(records: Records, rows: Tensor, channels: int, size: int, uniform: T
     out = np.empty((len(rows), channels, size, size), np.uint8)
 
     def render(position: int, image: Image.Image) -> None:
-        numbers = None if uniform is None else uniform[position]
+        numbers = None if uniform is None else uniform[position].numpy()
         left, top, right, bottom = _box(*image.size, numbers)
         shrink = min(right - left, bottom - top) / size
         if shrink >= 2:  # JPEG decodes to 1/2, 1/4 or 1/8 of the size in a fraction of the time; others ignore this
@@ -376,7 +358,7 @@ class ResidentSplit(Split):
         pixels = self.pixels[indices.to(self.pixels.device)]
         if uniform is None:
             return pixels
-        left, top, right, bottom = _random_boxes(uniform, aspect=1).to(pixels.device).T
+        left, top, right, bottom = torch.from_numpy(_random_boxes(uniform.T.numpy(), 1)).to(pixels.device)
         zero = torch.zeros_like(left)
         affine = torch.stack([right - left, zero, right + left - 1, zero, bottom - top, bottom + top - 1], dim=1)
         grid = F.affine_grid(affine.view(-1, 2, 3), list(pixels.shape), align_corners=False)
@@ -450,9 +432,9 @@ def load_data(
     `flip` defaults to true except for digits. A split whose labels are all negative hides them and counts as missing.
 
     Raises `DataError` naming the file, class, column or split that is wrong."""
-    if size < 2 or not (validation_fraction > 0 < test_fraction and validation_fraction + test_fraction < 1):
-        raise DataError(f"size must be 2 or more and both fractions above 0 with a sum below 1, not size={size}, "
-                        f"validation_fraction={validation_fraction}, test_fraction={test_fraction}")  # fmt: skip
+    if size < 2 or min(validation_fraction, test_fraction) <= 0 or validation_fraction + test_fraction >= 1:
+        given = f"size={size}, validation_fraction={validation_fraction}, test_fraction={test_fraction}"
+        raise DataError(f"size must be 2 or more and both fractions above 0 with a sum below 1, not {given}")
     device = torch.device(device)
     name, splits = _open_source(source)
     classes, labels = _classes(name, splits)
@@ -483,13 +465,13 @@ def load_data(
             stored[split] = StreamingSplit(part_labels, records, chosen, channels, size)
     mean, std = _statistics(stored["train"], seed)
     flip = name != "digits" if flip is None else flip
-    return Data(name, classes, channels, size, mean, std, flip, **stored, fingerprint=_fingerprint(classes, stored),
-                device=device)  # fmt: skip
+    fingerprint = _fingerprint(classes, stored)
+    return Data(name, classes, channels, size, mean, std, flip, **stored, fingerprint=fingerprint, device=device)
 
 
 def _classes(name: str, splits: dict[str, Records]) -> tuple[tuple[str, ...], dict[str, Tensor]]:
     """Names of the classes that occur, and per split the labels as int64 indices of them."""
-    found, inverse, order = {}, {}, {}
+    found, inverse = {}, {}
     for split, records in splits.items():
         values, inverse[split] = np.unique(np.array(records.labels()), return_inverse=True)
         values = values.tolist()
@@ -497,14 +479,13 @@ def _classes(name: str, splits: dict[str, Records]) -> tuple[tuple[str, ...], di
             continue  # the hub's way to withhold the labels of a test split
         names = records.names
         if names and not (0 <= values[0] and values[-1] < len(names)):
-            raise DataError(f"{name}: labels of the {split} split reach from {values[0]} to {values[-1]}, but there are "
-                            f"only {len(names)} class names: {', '.join(names)}")  # fmt: skip
+            span = f"labels of the {split} split go from {values[0]} to {values[-1]}"
+            raise DataError(f"{name}: {span}, but there are {len(names)} class names: {', '.join(names)}")
         found[split] = [names[value] if names else str(value) for value in values]
-        order.update({text: value for value, text in zip(values, found[split]) if text not in order})
     for split, texts in found.items():
         if extra := [text for text in texts if text not in found["train"]]:
             raise DataError(f"{name}: class {extra[0]!r} occurs in the {split} split but not in the train split")
-    classes = tuple(sorted(found["train"], key=order.__getitem__))
+    classes = tuple(found["train"])  # in the order of their numbers or, if they are strings, of the alphabet
     if len(classes) < 2:
         raise DataError(f"{name}: at least 2 classes are needed, but there is only {classes[0]!r}")
     position = {text: i for i, text in enumerate(classes)}
@@ -529,9 +510,10 @@ def _carve(labels: Tensor, classes: tuple[str, ...], fractions: dict[str, float]
         more = taken + (counts * fraction).round().long().clamp(min=1)
         rows[split] = ((ranks >= taken[labels]) & (ranks < more[labels])).nonzero().flatten()
         taken = more
-    for i in (counts <= taken).nonzero().flatten().tolist():
+    if (counts <= taken).any():
+        worst = (counts - taken).argmin()
         wanted = " and ".join(f"{fraction:.0%} for {split}" for split, fraction in fractions.items())
-        raise DataError(f"class {classes[i]!r} has too few training images: {counts[i]}, of which {wanted} leaves none")
+        raise DataError(f"class {classes[worst]!r} has too few training images, {counts[worst]}: {wanted} leaves none")
     return rows | {"train": (ranks >= taken[labels]).nonzero().flatten()}
 
 
@@ -549,7 +531,7 @@ def _statistics(split: Split, seed: int) -> tuple[tuple[float, ...], tuple[float
     total = squares = count = 0
     for indices in sample.split(CHUNK):
         pixels = split.images(indices).long()
-        total, squares = total + pixels.sum((0, 2, 3)), squares + pixels.square().sum((0, 2, 3))
+        total, squares = total + pixels.sum((0, 2, 3)).cpu(), squares + pixels.square().sum((0, 2, 3)).cpu()
         count += pixels[:, 0].numel()
     mean = total.double() / count
     std = (squares.double() / count - mean.square()).clamp(min=1).sqrt()  # min: blank images must not divide by zero
@@ -586,7 +568,7 @@ def steps_per_epoch(data: Data, batch_size: int) -> int:
 
 @dataclass(frozen=True)
 class _Fetch:
-    """Map-style dataset of whole batches: (step, indices) to (indices, pixels), the slow half that workers can do."""
+    """Map-style dataset of whole batches, (step, indices) to (step, indices, pixels): what loader workers do."""
 
     split: Split
     seed: int
@@ -666,7 +648,8 @@ def _normaliser(data: Data) -> Callable[[Tensor], Tensor]:
     """uint8 (N, C, S, S) to float32 with zero mean and unit standard deviation per channel."""
     mean = torch.tensor(data.mean, device=data.device).view(1, -1, 1, 1)
     std = torch.tensor(data.std, device=data.device).view(1, -1, 1, 1)
-    return lambda pixels: pixels.to(data.device, torch.float32).mul_(1 / (255 * std)).sub_(mean / std)
+    scale, offset = 1 / (255 * std), mean / std
+    return lambda pixels: pixels.to(data.device).to(torch.float32).mul_(scale).sub_(offset)  # moved while small
 
 
 def eval_batches(data: Data, split: Split, batch_size: int = 500) -> Iterator[tuple[Tensor, Tensor]]:

@@ -1,5 +1,6 @@
-"""Progress bars with time left and the metric that matters; plain lines when the output is not a terminal."""
+"""Progress bars with time left and the metric that matters; plain lines where the output is not a terminal."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -7,25 +8,44 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 console = Console()
+Update = Callable[[int, dict[str, float]], None]
+SECONDS_BETWEEN_LINES = 20
 
 
 @contextmanager
-def track(title: str, total: int, start: int = 0) -> Iterator[Callable[[int, dict[str, float]], None]]:
+def track(title: str, total: int, start: int = 0) -> Iterator[Update]:
     """Show the progress of one long job; yields `update(done, metrics by name)`."""
+    if not console.is_terminal:
+        yield _lines(title, total, start)
+        return
     columns = [
-        TextColumn("{task.description:<14}"),
-        BarColumn(bar_width=24),
+        TextColumn("{task.description:<13}"),
+        BarColumn(bar_width=20),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),
-        TimeRemainingColumn(elapsed_when_finished=False),
+        TimeRemainingColumn(),
         TextColumn("{task.fields[metrics]}"),
     ]
     with Progress(*columns, console=console, refresh_per_second=4) as progress:
         task = progress.add_task(title, total=total, completed=start, metrics="")
+        yield lambda done, metrics: progress.update(task, completed=done, metrics=_text(metrics))
 
-        def update(done: int, metrics: dict[str, float] | None = None) -> None:
-            text = "  ".join(f"{name} {value:.4g}" for name, value in (metrics or {}).items())
-            progress.update(task, completed=done, metrics=text)
 
-        yield update
+def _lines(title: str, total: int, start: int) -> Update:
+    """One line every so often, and one at the end."""
+    began = last = time.monotonic()
+
+    def update(done: int, metrics: dict[str, float]) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if done >= total or now - last >= SECONDS_BETWEEN_LINES:
+            last = now
+            left = (now - began) / max(1, done - start) * (total - done)
+            print(f"{title}: {done}/{total}, {now - began:.0f} s, {left:.0f} s left  {_text(metrics)}", flush=True)
+
+    return update
+
+
+def _text(metrics: dict[str, float]) -> str:
+    return "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())

@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 
 from oncequant.arch import FLOAT_BITS, LayerSpec
+from oncequant.checkpoint import config_from_json
 from oncequant.cost import COSTS, layer_macs, weight_bytes
 from oncequant.files import FileError, read_json, read_lines, write_atomically
-from oncequant.models.mobilenet_v3 import MobileNetV3Config, mobilenet_v3_space, with_bits
+from oncequant.models.mobilenet_v3 import mobilenet_v3_space, with_bits
 from oncequant.search.pareto import hypervolume, pareto_front
 
 # file -> what every record of it must have
@@ -67,12 +68,6 @@ class Run:
         names = dict.fromkeys(record["stage"] for record in [*self.metrics, *self.measurements, *self.family])
         return sorted(names, key=lambda name: known.index(name) if name in known else len(known))
 
-    @property
-    def costs(self) -> list[str]:
-        """Costs that every measured and chosen architecture has."""
-        records = [*self.measurements, *self.family]
-        return [cost for cost in COSTS if all(cost in record["costs"] for record in records)]
-
 
 def write_report(run_dir: Path) -> Path:
     """Write index.html, pictures and CSV files to `run_dir/report`; returns the page. Raises ReportError."""
@@ -109,8 +104,10 @@ def read_run(folder: Path) -> Run:
 def _read_records(path: Path) -> list[dict]:
     records = read_lines(path) if path.suffix == ".jsonl" else read_json(path) if path.exists() else []
     for number, record in enumerate(records, start=1):
-        if missing := [key for key in FILES[path.name] if not isinstance(record, dict) or key not in record]:
-            raise ReportError(f"{path}: record {number} lacks {missing[0]!r}; needed: {', '.join(FILES[path.name])}")
+        missing = [key for key in FILES[path.name] if not isinstance(record, dict) or key not in record]
+        missing = missing or [cost for cost in COSTS if cost not in record.get("costs", COSTS)]
+        if missing:
+            raise ReportError(f"{path}: record {number} lacks {missing[0]!r}")
     return records
 
 
@@ -119,7 +116,7 @@ def _read_records(path: Path) -> list[dict]:
 
 def page_data(run: Run) -> dict[str, Any]:
     """Everything that the page's script reads; lists are referred to by index to keep the page small."""
-    stages, costs = run.stages, run.costs
+    stages = run.stages
     records = [*run.measurements, *run.family]
     rows, tables = layer_tables(run, records)
     choices = list(dict.fromkeys(name for record in records for name in record["arch"]))
@@ -127,7 +124,7 @@ def page_data(run: Run) -> dict[str, Any]:
         {
             "stage": stages.index(record["stage"]),
             "top1": record["top1"] if "top1" in record else record["top1_validation"],
-            "costs": [record["costs"][cost] for cost in costs],
+            "costs": [record["costs"][cost] for cost in COSTS],
             "arch": [record["arch"].get(name) for name in choices],
             "layers": table,
         }
@@ -136,14 +133,12 @@ def page_data(run: Run) -> dict[str, Any]:
     points = [item | {"searcher": record["searcher"]} for item, record in zip(items, run.measurements)]
     chosen = zip(items[len(points) :], run.family)
     family = [item | {"name": record["name"], "test": record.get("top1_test")} for item, record in chosen]
-    fronts = [[_front(points, stage, cost) for stage in range(len(stages))] for cost in range(len(costs))]
-    spare = iter(SPARE_STYLES * (1 + len(stages)))
-    styles = [STYLES[stage] if stage in STYLES else next(spare) for stage in stages]
+    fronts = [[_front(points, stage, cost) for stage in range(len(stages))] for cost in range(len(COSTS))]
     on_fronts = [points[i]["top1"] for by_stage in fronts for front in by_stage for i in front]
     return {
         "run": run.info,
-        "stages": [{"name": n, "light": li, "dark": da, "marker": m} for n, (li, da, m) in zip(stages, styles)],
-        "costs": [COST_LABELS.get(cost, cost) for cost in costs],
+        "stages": stage_styles(stages),
+        "costs": [COST_LABELS.get(cost, cost) for cost in COSTS],
         "choices": choices,
         "rows": rows,
         "points": points,
@@ -154,6 +149,15 @@ def page_data(run: Run) -> dict[str, Any]:
         "curves": training_curves(run),
         "top1_axis": top1_axis(on_fronts + [f["top1"] for f in family]),
     }
+
+
+def stage_styles(stages: list[str]) -> list[dict[str, str]]:
+    """Name, label, colours and marker of every stage."""
+    spare = iter(SPARE_STYLES * len(stages))
+    styles = [STYLES[stage] if stage in STYLES else next(spare) for stage in stages]
+    labels = [re.sub(r"(\d+)bit", r"\1 bit", stage) for stage in stages]
+    keys = ("name", "label", "light", "dark", "marker")
+    return [dict(zip(keys, (stage, label, *style))) for stage, label, style in zip(stages, labels, styles)]
 
 
 def _front(points: list[dict], stage: int, cost: int) -> list[int]:
@@ -169,9 +173,8 @@ def layer_tables(run: Run, records: list[dict]) -> tuple[list[tuple], list[list[
     @cache
     def space_of(stage: str):
         try:
-            fields = run.info["model"]["config"].items()
-            config = MobileNetV3Config(**{key: tuple(v) if isinstance(v, list) else v for key, v in fields})
-        except (KeyError, TypeError, AttributeError) as error:
+            config = config_from_json(run.info["model"]["config"])
+        except (KeyError, TypeError, FileError) as error:
             raise ReportError(f"{run.folder / 'run.json'}: model.config does not fit: {error!r}") from error
         bits = FLOAT_BITS if stage == "float" else int((re.match(r"(\d+)bit", stage) or "00")[1])
         return mobilenet_v3_space(with_bits(config, bits) if bits else config)  # 0: bits are choices of the space
@@ -199,16 +202,16 @@ def compare_searchers(run: Run) -> list[dict]:
     searcher of the stage measured, so that all have the same reference.
     """
     rows = []
-    for stage in run.stages:
+    for index, stage in enumerate(run.stages):
         here = [m for m in run.measurements if m["stage"] == stage]
         names = list(dict.fromkeys(m["searcher"] for m in here))
-        values = np.array([[*np.log([m["costs"][c] for c in run.costs]), 1 - m["top1"]] for m in here])
+        values = np.array([[*np.log([m["costs"][c] for c in COSTS]), 1 - m["top1"]] for m in here])
         for name in names if len(names) > 1 else ():
             low, extent = values.min(axis=0), np.ptp(values, axis=0)
             own = (values[[m["searcher"] == name for m in here]] - low) / np.where(extent > 0, extent, 1)
-            shares = [hypervolume(own[:, [k, -1]], (1, 1)) for k in range(len(run.costs))]
+            shares = [hypervolume(own[:, [k, -1]], (1, 1)) for k in range(len(COSTS))]
             best = max(m["top1"] for m in here if m["searcher"] == name)
-            rows.append({"stage": stage, "searcher": name, "measured": len(own), "best": best, "shares": shares})
+            rows.append({"stage": index, "searcher": name, "measured": len(own), "best": best, "shares": shares})
     return rows
 
 
@@ -241,7 +244,7 @@ def top1_axis(values: Sequence[float]) -> dict[str, Any]:
     low, high = low - margin, high + margin
     ticks: dict[float, str] = {}  # height -> label
     for step in (100, 50, 20, 10, 5, 2, 1):  # tenths of a percent
-        for tick in range(0, 1001, step):
+        for tick in range(0, 1001, step) if step >= 10 or len(ticks) < 5 else ():
             at = stretch(tick / 1000)
             if low <= at <= high and all(abs(at - other) > (high - low) / 14 for other in ticks):
                 ticks[at] = f"{tick / 10:g} %"
@@ -277,7 +280,7 @@ def write_csv(path: Path, records: list[dict]) -> None:
 
 
 def _panels(width: float, height: float, count: int):
-    """(figure, its axes) in the style of all pictures."""
+    """(figure, panels side by side) in the style of all pictures."""
     try:
         from matplotlib.figure import Figure  # not pyplot: no global state, no display
     except ImportError as error:
@@ -292,41 +295,50 @@ def _panels(width: float, height: float, count: int):
 
 
 def draw_pareto(data: dict[str, Any], path: Path) -> None:
-    """Validation top-1 against packed weights (the last cost): all points, fronts, chosen family."""
+    """Validation top-1 against the last cost (packed weights): all points, fronts, chosen networks."""
     figure, (axes,) = _panels(8, 5, 1)
     for index, stage in enumerate(data["stages"]):
         style = {"color": stage["light"], "marker": stage["marker"]}
-        points, chosen = ([i for i in data[key] if i["stage"] == index] for key in ("points", "family"))
+        points, chosen = ([item for item in data[key] if item["stage"] == index] for key in ("points", "family"))
         front = [data["points"][i] for i in data["fronts"][-1][index]]
-        at = [([i["costs"][-1] for i in items], [stretch(i["top1"]) for i in items]) for items in (points, front, chosen)]
-        axes.scatter(*at[0], s=9, alpha=0.22, linewidths=0, **style)
-        if front or chosen:
-            axes.plot(*at[1], linewidth=1.8, markersize=4, label=stage["name"], **style)
-        axes.plot(*at[2], linestyle="", markersize=9.5, markeredgecolor="black", zorder=4, **style)
-        for item, x, y in zip(chosen, *at[2]):
-            axes.annotate(item["name"], (x, y), (7, -13), textcoords="offset points", fontsize=7.5)
+        looks = (
+            (points, {"linestyle": "", "markersize": 3, "alpha": 0.25, "markeredgewidth": 0}),
+            (front, {"linewidth": 1.8, "markersize": 4, "label": stage["label"] if points or chosen else None}),
+            (chosen, {"linestyle": "", "markersize": 9, "markeredgecolor": "black", "zorder": 4}),
+        )
+        for items, look in looks:
+            axes.plot([i["costs"][-1] for i in items], [stretch(i["top1"]) for i in items], **style, **look)
+        for item in chosen:
+            name, at = item["name"].removeprefix(f"{stage['name']}-"), (item["costs"][-1], stretch(item["top1"]))
+            axes.annotate(name, at, (-6, 5), textcoords="offset points", ha="right", weight="bold", zorder=5)
+    axes.set(xscale="log", xlabel=data["costs"][-1], ylabel="Validation top-1 (stretched towards 100 %)")
+    axes.set_title(
+        "Measured networks (faint), best at each bit-width (line), chosen (outlined)", loc="left", fontsize=9
+    )
     axis = data["top1_axis"]
-    axes.set(xscale="log", xlabel=data["costs"][-1], ylabel="Validation top-1 (scale stretched towards 100 %)")
     axes.set_ylim(axis["low"], axis["high"])
     axes.set_yticks(*zip(*axis["ticks"]))
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    low, high = axes.get_xlim()
+    round_costs = [m * 10**e for e in range(15) for m in (1, 2, 3, 5, 7)]
+    axes.set_xticks([c for c in round_costs if low <= c <= high])
+    axes.xaxis.set_major_formatter(lambda cost, _: f"{cost / 1000:,g} k")
+    axes.minorticks_off()
     axes.legend(frameon=False, loc="lower right")
     figure.savefig(path)
 
 
 def draw_training(data: dict[str, Any], path: Path) -> None:
-    """Training loss and validation top-1 of the largest and the smallest subnet over all stages."""
+    """Training loss, and validation top-1 of the largest and the smallest subnet, over all stages."""
     figure, (left, right) = _panels(10, 3.8, 2)
     for curve in data["curves"]:
         stage = data["stages"][curve["stage"]]
         style = {"color": stage["light"], "marker": stage["marker"], "markersize": 4}
-        left.plot(*np.reshape(curve["loss"], (-1, 2)).T, color=stage["light"], label=stage["name"])
+        left.plot(*np.reshape(curve["loss"], (-1, 2)).T, color=stage["light"], label=stage["label"])
         for net, line in (("largest", "-"), ("smallest", "--")):
             steps, top1 = np.reshape(curve[net], (-1, 2)).T
-            right.plot(steps, 100 * top1, line, label=f"{stage['name']}, {net}" if len(steps) else None, **style)
+            right.plot(steps, 100 * top1, line, label=f"{stage['label']}, {net}", **style)
     left.set(xlabel="step", ylabel="training loss")
     right.set(xlabel="step", ylabel="validation top-1 (%)")
     for axes in (left, right):
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(frameon=False, fontsize=8)
+        axes.legend(frameon=False, fontsize=7.5)
     figure.savefig(path)

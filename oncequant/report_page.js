@@ -9,13 +9,15 @@ const state = { cost: DATA.costs.length - 1, hidden: new Set(), selected: null }
 
 // -- text
 
-function label(stage) { return DATA.stages[stage].name.replace(/^(\d+)bit$/, "$1 bit"); }
-function percent(x) { return Number.isFinite(x) ? `${(100 * x).toFixed(2)} %` : "–"; }
+function label(stage) { return DATA.stages[stage].label; }
+function percent(x, digits = 2) { return Number.isFinite(x) ? `${(100 * x).toFixed(digits)} %` : "–"; }
 function short(x, unit = "") {
   if (!Number.isFinite(x)) return "–";
   const [scale, prefix] = [[1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"]].find(([s]) => Math.abs(x) >= s) ?? [1, ""];
-  return `${Number((x / scale).toPrecision(3))} ${prefix}${unit}`.trim();
+  const value = x / scale, digits = value < 10 ? 2 : value < 100 ? 1 : 0;
+  return `${prefix ? value.toFixed(digits) : Number(value.toPrecision(3))} ${prefix}${unit}`.trim();
 }
+function tick(x) { return short(x).replace(/(\.\d*?)0+ /, "$1 ").replace(". ", " "); }
 function costText(value, cost) { return short(value, DATA.costs[cost].includes("bytes") ? "B" : ""); }
 function costName(cost) { return DATA.costs[cost].replace(" (bytes)", ""); }
 function facts(item) {
@@ -41,16 +43,17 @@ function svg(tag, attributes = {}, ...children) {
   return fill(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
 }
 function table(caption, head, rows, foot) {
-  const line = (cells) => el("tr", {}, ...cells.map((cell, i) => el(i ? "td" : "th", i ? {} : { scope: "row" }, cell)));
-  return el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": caption },
-    el("table", {},
-      el("caption", {}, caption),
-      el("thead", {}, el("tr", {}, ...head.map((text) => el("th", { scope: "col" }, text)))),
+  const side = (i) => (/^[\d–]/.test(rows[0][i]) ? null : "left"); // numbers to the right, words to the left
+  const cell = (content, i) => el(i ? "td" : "th", { class: side(i), scope: i ? null : "row" }, content);
+  const line = (cells) => el("tr", {}, ...cells.map(cell));
+  return el("div", {}, el("p", { class: "soft" }, caption), // not a <caption>, which would scroll with a wide table
+    el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": caption }, el("table", { "aria-label": caption },
+      el("thead", {}, el("tr", {}, ...head.map((text, i) => el("th", { class: side(i), scope: "col" }, text)))),
       el("tbody", {}, ...rows.map(line)),
-      foot && el("tfoot", {}, line(foot))));
+      foot && el("tfoot", {}, line(foot)))));
 }
 function list(pairs) {
-  const kept = pairs.filter(([, value]) => value != null && value !== "");
+  const kept = pairs.filter(([, value]) => value != null && value !== "" && value !== false);
   return el("dl", {}, ...kept.flatMap(([name, value]) => [el("dt", {}, name), el("dd", {}, value)]));
 }
 function nothing(section, text) { $(section).querySelector(".content")?.remove(); $(section).append(el("p", { class: "soft" }, text)); }
@@ -87,13 +90,14 @@ function linearTicks(low, high) {
   return [...Array(8).keys()].map((k) => (first + k) * step).filter((t) => t <= high + 1e-9 * step);
 }
 function logTicks(low, high) {
-  const all = [];
-  for (let e = Math.floor(low); e <= high; e++) for (const m of [1, 2, 5]) all.push(Math.log10(m) + e);
-  return all.filter((t) => t >= low && t <= high);
+  const decades = [...Array(Math.ceil(high - low) + 2).keys()].map((k) => Math.floor(low) + k);
+  const ticks = [[1, 2, 5], [1, 2, 3, 4, 5, 6, 8], [...Array(18).keys()].map((k) => 1 + k / 2)].map((steps) =>
+    decades.flatMap((e) => steps.map((m) => Math.log10(m) + e)).filter((t) => t >= low && t <= high));
+  return ticks.find((t) => t.length > 2) ?? ticks[2];
 }
 // axes: {low, high, ticks: [[position, text]], title}; returns the drawing and the functions to pixels
 function frame(box, x, y, name) {
-  const width = box.clientWidth || 600, height = Math.max(260, Math.min(470, width * 0.62));
+  const width = box.clientWidth || 600, height = Math.max(340, Math.min(540, width * 0.78));
   const left = 56, right = 12, top = 22, bottom = 42;
   const px = (v) => left + (v - x.low) / (x.high - x.low || 1) * (width - left - right);
   const py = (v) => height - bottom - (v - y.low) / (y.high - y.low || 1) * (height - top - bottom);
@@ -121,7 +125,7 @@ function drawPareto() {
   const low = xs.length ? xs.reduce((a, b) => Math.min(a, b)) : 0, high = xs.length ? xs.reduce((a, b) => Math.max(a, b)) : 1;
   const margin = 0.04 * (high - low) || 0.1;
   const x = { low: low - margin, high: high + margin, title: DATA.costs[cost] };
-  x.ticks = logTicks(x.low, x.high).map((t) => [t, short(10 ** t)]);
+  x.ticks = logTicks(x.low, x.high).map((t) => [t, tick(10 ** t)]);
   const { root, px, py, width } = frame($("pareto-chart"), x, { ...DATA.top1_axis, title: "Validation top-1" },
     `Validation top-1 against ${DATA.costs[cost]}; the table of chosen networks has the numbers`);
   const place = (item) => [px(Math.log10(item.costs[cost])), py(-Math.sqrt(Math.max(0, 1 - item.top1)))];
@@ -142,9 +146,10 @@ function drawPareto() {
     aim(points, 0); aim(front, 4); walk.push(...front);
   });
   for (const item of FAMILY.filter(shown)) {
-    const [cx, cy] = place(item), end = cx > width - 80;
+    const [cx, cy] = place(item), right = cx < 130; // up and left of a front there is room
     layers[2].append(svg("path", { d: marks(item.stage, [[cx, cy]], 7), style: `fill:${color(item.stage)};stroke:var(--text);stroke-width:1.5` }));
-    layers[2].append(svg("text", { class: "name", x: cx + (end ? -9 : 9), y: cy + 15, "text-anchor": end ? "end" : "start" }, item.name));
+    layers[2].append(svg("text", { class: "name", x: cx + (right ? 9 : -9), y: cy - 8, "text-anchor": right ? "start" : "end" },
+      item.name.replace(`${DATA.stages[item.stage].name}-`, ""))); // the colour says the rest
   }
   aim(FAMILY.filter(shown), 7);
   const ring = svg("circle", { r: 12, style: "fill:none;stroke:var(--accent);stroke-width:2.5" });
@@ -189,7 +194,7 @@ function drawCurves() {
   const last = (series) => series.flatMap((points) => points.map(([step]) => step)).reduce((a, b) => Math.max(a, b), 1);
   const draw = (id, title, series, low, high) => {
     const steps = linearTicks(0, last(series.map((s) => s.points))), values = linearTicks(low, high);
-    const x = { low: 0, high: last(series.map((s) => s.points)), title: "step", ticks: steps.map((t) => [t, short(t)]) };
+    const x = { low: 0, high: last(series.map((s) => s.points)), title: "step", ticks: steps.map((t) => [t, tick(t)]) };
     const asText = (t) => (id === "top1-chart" ? `${Number((100 * t).toPrecision(6))} %` : String(Number(t.toPrecision(6))));
     const { root, px, py } = frame($(id), x, { low, high, title, ticks: values.map((t) => [t, asText(t)]) }, title);
     for (const { stage, points, dash, dots } of series) {
@@ -214,15 +219,15 @@ function select(item, quietly = false) {
   state.selected = item;
   if (!quietly) history.replaceState(null, "", `#select=${encodeURIComponent(item.id)}`);
   const rows = item.layers.map((i) => DATA.rows[i]);
-  const bits = (b) => (b === 32 ? "float" : b);
-  const cells = ([name, role, cin, cout, k, stride, size, w, a, macs, bytes]) => [name, role, `${cin} → ${cout}`,
-    `${k}×${k}`, stride, `${size}×${size}`, w === a ? bits(w) : `${bits(w)} / ${bits(a)}`, short(macs), short(bytes, "B")].map(String);
+  const cells = ([name, role, cin, cout, k, stride, size, w, a, macs, bytes]) => [
+    name.includes(".") ? name.slice(0, name.lastIndexOf(".")) : name, name.includes(".") ? name.split(".").at(-1) : role, `${cin} → ${cout}`,
+    `${k}×${k}`, String(stride), `${size}×${size}`, w === 32 && a === 32 ? "float" : `${w}/${a}`, short(macs), short(bytes, "B")];
   const sum = (column) => rows.reduce((total, row) => total + row[column], 0);
   const arch = Object.fromEntries(DATA.choices.map((name, i) => [name, item.arch[i]]).filter(([, value]) => value != null));
   $("panel").replaceChildren(
     el("h3", {}, item.title), list(facts(item)),
-    table(`${rows.length} layers; bits are those of weights and inputs`,
-      ["Layer", "Role", "Channels", "Kernel", "Stride", "Output", "Bits", "MACs", "Weights"], rows.map(cells),
+    table(`${rows.length} layers; bits of weights / inputs, size of the output`,
+      ["Layer", "Role", "Channels", "Kernel", "Stride", "Size", "Bits", "MACs", "Weights"], rows.map(cells),
       ["Total", "", "", "", "", "", "", short(sum(9)), short(sum(10), "B")]),
     el("details", {}, el("summary", { class: "soft" }, "Architecture as JSON"), el("pre", {}, JSON.stringify(arch))));
   if ($("pareto-chart")) drawPareto();
@@ -245,7 +250,7 @@ function about() {
     ["Images", [splits, size].filter(Boolean).join("; ")], ["Classes", classes.length ? `${classes.length}: ${names}` : ""],
     ["Fingerprint of the data", data.fingerprint], ["Model", [model.name, model.preset].filter(Boolean).join(", ")],
     ["Seed", run.seed], ["Versions", [run.commit && `commit ${run.commit}`, run.torch && `torch ${run.torch}`].filter(Boolean).join(", ")],
-    ["Command", run.command && el("code", {}, run.command)], ["Reproduce", run.reproduce && el("pre", {}, run.reproduce)]]));
+    ["Command", run.command && run.command !== run.reproduce && el("code", {}, run.command)], ["Reproduce", run.reproduce && el("pre", {}, run.reproduce)]]));
   if (run.method_config) {
     $("about").append(el("details", {}, el("summary", { class: "soft" }, "All settings of the method and the model"),
       el("pre", {}, JSON.stringify({ method: run.method_config, model: model.config }, null, 1))));
@@ -259,24 +264,25 @@ function familyTable() {
     FAMILY.map((f) => [pick(f), label(f.stage), percent(f.test), percent(f.top1), ...f.costs.map(costText)])));
 }
 function exportsTable() {
-  const ms = (t) => (Number.isFinite(t) ? `${Number(t.toPrecision(3))} ms` : "–");
+  const ms = (t) => (Number.isFinite(t) ? `${t.toFixed(t < 1 ? 3 : 2)} ms` : "–");
   const times = (a, b) => (Number.isFinite(a / b) ? `${(a / b).toFixed(2)}×` : "–");
   const check = (e) => (e.argmax_differences == null ? "not checked"
-    : e.argmax_differences === 0 ? `✓ same class on all ${e.images ?? ""} images` : `✗ ${e.argmax_differences} of ${e.images} images differ`);
+    : e.argmax_differences === 0 ? `✓ all ${e.images ?? ""} images` : `✗ differs in ${e.argmax_differences} of ${e.images}`);
   const convs = (e) => (e.integer_convs == null ? "–" : `${e.integer_convs} of ${e.integer_convs + (e.float_convs ?? 0)}`);
   $("exports").append(table(
-    "Ideal: weights at their own bits and nothing else around them. Speed-up: latency of the float network over that of the exported one, same device.",
+    `Ideal: weights at their own bits and what dequantizes them. Speed-up: latency of the float network over that of the exported one. ${
+      DATA.exports[0].folder ? `Each network has a folder in the run, the first ${DATA.exports[0].folder}.` : ""}`,
     ["Network", "Packed file", "Ideal", "Packed / ideal", "ONNX file", "Float file", "Latency", "Float latency", "Speed-up",
-      "Integer convolutions", "Top-1 as trained", "Top-1 of the file", "Agreement", "Folder"],
+      "Integer convolutions", "Top-1 as trained", "Top-1 of the file", "Same class as trained"],
     DATA.exports.map((e) => [e.name, short(e.package_bytes, "B"), short(e.ideal_bytes, "B"), times(e.package_bytes, e.ideal_bytes),
       short(e.onnx_bytes, "B"), short(e.float_bytes, "B"), ms(e.latency_ms), ms(e.float_latency_ms),
-      times(e.float_latency_ms, e.latency_ms), convs(e), percent(e.top1_subnet), percent(e.top1_deployed), check(e), e.folder ?? "–"])));
+      times(e.float_latency_ms, e.latency_ms), convs(e), percent(e.top1_subnet), percent(e.top1_deployed), check(e)])));
 }
 function searcherTable() {
   $("searchers").append(table(
     "Hypervolume over top-1 and the logarithm of a cost: how much of the box between the worst and the best values measured at this bit-width the searcher's own front covers. More is better; compare at equal numbers of measurements.",
     ["Bits", "Searcher", "Measurements", "Best validation top-1", ...DATA.costs.map((_, c) => `Hypervolume, ${costName(c)}`)],
-    DATA.searchers.map((s) => [s.stage.replace(/^(\d+)bit$/, "$1 bit"), s.searcher, String(s.measured), percent(s.best), ...s.shares.map(percent)])));
+    DATA.searchers.map((s) => [label(s.stage), s.searcher, String(s.measured), percent(s.best), ...s.shares.map((x) => percent(x, 1))])));
 }
 function pareto() {
   DATA.costs.forEach((_, c) => $("cost").append(el("option", { value: c, selected: c === state.cost && "" }, costName(c))));

@@ -163,8 +163,8 @@ def sandwich_step(
 
 
 def sandwich_archs(space: SearchSpace, random_subnets: int, rng: np.random.Generator) -> list[Arch]:
-    """Largest, smallest and `random_subnets` uniform architectures."""
-    return [space.largest(), space.smallest(), *(space.sample(rng) for _ in range(random_subnets))]
+    """Largest, smallest and `random_subnets` uniform architectures, each once."""
+    return list(dict.fromkeys([space.largest(), space.smallest(), *(space.sample(rng) for _ in range(random_subnets))]))
 
 
 class _MetricsLog:

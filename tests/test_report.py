@@ -10,58 +10,52 @@ import pytest
 from oncequant.cost import COSTS
 from oncequant.models.mobilenet_v3 import PRESETS, mobilenet_v3_space, with_bits
 from oncequant.report import ReportError, page_data, read_run, stretch, top1_axis, write_report
+from oncequant.search.measurements import Measurement, all_costs
+from oncequant.search.pareto import spread
 
 CLASSES = ["zero", "one", "a < b & c", "</script><b>bold</b>", "{{data}}", *"56789"]
 STAGES = {"float": 32, "4bit": 4, "3bit": 3, "2bit": 2}
 # what a bit-width can reach, and how much a small network loses; in the range of the digits task
-CEILING = {"float": 0.993, "4bit": 0.991, "3bit": 0.985, "2bit": 0.968}
-LOSS = {"float": 0.02, "4bit": 0.03, "3bit": 0.05, "2bit": 0.13}
+CEILING = {"float": 0.994, "4bit": 0.991, "3bit": 0.986, "2bit": 0.971}
+LOSS = {"float": 0.01, "4bit": 0.02, "3bit": 0.03, "2bit": 0.06}
 
 
 def make_run_folder(folder: Path, measurements: int = 60, seed: int = 0) -> Path:
-    """A complete synthetic run folder (oqat, nano space): the files that `oncequant run` writes, with plausible numbers."""
+    """A complete synthetic run folder (oqat, nano space) with plausible numbers."""
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
     config = PRESETS["nano"]
     spaces = {stage: mobilenet_v3_space(with_bits(config, bits)) for stage, bits in STAGES.items()}
 
-    def measured(stage, arch):
+    def measure(stage, searcher, arch):
         space = spaces[stage]
-        costs = {name: cost(space.layers(arch)) for name, cost in COSTS.items()}
-        most = COSTS["macs"](space.layers(space.largest()))
-        error = 1 - CEILING[stage] + LOSS[stage] * (most / costs["macs"]) ** 0.5 * 0.4 + abs(rng.normal(0, 0.006))
-        return round((1 - error) * 360) / 360, costs  # 360 validation images
+        shrunk = COSTS["macs"](space.layers(space.largest())) / COSTS["macs"](space.layers(arch))
+        error = 1 - CEILING[stage] + LOSS[stage] * (shrunk**0.8 - 1) / 2 + abs(rng.normal(0, 0.006))
+        return Measurement(space.brief(arch), round((1 - error) * 360) / 360, all_costs(space, arch), stage, searcher)
 
     lines, family, metrics = [], [], []
     for stage, space in spaces.items():
         for step in range(10, 601, 10):
             row = {"stage": stage, "step": step, "steps": 600, "lr": 0.05 * (1 - step / 600), "time_s": 0.04 * step}
-            row["loss"] = (2.3 if stage == "float" else 0.5) * float(np.exp(-step / 120)) + 0.1 + abs(rng.normal(0, 0.03))
+            start = 2.3 if stage == "float" else 0.5
+            row["loss"] = start * float(np.exp(-step / 120)) + 0.1 + abs(rng.normal(0, 0.03))
             if step % 100 == 0:
                 gain = 1 - (0.6 if stage == "float" else 0.08) * np.exp(-step / 150)
                 row |= {"top1_largest": CEILING[stage] * gain, "top1_smallest": (CEILING[stage] - LOSS[stage]) * gain}
             metrics.append(row)
-        if stage == "float":
-            chosen = [("float-max", space.largest())]
-        else:
-            found = []
-            for searcher in ("coarse_to_fine", "nsga2", "random"):
-                for k in range(measurements // 3):
-                    arch = space.sample(rng)
-                    if searcher != "random" and k % 2:  # searchers look near the ends of the front
-                        arch = space.decode(space.mutate_codes(space.encode(space.largest())[None], 0.4, rng)[0])
-                    top1, costs = measured(stage, arch)
-                    found.append((arch, top1))
-                    brief = dict(space.brief(arch))
-                    lines.append({"stage": stage, "searcher": searcher, "arch": brief, "top1": top1, "costs": costs})
-            by_cost = sorted(found, key=lambda f: COSTS["macs"](space.layers(f[0])))
-            parts = zip("SML", np.array_split(np.arange(len(by_cost)), 3))
-            chosen = [(f"{stage}-{size}", max((by_cost[i] for i in part), key=lambda f: f[1])[0]) for size, part in parts]
-        for name, arch in chosen:
-            same = [line for line in lines if line["stage"] == stage and line["arch"] == dict(space.brief(arch))]
-            top1, costs = (same[0]["top1"], same[0]["costs"]) if same else measured(stage, arch)
-            entry = {"name": name, "stage": stage, "bits": STAGES[stage], "arch": dict(space.brief(arch))}
-            family.append(entry | {"top1_validation": top1, "top1_test": top1 - 0.004, "costs": costs})
+        found = []
+        for searcher in ("coarse_to_fine", "nsga2", "random") if stage != "float" else ():
+            for k in range(measurements // 3):
+                arch = space.sample(rng)
+                if searcher != "random":  # the others look more at the ends of the front
+                    end = (space.smallest(), space.largest())[k % 2]
+                    arch = space.decode(space.mutate_codes(space.encode(end)[None], 0.3, rng)[0])
+                found.append(measure(stage, searcher, arch))
+        lines += found
+        chosen = zip((f"{stage}-{size}" for size in "SML"), spread(found, 3, "weight_bytes"))
+        for name, m in chosen if found else [("float-max", measure(stage, "", space.largest()))]:
+            entry = {"name": name, "stage": stage, "bits": STAGES[stage], "arch": dict(m.arch), "costs": m.costs}
+            family.append(entry | {"top1_validation": m.top1, "top1_test": m.top1 - 0.004})
     exports = []
     for k, entry in enumerate(e for e in family if e["stage"] != "float"):
         ideal = entry["costs"]["weight_bytes"]
@@ -90,7 +84,7 @@ def make_run_folder(folder: Path, measurements: int = 60, seed: int = 0) -> Path
     }
     (folder / "run.json").write_text(json.dumps(run))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics))
-    (folder / "measurements.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "measurements.jsonl").write_text("".join(line.to_json() + "\n" for line in lines))
     (folder / "family.json").write_text(json.dumps(family))
     (folder / "exports.json").write_text(json.dumps(exports))
     return folder
@@ -167,7 +161,11 @@ def test_searchers_are_compared_on_one_reference(tmp_path):
     lines = [cheap, good, cheap | {"searcher": "both"}, middle, good | {"searcher": "both"}]
     (folder / "measurements.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     rows = page_data(read_run(folder))["searchers"]
-    assert [(r["searcher"], r["measured"], r["best"]) for r in rows] == [("one", 1, 0.5), ("two", 1, 0.9), ("both", 3, 0.9)]
+    assert [(r["searcher"], r["measured"], r["best"]) for r in rows] == [
+        ("one", 1, 0.5),
+        ("two", 1, 0.9),
+        ("both", 3, 0.9),
+    ]
     # cheapest and best touch the reference; the middle one covers half of log cost times three quarters of top-1
     assert [r["shares"] for r in rows] == [pytest.approx([share] * 4) for share in (0, 0, 0.375)]
 
@@ -216,7 +214,9 @@ def test_torn_last_line_and_diverged_loss(run_folder, tmp_path):
     for name in ("metrics.jsonl", "measurements.jsonl"):
         (tmp_path / name).write_text((run_folder / name).read_text()[:-20])
     rows = (tmp_path / "metrics.jsonl").read_text()
-    (tmp_path / "metrics.jsonl").write_text(json.dumps({"stage": "float", "step": 5, "loss": float("nan")}) + "\n" + rows)
+    (tmp_path / "metrics.jsonl").write_text(
+        json.dumps({"stage": "float", "step": 5, "loss": float("nan")}) + "\n" + rows
+    )
     data = data_in(write_report(tmp_path))
     assert len(data["points"]) == len(lines_of(run_folder)) - 1
     assert np.isnan(data["curves"][0]["loss"][0][1])
@@ -247,12 +247,18 @@ def test_errors_name_path_and_remedy(tmp_path):
     (tmp_path / "measurements.jsonl").write_text('{"stage": "4bit", "searcher": "random", "top1": 0.9, "costs": {}}\n')
     with pytest.raises(ReportError, match=r"measurements\.jsonl: record 1 lacks 'arch'"):
         write_report(tmp_path)
-    (tmp_path / "measurements.jsonl").write_text('{"stage": "4bit", "searcher": "r", "top1": 1, "costs": {}, "arch": {}}\n')
+    line = {"stage": "4bit", "searcher": "r", "top1": 1, "arch": {}, "costs": {"macs": 1}}
+    (tmp_path / "measurements.jsonl").write_text(json.dumps(line) + "\n")
+    with pytest.raises(ReportError, match=r"record 1 lacks 'params'"):
+        write_report(tmp_path)
+    (tmp_path / "measurements.jsonl").write_text(json.dumps(line | {"costs": dict.fromkeys(COSTS, 1)}) + "\n")
     with pytest.raises(ReportError, match=r"run\.json: model\.config"):
         write_report(tmp_path)
     make_run_folder(tmp_path, measurements=3)
     (tmp_path / "family.json").write_text(
-        json.dumps([{"name": "x", "stage": "4bit", "arch": {"resolution": 9}, "top1_validation": 1, "costs": {}}])
+        json.dumps(
+            [line | {"name": "x", "top1_validation": 1, "arch": {"resolution": 9}, "costs": dict.fromkeys(COSTS, 1)}]
+        )
     )
     with pytest.raises(ReportError, match=r"stage 4bit: resolution = 9 is not allowed"):
         write_report(tmp_path)

@@ -1,8 +1,8 @@
 """The deployed network as a plain value that every exporter and simulator reads.
 
 A `Graph` is a list of `Node`s in topological order; a node's value has the node's name. Quantization is explicit: a
-`quantize` node puts a tensor on a `Grid`, a `conv` node holds integer codes (batch norm is folded into their
-per-channel scale) or float weights. What a node computes in float is in `simulate.run_float`; what integer kernels
+`quantize` node puts a tensor on a `Grid`; a `conv` or `linear` node has `Weights`, integer codes (batch norm is folded
+into their per-channel scale) or floats. What a node computes in float is in `simulate.run_float`; what integer kernels
 make of the same graph in `simulate.run_integer`.
 """
 
@@ -15,12 +15,15 @@ from torch import Tensor
 
 from oncequant.arch import FLOAT_BITS, Arch
 
-# Operations and their number of inputs. `pixels` is the network's input, raw 0..255; `mean` is over height and width.
+# Operations and their number of inputs. `pixels` is the network's input, raw 0..255; `mean` is over height and width;
+# a `conv` pads with K // 2; `linear` works on what `flatten` leaves.
 OPS = {
     "pixels": 0,
     "normalise": 1,
     "quantize": 1,
     "conv": 1,
+    "linear": 1,
+    "flatten": 1,
     "relu": 1,
     "hardswish": 1,
     "hardsigmoid": 1,
@@ -53,14 +56,14 @@ class Grid:
 
 
 @dataclass(frozen=True, eq=False)
-class Conv:
-    """Weights of a convolution (padding K // 2); the last one of a graph is the linear classifier on a 1x1 map.
+class Weights:
+    """Weights and bias of a convolution or linear layer.
 
     Codes are b-bit integers q in int8; the weight is q * 2^shift * scale[c]. The shift makes the grid of the integer
     bias, input step * scale, fine enough at 2 to 4 bits. Scales can be negative (negative batch-norm weights).
     """
 
-    weight: Tensor  # int8 codes or float32, (C_out, C_in / groups, K, K)
+    weight: Tensor  # int8 codes or float32, (C_out, C_in / groups, K, K) or (C_out, C_in)
     bias: Tensor  # int32 codes on the grid (input step * scale) or float32, (C_out,)
     scale: Tensor | None  # float32 (C_out,); None for float weights
     bits: int = FLOAT_BITS  # of the codes
@@ -77,7 +80,7 @@ class Conv:
         """Dequantized weights, float32."""
         if self.scale is None:
             return self.weight
-        return self.weight.float() * 2**self.shift * self.scale.view(-1, 1, 1, 1)
+        return self.weight.float() * 2**self.shift * self.scale.view(-1, *[1] * (self.weight.dim() - 1))
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ class Node:
     op: str
     inputs: tuple[str, ...] = ()
     grid: Grid | None = None  # of `quantize`
-    conv: Conv | None = None  # of `conv`
+    weights: Weights | None = None  # of `conv` and `linear`
 
 
 @dataclass(frozen=True)
@@ -104,21 +107,22 @@ class Graph:
     def __post_init__(self):
         known: set[str] = set()
         for i, node in enumerate(self.nodes):
-            complete = (node.grid is not None) == (node.op == "quantize") and (node.conv is not None) == (node.op == "conv")
+            complete = (node.grid is None) == (node.op != "quantize")
+            complete &= (node.weights is None) == (node.op not in ("conv", "linear"))
             if OPS.get(node.op) != len(node.inputs) or not complete or (node.op == "pixels") != (i == 0):
                 raise ValueError(f"node {node.name!r} is not a valid {node.op!r} operation")
             if node.name in known or not known.issuperset(node.inputs):
                 raise ValueError(f"node {node.name!r} repeats a name or reads a node that does not precede it")
             known.add(node.name)
-        if not self.nodes or self.nodes[-1].op != "conv" or len(self.nodes[-1].conv.weight) != len(self.classes):
-            raise ValueError("the last node must be a convolution with one channel per class")
+        if not self.nodes or self.nodes[-1].op != "linear" or len(self.nodes[-1].weights.weight) != len(self.classes):
+            raise ValueError(f"the last node must be a linear layer with one output for each of {len(self.classes)} classes")
         if not len(self.mean) == len(self.std) == self.channels:
             raise ValueError(f"mean and std need one number for each of {self.channels} image channels")
 
     @property
     def channels(self) -> int:
         """Image channels."""
-        first = next(node.conv for node in self.nodes if node.op == "conv")
+        first = next(node.weights for node in self.nodes if node.op == "conv")
         return first.weight.shape[1] * first.groups
 
     @property

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from oncequant.arch import FLOAT_BITS, Arch, LayerSpec
 from oncequant.elastic import ElasticConv, resize
-from oncequant.export.graph import Conv, Graph, Grid, Node
+from oncequant.export.graph import Graph, Grid, Node, Weights
 from oncequant.export.simulate import float_parameters, float_values
 from oncequant.models.mobilenet_v3 import Block, MobileNetV3
 from oncequant.quantizers.functional import integer_range, quantize
@@ -67,14 +67,17 @@ def _training_graph(subnet: MobileNetV3, arch: Arch, mean, std, classes, as_floa
         nodes.append(Node(name, op, inputs, **rest))
         return name
 
-    def conv(name: str, layer: ElasticConv, x: str) -> str:
+    def conv(name: str, layer: ElasticConv, x: str, op: str = "conv") -> str:
         spec = specs[name]
         if as_float:
             spec = replace(spec, weight_bits=FLOAT_BITS, act_bits=FLOAT_BITS)
         grid = _input_grid(name, layer, spec)
         if grid is not None:
             x = add(f"{name}.in", "quantize", x, grid=grid)
-        return add(name, "conv", x, conv=_folded(name, layer, spec, grid))
+        weights = _folded(name, layer, spec, grid)
+        if op == "linear":
+            weights = replace(weights, weight=weights.weight.flatten(1))
+        return add(name, op, x, weights=weights)
 
     def activation(x: str, function) -> str:
         return add(f"{x}.act", "hardswish" if function is F.hardswish else "relu", x)
@@ -100,7 +103,8 @@ def _training_graph(subnet: MobileNetV3, arch: Arch, mean, std, classes, as_floa
     x = activation(conv("final_expand", subnet.final_expand, x), F.hardswish)
     x = add("pool", "mean", x)
     x = activation(conv("feature_mix", subnet.feature_mix, x), F.hardswish)
-    conv("classifier", subnet.classifier, x)
+    # flattened before the classifier's quantizer: between the two, ONNX Runtime would not see its QGemm pattern
+    conv("classifier", subnet.classifier, add("flat", "flatten", x), op="linear")
     return Graph(tuple(nodes), arch, tuple(mean), tuple(std), tuple(classes))
 
 
@@ -111,7 +115,7 @@ def _input_grid(name: str, layer: ElasticConv, spec: LayerSpec) -> Grid | None:
     return Grid(step, -integer_range(spec.act_bits, spec.signed_input)[0], spec.act_bits)
 
 
-def _folded(name: str, layer: ElasticConv, spec: LayerSpec, grid: Grid | None) -> Conv:
+def _folded(name: str, layer: ElasticConv, spec: LayerSpec, grid: Grid | None) -> Weights:
     """Weights and bias of a layer in evaluation mode; integer if the input is on a grid."""
     weight = layer.sliced_weight(spec).detach().cpu().contiguous()
     gain, bias = torch.ones(len(weight), dtype=torch.float64), torch.zeros(len(weight), dtype=torch.float64)
@@ -123,11 +127,11 @@ def _folded(name: str, layer: ElasticConv, spec: LayerSpec, grid: Grid | None) -
         bias = beta + (bias - running_mean) * gain
     shape = dict(stride=spec.stride, groups=spec.groups)
     if spec.weight_bits == FLOAT_BITS:
-        return Conv((weight * gain.view(-1, 1, 1, 1)).float(), bias.float(), None, **shape)
+        return Weights((weight * gain.view(-1, 1, 1, 1)).float(), bias.float(), None, **shape)
     step = _step_size(name, "weight", layer.weight_quantizer, spec.weight_bits)
     codes = quantize(weight, torch.tensor(step), spec.weight_bits, signed=True).to(torch.int8)
     if grid is None:
-        return Conv(codes, bias.float(), (step * gain).float(), spec.weight_bits, **shape)
+        return Weights(codes, bias.float(), (step * gain).float(), spec.weight_bits, **shape)
     # One less with 8-bit inputs, where two products of full-range codes overflow the int16 of CPUs without VNNI.
     shift = max(0, 8 - spec.weight_bits - (grid.bits == 8))
     scale = (step * gain / 2**shift).float()
@@ -140,7 +144,7 @@ def _folded(name: str, layer: ElasticConv, spec: LayerSpec, grid: Grid | None) -
     reach = codes.abs().sum((1, 2, 3), dtype=torch.int64) * 2 ** (shift + grid.bits)
     if reach.max() >= 2**30:
         raise ValueError(f"{name}: {codes[0].numel()} inputs per output overflow a 32-bit accumulator")
-    return Conv(codes, (bias / unit.double()).round().int(), scale, spec.weight_bits, shift, **shape)
+    return Weights(codes, (bias / unit.double()).round().int(), scale, spec.weight_bits, shift, **shape)
 
 
 def _step_size(name: str, what: str, quantizer, bits: int) -> float:
@@ -169,9 +173,9 @@ def _needs_grid(graph: Graph) -> set[str]:
         match node.op:
             case "quantize":
                 integer.add(node.name)
-            case "relu" | "hardswish" | "hardsigmoid" if sources[0]:
+            case "relu" | "hardswish" | "hardsigmoid" | "flatten" if sources[0]:
                 integer.add(node.name)
-            case "conv" if node.conv.is_integer:
+            case "conv" if node.weights.is_integer:
                 integer.add(node.name)
                 # a ReLU is no operation of its own: the grid after it clamps at zero
                 end = readers[node.name][0].name if [r.op for r in readers[node.name]] == ["relu"] else node.name

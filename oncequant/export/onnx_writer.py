@@ -20,7 +20,14 @@ from oncequant.export.simulate import bias_scale
 from oncequant.files import write_atomically
 
 OPSET, IR_VERSION = 21, 10
-SIMPLE = {"hardswish": "HardSwish", "mean": "GlobalAveragePool", "multiply": "Mul", "add": "Add", "relu": "Relu"}
+SAME_IN_ONNX = {
+    "relu": "Relu",
+    "hardswish": "HardSwish",
+    "mean": "GlobalAveragePool",
+    "multiply": "Mul",
+    "add": "Add",
+    "flatten": "Flatten",
+}
 
 
 def write_onnx(graph: Graph, path: Path) -> None:
@@ -53,7 +60,7 @@ def onnx_model(graph: Graph) -> onnx.ModelProto:
         producer_name="oncequant",
         producer_version=version(),
     )
-    bits = sorted({node.conv.bits for node in graph.nodes if node.conv})
+    bits = sorted({node.weights.bits for node in graph.nodes if node.weights})
     helper.set_model_props(
         model,
         {
@@ -97,12 +104,12 @@ class _Builder:
                 self.add("Sub", ["pixels.scaled", self.constant("offset", mean / std)], name)
             case "quantize":
                 self.quantize(node)
-            case "conv":
-                self.conv(node)
+            case "conv" | "linear":
+                self.layer(node)
             case "hardsigmoid":
                 self.add("HardSigmoid", inputs, name, alpha=1 / 6, beta=0.5)
             case _:
-                self.add(SIMPLE[node.op], inputs, name)
+                self.add(SAME_IN_ONNX[node.op], inputs, name)
 
     def quantize(self, node: Node) -> None:
         grid, name = node.grid, node.name
@@ -114,34 +121,33 @@ class _Builder:
             codes = self.add("Clip", [codes, "", largest], f"{name}.u{grid.bits}")
         self.add("DequantizeLinear", [codes, step, zero], name)
 
-    def conv(self, node: Node) -> None:
-        conv, name = node.conv, node.name
-        is_output = node is self.graph.nodes[-1]
-        weight = self.weight(node, flat=is_output)
-        bias = self.constant(f"{name}.b", conv.bias.numpy())
-        if conv.is_integer:
-            unit = bias_scale(conv, self.by_name[node.inputs[0]].grid).numpy()
-            bias = self.add("DequantizeLinear", [bias, self.constant(f"{name}.bs", unit)], f"{name}.bf", axis=0)
-        if is_output:  # Gemm, unlike Conv, has an integer kernel with float output
-            flat = self.add("Flatten", [node.inputs[0]], f"{name}.flat")
-            self.add("Gemm", [flat, weight, bias], "logits", transB=1)
-            return
-        k = conv.weight.shape[-1]
-        attributes = dict(pads=[k // 2] * 4, strides=[conv.stride] * 2, group=conv.groups, kernel_shape=[k, k])
-        self.add("Conv", [node.inputs[0], weight, bias], name, **attributes)
-
-    def weight(self, node: Node, flat: bool) -> str:
-        """Name of the float weight (C_out, C_in / groups, K, K), or (C_out, C_in) if flat."""
-        conv, name = node.conv, node.name
-        weight = conv.weight.flatten(1) if flat else conv.weight
-        if conv.bits == FLOAT_BITS:
-            return self.constant(f"{name}.w", weight.numpy())
-        scale = self.constant(f"{name}.ws", conv.scale.numpy())
-        if conv.bits == 8:
-            codes = self.constant(f"{name}.w", weight.numpy())
+    def layer(self, node: Node) -> None:
+        weights, name = node.weights, node.name
+        operands = [node.inputs[0], self.weight(node), self.constant(f"{name}.b", weights.bias.numpy())]
+        if weights.is_integer:
+            unit = bias_scale(weights, self.by_name[node.inputs[0]].grid).numpy()
+            scale = self.constant(f"{name}.bs", unit)
+            operands[2] = self.add("DequantizeLinear", [operands[2], scale], f"{name}.bf", axis=0)
+        if node.op == "linear":
+            self.add("Gemm", operands, "logits" if node is self.graph.nodes[-1] else name, transB=1)
         else:
-            codes = self.unpacked(name, weight.numpy(), conv.bits, conv.shift)
-        return self.add("DequantizeLinear", [codes, scale], f"{name}.wf", axis=0)
+            k = weights.weight.shape[-1]
+            shape = dict(pads=[k // 2] * 4, strides=[weights.stride] * 2, group=weights.groups, kernel_shape=[k, k])
+            self.add("Conv", operands, name, **shape)
+
+    def weight(self, node: Node) -> str:
+        """Name of the float weight."""
+        name, weights = node.name, node.weights
+        codes = weights.weight.numpy()
+        if weights.bits == FLOAT_BITS:
+            return self.constant(f"{name}.w", codes)
+        if weights.bits == 8:
+            source = self.constant(f"{name}.w", codes)
+        else:
+            source = self.unpacked(name, codes, weights.bits, weights.shift)
+        scale = self.constant(f"{name}.ws", weights.scale.numpy())
+        zeros = self.constant(f"zeros{len(codes)}", np.zeros(len(codes), np.int8))  # ORT's QGemm insists on them
+        return self.add("DequantizeLinear", [source, scale, zeros], f"{name}.wf", axis=0)
 
     def unpacked(self, name: str, codes: np.ndarray, bits: int, shift: int) -> str:
         """Nodes that turn bit planes into INT8 codes times 2^shift. Int32 Div and Mod: uint8 BitShift is wrong in OpenVINO."""

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from oncequant.arch import FLOAT_BITS, Arch
-from oncequant.export.graph import Conv, Graph, Grid, Node, version
+from oncequant.export.graph import Graph, Grid, Node, Weights, version
 from oncequant.export.packing import pack, unpack
 from oncequant.export.simulate import float_parameters, run_float
-from oncequant.files import FileError, read_json, read_tensors, write_json, write_tensors
+from oncequant.files import FileError, read_json, read_tensors, write_atomically, write_tensors
 
 FORMAT = "oncequant package 1"
 TENSORS, DESCRIPTION = "model.safetensors", "model.json"
@@ -41,7 +41,7 @@ class DeployedNetwork(nn.Module):
         expected = (self.graph.channels, self.graph.resolution, self.graph.resolution)
         if pixels.dim() != 4 or tuple(pixels.shape[1:]) != expected:
             raise ValueError(f"expected images of shape (N, {', '.join(map(str, expected))}), got {tuple(pixels.shape)}")
-        names = [node.name for node in self.graph.nodes if node.conv]
+        names = [node.name for node in self.graph.nodes if node.weights]
         parameters = {n: (getattr(self, f"weight{i}"), getattr(self, f"bias{i}")) for i, n in enumerate(names)}
         return run_float(self.graph, pixels.float(), parameters)
 
@@ -50,16 +50,16 @@ def write_package(graph: Graph, folder: Path) -> None:
     """Write both files, each atomically; the JSON last, so an interrupted write is refused by its hash."""
     tensors = {}
     for node in graph.nodes:
-        if node.conv is None:
+        if node.weights is None:
             continue
-        conv, name = node.conv, node.name
-        if conv.bits == FLOAT_BITS:
-            tensors[f"{name}.weight"] = conv.weight
+        name, weights = node.name, node.weights
+        if weights.bits == FLOAT_BITS:
+            tensors[f"{name}.weight"] = weights.weight
         else:
-            unsigned = conv.weight.numpy().astype("int16") + 2 ** (conv.bits - 1)
-            tensors[f"{name}.planes"] = torch.from_numpy(pack(unsigned, conv.bits))
-            tensors[f"{name}.scale"] = conv.scale
-        tensors[f"{name}.bias"] = conv.bias
+            unsigned = weights.weight.numpy().astype("int16") + 2 ** (weights.bits - 1)
+            tensors[f"{name}.planes"] = torch.from_numpy(pack(unsigned, weights.bits))
+            tensors[f"{name}.scale"] = weights.scale
+        tensors[f"{name}.bias"] = weights.bias
     folder = Path(folder)
     write_tensors(folder / TENSORS, tensors, {"format": FORMAT})
     content = {
@@ -71,7 +71,8 @@ def write_package(graph: Graph, folder: Path) -> None:
         "nodes": [_node_to_json(node) for node in graph.nodes],
     }
     hashes = {"tensors_sha256": _file_hash(folder / TENSORS), "content_sha256": _content_hash(content)}
-    write_json(folder / DESCRIPTION, {"format": FORMAT, **hashes, "content": content})
+    description = {"format": FORMAT, **hashes, "content": content}
+    write_atomically(folder / DESCRIPTION, json.dumps(description, separators=(",", ":")).encode())
 
 
 def load_package(folder: Path) -> DeployedNetwork:
@@ -102,27 +103,26 @@ def _node_to_json(node: Node) -> dict[str, Any]:
     values: dict[str, Any] = {"name": node.name, "op": node.op, "inputs": node.inputs}
     if node.grid is not None:
         values["grid"] = asdict(node.grid)
-    if node.conv is not None:
-        conv = node.conv
-        shape = list(conv.weight.shape)
-        values["conv"] = dict(shape=shape, bits=conv.bits, shift=conv.shift, stride=conv.stride, groups=conv.groups)
+    if node.weights is not None:
+        kept = {key: getattr(node.weights, key) for key in ("bits", "shift", "stride", "groups")}
+        values["weights"] = {"shape": list(node.weights.weight.shape), **kept}
     return values
 
 
 def _node_from_json(values: dict[str, Any], tensors: dict[str, Tensor]) -> Node:
     grid = Grid(**values["grid"]) if "grid" in values else None
-    conv = _conv_from_json(values["name"], dict(values["conv"]), tensors) if "conv" in values else None
-    return Node(values["name"], values["op"], tuple(values["inputs"]), grid, conv)
+    weights = _weights_from_json(values["name"], dict(values["weights"]), tensors) if "weights" in values else None
+    return Node(values["name"], values["op"], tuple(values["inputs"]), grid, weights)
 
 
-def _conv_from_json(name: str, values: dict[str, Any], tensors: dict[str, Tensor]) -> Conv:
+def _weights_from_json(name: str, values: dict[str, Any], tensors: dict[str, Tensor]) -> Weights:
     shape, bits = torch.Size(values.pop("shape")), values["bits"]
     bias = tensors[f"{name}.bias"]
     if bits == FLOAT_BITS:
-        return Conv(tensors[f"{name}.weight"].reshape(shape), bias, None, **values)
+        return Weights(tensors[f"{name}.weight"].reshape(shape), bias, None, **values)
     unsigned = torch.from_numpy(unpack(tensors[f"{name}.planes"].numpy(), shape.numel()))
     codes = (unsigned.short() - 2 ** (bits - 1)).to(torch.int8).reshape(shape)
-    return Conv(codes, bias, tensors[f"{name}.scale"], **values)
+    return Weights(codes, bias, tensors[f"{name}.scale"], **values)
 
 
 def _content_hash(content: Any) -> str:

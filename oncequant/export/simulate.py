@@ -10,11 +10,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from oncequant.export.graph import Conv, Graph, Grid, Node
+from oncequant.export.graph import Graph, Grid, Node, Weights
 
 Parameters = Mapping[str, tuple[Tensor, Tensor]]  # node name -> dequantized weight (C_out, C_in / groups, K, K), bias
 
@@ -26,7 +25,7 @@ def run_float(graph: Graph, pixels: Tensor, parameters: Parameters | None = None
     """
     for _, value in float_values(graph, pixels, parameters or float_parameters(graph)):
         logits = value
-    return logits.flatten(1)
+    return logits
 
 
 def float_values(graph: Graph, pixels: Tensor, parameters: Parameters) -> Iterator[tuple[Node, Tensor]]:
@@ -36,25 +35,27 @@ def float_values(graph: Graph, pixels: Tensor, parameters: Parameters) -> Iterat
 
 def float_parameters(graph: Graph) -> dict[str, tuple[Tensor, Tensor]]:
     """Dequantized weight and bias of every convolution."""
-    return {node.name: (node.conv.float_weight(), _float_bias(graph, node)) for node in graph.nodes if node.conv}
+    return {n.name: (n.weights.float_weight(), _float_bias(graph, n)) for n in graph.nodes if n.weights}
 
 
 def run_integer(graph: Graph, pixels: Tensor) -> Tensor:
     """Logits (N, classes) as integer kernels compute them, from raw pixels (N, C, R, R)."""
-    parameters = {n.name: (n.conv.weight, n.conv.bias) for n in graph.nodes if n.conv and not n.conv.is_integer}
+    float_layers = [n for n in graph.nodes if n.weights and not n.weights.is_integer]
+    parameters = {n.name: (n.weights.float_weight(), n.weights.bias) for n in float_layers}
+    readers = graph.consumers()
 
     def value(node: Node, inputs: list) -> Tensor | _Codes | _Fused:
         if node.op == "quantize":
             return _Codes(_requantize(inputs[0], node.grid), node.grid)
-        if all(isinstance(v, _Codes) for v in inputs) and (
-            node.op in ("add", "multiply", "mean") or (node.conv and node.conv.is_integer)
-        ):
+        fusible = node.op in ("add", "multiply", "mean") or (node.weights and node.weights.is_integer)
+        fused = [reader.op for reader in readers[node.name]] in (["quantize"], [])  # nobody reads the classifier
+        if fusible and fused and all(isinstance(v, _Codes) for v in inputs):
             return _Fused(node, inputs)
         return _float_value(graph, node, [_as_float(v) for v in inputs] or [pixels], parameters)
 
     for _, result in _walk(graph, value):
         logits = result
-    return _as_float(logits).flatten(1)
+    return _as_float(logits)
 
 
 # -- float
@@ -84,7 +85,11 @@ def _float_value(graph: Graph, node: Node, inputs: list[Tensor], parameters: Par
             return node.grid.dequantize(node.grid.quantize(x))
         case "conv":
             weight, bias = parameters[node.name]
-            return F.conv2d(x, weight, bias, node.conv.stride, weight.shape[-1] // 2, groups=node.conv.groups)
+            return F.conv2d(x, weight, bias, node.weights.stride, weight.shape[-1] // 2, groups=node.weights.groups)
+        case "linear":
+            return F.linear(x, *parameters[node.name])
+        case "flatten":
+            return x.flatten(1)
         case "relu":
             return F.relu(x)
         case "hardsigmoid":
@@ -105,15 +110,15 @@ def _hard_sigmoid(x: Tensor) -> Tensor:
 
 
 def _float_bias(graph: Graph, node: Node) -> Tensor:
-    if not node.conv.is_integer:
-        return node.conv.bias
+    if not node.weights.is_integer:
+        return node.weights.bias
     grid = graph.by_name()[node.inputs[0]].grid
-    return node.conv.bias.float() * bias_scale(node.conv, grid)
+    return node.weights.bias.float() * bias_scale(node.weights, grid)
 
 
-def bias_scale(conv: Conv, grid: Grid) -> Tensor:  # (C_out,) float32
+def bias_scale(weights: Weights, grid: Grid) -> Tensor:  # (C_out,) float32
     """Value of one unit of the integer accumulator and of the integer bias, for an input on `grid`."""
-    return conv.scale.new_tensor(grid.step) * conv.scale
+    return weights.scale.new_tensor(grid.step) * weights.scale
 
 
 # -- integer
@@ -140,8 +145,8 @@ def _as_float(value: "Tensor | _Codes | _Fused") -> Tensor:
     if isinstance(value, _Codes):
         return value.grid.dequantize(value.codes)
     if isinstance(value, _Fused):  # only the classifier has a float output (QGemm)
-        conv, x = value.node.conv, value.inputs[0]
-        return _accumulate(conv, x) * bias_scale(conv, x.grid).view(1, -1, 1, 1)
+        weights, x = value.node.weights, value.inputs[0]
+        return _accumulate(weights, x) * bias_scale(weights, x.grid)
     return value
 
 
@@ -154,8 +159,8 @@ def _requantize(value: "Tensor | _Codes | _Fused", grid: Grid) -> Tensor:
     step_a, zero_a, zero = a.codes.new_tensor(a.grid.step), a.grid.zero_point, grid.zero_point
     match value.node.op:
         case "conv":
-            ratio = bias_scale(value.node.conv, a.grid) / step
-            codes = (_accumulate(value.node.conv, a) * ratio.view(1, -1, 1, 1)).round() + zero
+            ratio = bias_scale(value.node.weights, a.grid) / step
+            codes = (_accumulate(value.node.weights, a) * ratio.view(1, -1, 1, 1)).round() + zero
         case "mean":
             size = a.codes.shape[-1] * a.codes.shape[-2]
             total = (a.codes - zero_a).double().sum((2, 3), keepdim=True).float()
@@ -172,16 +177,19 @@ def _requantize(value: "Tensor | _Codes | _Fused", grid: Grid) -> Tensor:
     return codes.clamp_(0, 2**grid.bits - 1)
 
 
-def _accumulate(conv: Conv, x: _Codes) -> Tensor:
+def _accumulate(weights: Weights, x: _Codes) -> Tensor:
     """The int32 accumulator with bias, rounded to float32 as kernels convert it."""
-    weight = conv.weight.float()
+    weight, bias = weights.weight.float(), weights.bias.double()
     centred = x.codes - x.grid.zero_point
     reach = max(x.grid.zero_point, 2**x.grid.bits - 1 - x.grid.zero_point)
-    bound = weight.abs().sum((1, 2, 3)).max().item() * reach
-    if bound >= 2**24:  # partial sums would not be exact in float32
+    if weight.abs().flatten(1).sum(1).max().item() * reach >= 2**24:  # partial sums would not be exact in float32
         weight, centred = weight.double(), centred.double()
-    total = F.conv2d(centred, weight, None, conv.stride, weight.shape[-1] // 2, groups=conv.groups)
-    return (total.double() * 2**conv.shift + conv.bias.double().view(1, -1, 1, 1)).float()
+    if weight.dim() == 2:
+        total = F.linear(centred, weight)
+    else:
+        total = F.conv2d(centred, weight, None, weights.stride, weight.shape[-1] // 2, groups=weights.groups)
+        bias = bias.view(1, -1, 1, 1)
+    return (total.double() * 2**weights.shift + bias).float()
 
 
 def _fma(a: Tensor, b: Tensor, c: Tensor) -> Tensor:

@@ -14,18 +14,26 @@ the float supernet, where OFA shrinks progressively.
 Run. `oncequant run --data digits`, recipes/oqat_cifar10.sh.      Results. results/README.md
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from oncequant.arch import FLOAT_BITS
+from oncequant.arch import FLOAT_BITS, Arch
 from oncequant.checkpoint import load_supernet, save_supernet
+from oncequant.cost import Budget
 from oncequant.data import Data, calibration_batches, eval_batches, steps_per_epoch, train_batches
 from oncequant.evaluate import measure
-from oncequant.models.mobilenet_v3 import MobileNetV3, MobileNetV3Config, elastic_layers, with_bits
+from oncequant.files import read_json, write_json
+from oncequant.models.mobilenet_v3 import MobileNetV3, MobileNetV3Config, elastic_layers, mobilenet_v3_space, with_bits
+from oncequant.progress import track
+from oncequant.search import SEARCHERS
+from oncequant.search.budget import check_reachable
+from oncequant.search.measurements import Measurement, MeasurementFile, all_costs, read_measurements
+from oncequant.search.pareto import best_under, spread
 from oncequant.train import Schedule, fit, sandwich_archs, sandwich_step
 
 
@@ -44,7 +52,7 @@ class Config:
     batch_size: int = 64
     lr: float = 3e-3
     """Peak learning rate of the float supernet."""
-    quantized_lr: float = 1e-3
+    quantized_lr: float = 4e-3
     """Peak learning rate of the quantized supernets, which are fine-tuned."""
     optimizer: str = "adamw"
     """adamw or sgd (Nesterov)."""
@@ -54,6 +62,8 @@ class Config:
     label_smoothing: float = 0.1
     calibration_images: int = 2000
     """Training images from which batch-norm statistics of a subnet are estimated."""
+    checkpoint_seconds: float = 60.0
+    """Time between checkpoints within a stage; 0 writes one every step."""
     seed: int = 0
 
     def __post_init__(self):
@@ -85,14 +95,20 @@ def stage_name(bits: int) -> str:
     return "float" if bits == FLOAT_BITS else f"{bits}bit"
 
 
-def train(cfg: Config, model: MobileNetV3Config, data: Data, run_dir: Path) -> None:
-    """Train every stage that has no checkpoint yet; each stage leaves `<stage>.safetensors` in `run_dir`."""
+def train(cfg: Config, model: MobileNetV3Config, data: Data, run_dir: Path, only: Mapping[str, Any] | None = None) -> None:
+    """Train every stage that has no checkpoint yet; each stage leaves `<stage>.safetensors` in `run_dir`.
+
+    `only` restricts the space (names of choices to values): with a whole architecture it is trained alone, the
+    fixed-precision baseline.
+    """
     previous = FLOAT_BITS
     for bits in (FLOAT_BITS, *cfg.bit_schedule):
         stage = stage_name(bits)
         if not (run_dir / f"{stage}.safetensors").exists():
             torch.manual_seed(cfg.seed)
-            supernet = MobileNetV3(with_bits(model, bits)).to(data.device, memory_format=torch.channels_last)
+            config = with_bits(model, bits)
+            supernet = MobileNetV3(config, mobilenet_v3_space(config).restrict(only or {}))
+            supernet = supernet.to(data.device, memory_format=torch.channels_last)
             if bits < FLOAT_BITS:
                 inherit_bits(load_supernet(run_dir, stage_name(previous), data.device), supernet, data, cfg)
             train_supernet(supernet, cfg, data, run_dir, stage)
@@ -154,6 +170,7 @@ def train_supernet(supernet: MobileNetV3, cfg: Config, data: Data, run_dir: Path
         run_dir=run_dir,
         seed=cfg.seed,
         evaluate=validation_metrics(supernet, cfg, data),
+        checkpoint_seconds=cfg.checkpoint_seconds,
     )
 
 
@@ -167,3 +184,94 @@ def validation_metrics(supernet: MobileNetV3, cfg: Config, data: Data) -> Callab
         return {name: measure(supernet, arch, calibration, batches) for name, arch in ends.items()}
 
     return evaluate
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """Options of the search over trained supernets."""
+
+    budgets: tuple[Budget, ...] = ()
+    """Bounds every architecture must keep. Without any, a family along the Pareto front is chosen."""
+    searcher: str = "coarse_to_fine"
+    """coarse_to_fine (the paper's), nsga2, or random (the baseline)."""
+    evaluations: int = 60
+    """Architectures measured per bit-width."""
+    cost: str = "bitops"
+    """The cost axis of the front along which a family is spread."""
+
+    def __post_init__(self):
+        """Refuse unknown searchers before any work."""
+        if self.searcher not in SEARCHERS:
+            raise ValueError(f"searcher {self.searcher!r}: use one of {', '.join(SEARCHERS)}")
+        if self.evaluations < 1:
+            raise ValueError("evaluations is at least 1")
+
+
+def search(cfg: Config, options: SearchConfig, data: Data, run_dir: Path) -> list[dict[str, Any]]:
+    """Choose subnets of every bit-width by measured validation accuracy, without retraining (section 3.4).
+
+    Under budgets the most accurate subnet of each bit-width; without, three along its Pareto front (S, M, L), as the
+    paper's OQATNets. Measurements append to `measurements.jsonl`; the choice is added to `family.json` with its test
+    accuracy, and returned. Raises BudgetError before any measurement if a budget cannot be met.
+    """
+    supernets = {stage: load_supernet(run_dir, stage, data.device) for stage in cfg.stages}
+    quantized = [stage for stage in cfg.stages if stage != "float"]
+    for stage in quantized:
+        check_reachable(supernets[stage].space, options.budgets)
+    calibration = calibration_batches(data, cfg.calibration_images, 250, cfg.seed)
+    validation, test = list(eval_batches(data, data.validation)), list(eval_batches(data, data.test))
+
+    family_path = run_dir / "family.json"
+    family = {entry["name"]: entry for entry in (read_json(family_path) if family_path.exists() else [])}
+
+    def choose(name: str, stage: str, arch: Arch, top1: float) -> dict[str, Any]:
+        """An entry of the family; the test split is used once for each chosen subnet."""
+        space = supernets[stage].space
+        brief = dict(space.brief(arch))
+        known = [e for e in family.values() if e["stage"] == stage and e["arch"] == brief]
+        top1_test = known[0]["top1_test"] if known else measure(supernets[stage], arch, calibration, test)
+        bits = FLOAT_BITS if stage == "float" else int(stage.removesuffix("bit"))
+        costs = all_costs(space, arch)
+        return dict(
+            name=name, stage=stage, bits=bits, arch=brief, top1_validation=top1, top1_test=top1_test, costs=costs
+        )
+
+    largest = supernets["float"].space.largest()
+    chosen = [choose("float-max", "float", largest, measure(supernets["float"], largest, calibration, validation))]
+    for stage in quantized:
+        supernet = supernets[stage]
+        memory = MeasurementFile(run_dir / "measurements.jsonl", stage)
+        found = _search_stage(supernet, memory, options, calibration, validation, stage, cfg.seed)
+        for name, measurement in found.items():
+            arch = supernet.space.complete(measurement.arch)
+            chosen.append(choose(f"{stage}-{name}", stage, arch, measurement.top1))
+    family.update((entry["name"], entry) for entry in chosen)
+    write_json(family_path, list(family.values()))
+    return chosen
+
+
+def _search_stage(supernet, memory, options, calibration, validation, stage, seed) -> dict[str, Measurement]:
+    """Search one bit-width; the chosen measurements by name."""
+    space = supernet.space
+    with track(f"search {stage}", options.evaluations) as bar:
+        best = 0.0
+
+        def top1(arch: Arch) -> float:
+            nonlocal best
+            value = measure(supernet, arch, calibration, validation)
+            best = max(best, value)
+            return value
+
+        SEARCHERS[options.searcher](
+            space,
+            memory.measured(space, top1, options.searcher),
+            budgets=options.budgets,
+            cost=options.cost,
+            evaluations=options.evaluations,
+            seed=seed,
+            progress=lambda done, total: bar(done, {"best top-1": best}),
+        )
+    everything = [m for m in read_measurements(memory.path) if m.stage == stage]
+    if options.budgets:
+        return {"-".join(str(b).replace("<=", "") for b in options.budgets): best_under(everything, options.budgets, space)}
+    return dict(zip("SML", spread(everything, 3, options.cost)))

@@ -1,0 +1,404 @@
+"""The command line: `oncequant run | train | search | evaluate | export | report | cost | info`."""
+
+import json
+import shlex
+import sys
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import tyro
+from rich.table import Table
+
+from oncequant import train as training
+from oncequant.arch import FLOAT_BITS, Arch
+from oncequant.checkpoint import load_supernet
+from oncequant.cost import COSTS, Budget, readable
+from oncequant.data import Data, DataError, calibration_batches, eval_batches, native_size
+from oncequant.evaluate import measure
+from oncequant.files import FileError, read_json
+from oncequant.methods import oqat
+from oncequant.models.mobilenet_v3 import PRESETS, MobileNetV3Config, mobilenet_v3_space
+from oncequant.progress import console
+from oncequant.run_folder import RunSettings, check_fingerprint, create_run, open_run
+from oncequant.search import SEARCHERS
+from oncequant.search.budget import BudgetError
+from oncequant.search.measurements import all_costs
+from oncequant.space import ArchError
+
+RunFolder = Annotated[Path, tyro.conf.Positional]
+Device = Literal["auto", "cpu", "cuda"]
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """The supernet. Fields left at None keep the preset's value."""
+
+    preset: Literal["auto", "nano", "cifar", "imagenet"] = "auto"
+    """auto: nano for images up to 20 px (median shorter side), cifar for all larger ones."""
+    width: float = 1.0
+    """Multiplies all channel counts (rounded to multiples of 8)."""
+    resolutions: tuple[int, ...] | None = None
+    """Input resolutions in pixels, for example 24 28 32."""
+    depths: tuple[int, ...] | None = None
+    """Blocks per stage to choose from."""
+    kernel_sizes: tuple[int, ...] | None = None
+    """Depthwise kernel sizes to choose from (odd)."""
+    expand_ratios: tuple[int, ...] | None = None
+    """Expand ratios to choose from."""
+    edge_bits: Literal[8, 32] = 8
+    """First convolution and classifier of quantized networks; 32 leaves them in float, as the paper."""
+    se_bits: Literal[8, 32] = 8
+    """Squeeze-and-excite of quantized networks; 32 leaves it in float, as the paper."""
+    signed_activations: bool = True
+    """Signed grid after linear bottlenecks; --no-signed-activations clips at zero, as the official code."""
+
+    def config(self, preset: str, num_classes: int, channels: int) -> MobileNetV3Config:
+        """Configuration for a data set."""
+        names = ("resolutions", "depths", "kernel_sizes", "expand_ratios")
+        given = {name: tuple(sorted(value)) for name in names if (value := getattr(self, name)) is not None}
+        return replace(
+            PRESETS[preset],
+            num_classes=num_classes,
+            image_channels=channels,
+            width=self.width,
+            edge_bits=self.edge_bits,
+            se_bits=self.se_bits,
+            signed_activations=self.signed_activations,
+            **given,
+        )
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train the supernets: float, then every bit-width of the schedule by bit inheritance.
+
+    Interrupted? The same command goes on where it stopped.
+    """
+
+    data: str = "digits"
+    """digits (bundled), a folder of class folders, a folder of Hugging Face parquet files, or a hub name."""
+    run: Path | None = None
+    """Folder of this run; default runs/<data>."""
+    method: Literal["oqat"] = "oqat"
+    """oqat: Once Quantization-Aware Training."""
+    model: Annotated[ModelOptions, tyro.conf.arg(name="")] = field(default_factory=ModelOptions)
+    training: Annotated[oqat.Config, tyro.conf.arg(name="")] = field(default_factory=oqat.Config)
+    validation_fraction: float = 0.15
+    """Part of the training images held out for search, if there is no validation split."""
+    test_fraction: float = 0.2
+    """Part of the images held out for the final test, if there is no test split."""
+    flip: bool | None = None
+    """Mirror training images at random; default yes, no for digits."""
+    max_train: int | None = None
+    """Use only so many training images (a fixed random subset)."""
+    device: Device = "auto"
+
+
+@dataclass(frozen=True)
+class SearchOptions:
+    """The search over trained supernets."""
+
+    budget: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Bound like "bitops<=1.2G" or "weight_bytes<=90k"; may be given several times. Without one, a family S, M, L
+    along the front is chosen for each bit-width."""
+    searcher: Literal["coarse_to_fine", "nsga2", "random"] = "coarse_to_fine"
+    """coarse_to_fine: the paper's; nsga2: genetic; random: the baseline."""
+    evaluations: int = 60
+    """Subnets measured per bit-width."""
+    front: Literal["bitops", "weight_bytes", "macs", "params"] = "bitops"
+    """Cost axis of the front."""
+
+    def config(self) -> oqat.SearchConfig:
+        """Parsed options. Raises ValueError for a malformed budget."""
+        budgets = tuple(Budget.parse(text) for text in self.budget)
+        return oqat.SearchConfig(budgets, self.searcher, self.evaluations, self.front)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything: train, search, export, report. With no arguments on the bundled digits."""
+
+    train: Annotated[Train, tyro.conf.arg(name="")] = field(default_factory=Train)
+    search: Annotated[SearchOptions, tyro.conf.arg(name="")] = field(default_factory=SearchOptions)
+
+
+@dataclass(frozen=True)
+class Search:
+    """Choose subnets of a trained run, without retraining, under any number of budgets."""
+
+    run: RunFolder
+    """Run folder made by `oncequant train`."""
+    search: Annotated[SearchOptions, tyro.conf.arg(name="")] = field(default_factory=SearchOptions)
+    device: Device = "auto"
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Measure one architecture of a trained run."""
+
+    run: RunFolder
+    arch: str
+    """Name of a chosen subnet (as `oncequant info RUN` lists them), a JSON file, or largest | smallest."""
+    stage: str | None = None
+    """float, 4bit, ...; default: the named subnet's own, or the lowest bit-width."""
+    split: Literal["validation", "test"] = "validation"
+    device: Device = "auto"
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write chosen subnets as packed ONNX and safetensors files and verify them in ONNX Runtime."""
+
+    run: RunFolder
+    names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """Names of chosen subnets; default all of them."""
+    device: Device = "auto"
+
+
+@dataclass(frozen=True)
+class Report:
+    """Write RUN/report: one HTML page that works offline, pictures and tables."""
+
+    run: RunFolder
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Costs of architectures: one JSON object in, one JSON object out a line."""
+
+    archs: Annotated[str, tyro.conf.Positional]
+    """File with one architecture a line, or - for standard input. Choices with one value and the bits of absent
+    blocks may be left out; missing bit-widths are --bits."""
+    model: Literal["mobilenet_v3"] = "mobilenet_v3"
+    preset: Literal["nano", "cifar", "imagenet"] = "imagenet"
+    width: float = 1.0
+    bits: int = FLOAT_BITS
+    """Bit-width of weights and activations that an architecture does not name."""
+    edge_bits: int = FLOAT_BITS
+    """The same for the first convolution and the classifier."""
+    se_bits: int = FLOAT_BITS
+    """Bit-width of squeeze-and-excite."""
+    num_classes: int | None = None
+
+
+@dataclass(frozen=True)
+class Info:
+    """What is in a run folder; without one, the presets, their space sizes and the costs."""
+
+    run: Annotated[Path | None, tyro.conf.Positional] = None
+
+
+def main() -> None:
+    """Entry point of the `oncequant` command."""
+    commands = {
+        "run": Run,
+        "train": Train,
+        "search": Search,
+        "evaluate": Evaluate,
+        "export": Export,
+        "report": Report,
+        "cost": Cost,
+        "info": Info,
+    }
+    options = tyro.extras.subcommand_cli_from_dict(
+        commands, prog="oncequant", description="Train one quantization-aware supernet on your images; deploy compact "
+        "4/3/2-bit networks for any budget."
+    )
+    try:
+        HANDLERS[type(options)](options)
+    except (DataError, FileError, BudgetError, ArchError, training.TrainingError, UsageError) as error:
+        console.print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        console.print("stopped; the same command goes on from the last checkpoint")
+        sys.exit(130)
+
+
+class UsageError(ValueError):
+    """An option has a value that cannot work; the message names it."""
+
+
+def run(options: Run) -> None:
+    """`oncequant run`."""
+    _checked(options.search.config)
+    run_dir, settings, data = _train(options.train, "run")
+    _search(run_dir, settings, data, options.search)
+    _export(run_dir, settings, data, ())
+    report(Report(run_dir))
+
+
+def train(options: Train) -> None:
+    """`oncequant train`."""
+    _train(options, "train")
+
+
+def search(options: Search) -> None:
+    """`oncequant search`."""
+    _checked(options.search.config)
+    settings, data = _open(options.run, options.device)
+    _search(options.run, settings, data, options.search)
+
+
+def evaluate(options: Evaluate) -> None:
+    """`oncequant evaluate`."""
+    settings, data = _open(options.run, options.device)
+    cfg = _method_config(settings)
+    arch, stage = options.arch, options.stage
+    family = {entry["name"]: entry for entry in _family(options.run)}
+    if arch in family:
+        stage, values = stage or family[arch]["stage"], family[arch]["arch"]
+    supernet = load_supernet(options.run, stage or cfg.stages[-1], data.device)
+    if arch in ("largest", "smallest"):
+        values = getattr(supernet.space, arch)()
+    elif arch not in family:
+        if not Path(arch).exists():
+            names = ", ".join(["largest", "smallest", *family])
+            raise UsageError(f"architecture {arch!r} is neither a file nor one of {names}")
+        values = read_json(Path(arch))
+    complete = supernet.space.complete(values)
+    calibration = calibration_batches(data, cfg.calibration_images, 250, cfg.seed)
+    split = getattr(data, options.split)
+    top1 = measure(supernet, complete, calibration, eval_batches(data, split))
+    result = {"stage": stage or cfg.stages[-1], "split": options.split, "images": len(split), "top1": top1}
+    print(json.dumps({**result, **all_costs(supernet.space, complete)}))
+
+
+def export(options: Export) -> None:
+    """`oncequant export`."""
+    settings, data = _open(options.run, options.device)
+    _export(options.run, settings, data, options.names)
+
+
+def report(options: Report) -> None:
+    """`oncequant report`."""
+    from oncequant.report import write_report
+
+    console.print(f"report: {write_report(options.run)}", soft_wrap=True, highlight=False)
+
+
+def cost(options: Cost) -> None:
+    """`oncequant cost`."""
+    config = replace(PRESETS[options.preset], width=options.width, se_bits=options.se_bits)
+    config = replace(config, num_classes=options.num_classes or config.num_classes)
+    every = tuple(sorted({*range(1, 9), FLOAT_BITS}))
+    space = mobilenet_v3_space(replace(config, weight_bits=every, act_bits=every))
+    edges = {f"{layer}.{what}_bits": options.edge_bits for layer in ("stem", "classifier") for what in ("weight", "act")}
+    space = replace(space, choices={**space.choices, **{name: every for name in edges}})
+    default = {name: options.bits for name in space.choices if name.endswith("_bits")} | edges
+    lines = sys.stdin if options.archs == "-" else _checked(lambda: Path(options.archs).read_text().splitlines())
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            try:
+                arch = space.complete({**default, **Arch.from_json(line)})
+            except ValueError as error:
+                raise UsageError(f"{options.archs}, line {number}: {error}") from error
+            print(json.dumps(all_costs(space, arch)))
+
+
+def info(options: Info) -> None:
+    """`oncequant info`."""
+    if options.run is None:
+        table = Table("preset", "images", "resolutions", "architectures", title="MobileNetV3 presets")
+        for name, config in PRESETS.items():
+            size = mobilenet_v3_space(config).size()
+            span = f"{min(config.resolutions)} to {max(config.resolutions)} px"
+            table.add_row(name, "greyscale" if config.image_channels == 1 else "colour", span, f"{size:.3g}")
+        console.print(table)
+        console.print(f"costs: {', '.join(COSTS)}; searchers: {', '.join(SEARCHERS)}; methods: oqat")
+        return
+    settings = open_run(options.run)
+    values = read_json(options.run / "run.json")
+    console.print(f"{options.run}: {settings.method} on {values['data']['name']}, preset {settings.preset}")
+    console.print(f"made {values['date']} on {values['device']} by: {values['command']}", soft_wrap=True)
+    stages = _method_config(settings).stages
+    done = [stage for stage in stages if (options.run / f"{stage}.safetensors").exists()]
+    console.print(f"stages trained: {', '.join(done) or 'none'} of {', '.join(stages)}")
+    _print_family(_family(options.run))
+
+
+HANDLERS = {
+    Run: run, Train: train, Search: search, Evaluate: evaluate, Export: export, Report: report, Cost: cost, Info: info
+}  # fmt: skip
+
+
+# -- parts that several commands share
+
+
+def _train(options: Train, command: str) -> tuple[Path, RunSettings, Data]:
+    device = _device(options.device)
+    preset = options.model.preset
+    if preset == "auto":
+        preset = "nano" if native_size(options.data) <= 20 else "cifar"
+    run_dir = options.run or Path("runs") / (Path(options.data).name or "data")
+    resolutions = options.model.resolutions or PRESETS[preset].resolutions
+    settings = RunSettings(
+        data=options.data,
+        preset=preset,
+        model=replace(PRESETS[preset], resolutions=tuple(sorted(resolutions))),
+        method=options.method,
+        method_config=asdict(options.training),
+        seed=options.training.seed,
+        validation_fraction=options.validation_fraction,
+        test_fraction=options.test_fraction,
+        flip=options.flip,
+        max_train=options.max_train,
+    )
+    data = settings.load_data(device)
+    settings = replace(settings, model=options.model.config(preset, len(data.classes), data.channels))
+    create_run(run_dir, settings, data, shlex.join(["oncequant", command, *sys.argv[2:]]))
+    counts = f"{len(data.train)} training, {len(data.validation)} validation, {len(data.test)} test images"
+    console.print(f"{data.name}: {len(data.classes)} classes, {counts}; preset {preset}; run folder {run_dir}")
+    oqat.train(options.training, settings.model, data, run_dir)
+    return run_dir, settings, data
+
+
+def _search(run_dir: Path, settings: RunSettings, data: Data, options: SearchOptions) -> None:
+    chosen = oqat.search(_method_config(settings), options.config(), data, run_dir)
+    _print_family(chosen)
+
+
+def _export(run_dir: Path, settings: RunSettings, data: Data, names: tuple[str, ...]) -> None:
+    raise NotImplementedError
+
+
+def _open(run_dir: Path, device: Device) -> tuple[RunSettings, Data]:
+    settings = open_run(run_dir)
+    data = settings.load_data(_device(device))
+    check_fingerprint(run_dir, data)
+    return settings, data
+
+
+def _method_config(settings: RunSettings) -> oqat.Config:
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.method_config.items()}
+    return oqat.Config(**values)
+
+
+def _family(run_dir: Path) -> list[dict]:
+    path = run_dir / "family.json"
+    return read_json(path) if path.exists() else []
+
+
+def _print_family(family: list[dict]) -> None:
+    table = Table("subnet", "bits", "validation", "test", "BitOPs", "weight bytes", "MACs", "parameters")
+    for entry in family:
+        costs = entry["costs"]
+        numbers = [readable(costs[name]) for name in ("bitops", "weight_bytes", "macs", "params")]
+        accuracies = [f"{100 * entry[key]:.2f} %" for key in ("top1_validation", "top1_test")]
+        table.add_row(entry["name"], str(entry["bits"]), *accuracies, *numbers)
+    console.print(table)
+
+
+def _device(name: Device) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: this machine has no usable GPU; use cpu or auto")
+    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
+
+
+def _checked(action):
+    """Run an action whose ValueError or OSError is the user's to mend."""
+    try:
+        return action()
+    except (ValueError, OSError) as error:
+        raise UsageError(str(error)) from error

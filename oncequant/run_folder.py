@@ -1,0 +1,140 @@
+"""A run folder: what a run was made with, so that every stage can be rerun, resumed or moved to another machine.
+
+    run.json            settings and provenance (this file writes it)
+    metrics.jsonl       training and validation metrics as they come; tensorboard/ the same
+    <stage>.safetensors supernet of each stage, float, 4bit, ...; <stage>.resume.pt while it trains
+    measurements.jsonl  every subnet that a search measured
+    family.json         the subnets chosen, with their test accuracy
+    exports/            their files; exports.json what verification found
+    report/             index.html, pictures, tables
+"""
+
+import json
+import platform
+import subprocess
+from dataclasses import asdict, dataclass, fields
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from oncequant.checkpoint import config_from_json
+from oncequant.data import Data, load_data
+from oncequant.files import FileError, read_json, write_json
+from oncequant.models.mobilenet_v3 import MobileNetV3Config
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Everything a run's results depend on."""
+
+    data: str
+    preset: str
+    model: MobileNetV3Config
+    method: str
+    method_config: dict[str, Any]
+    seed: int
+    validation_fraction: float
+    test_fraction: float
+    flip: bool | None
+    max_train: int | None
+
+    def load_data(self, device: torch.device) -> Data:
+        """The data set with this run's splits, at the largest resolution of the model. Raises DataError."""
+        return load_data(
+            self.data,
+            size=max(self.model.resolutions),
+            seed=self.seed,
+            validation_fraction=self.validation_fraction,
+            test_fraction=self.test_fraction,
+            flip=self.flip,
+            max_train=self.max_train,
+            device=device,
+        )
+
+
+def create_run(run_dir: Path, settings: RunSettings, data: Data, command: str) -> None:
+    """Write run.json, or check that the folder's run has the same settings and data. Raises FileError."""
+    path = run_dir / "run.json"
+    wanted = json.loads(json.dumps(asdict(settings)))
+    if path.exists():
+        found = read_json(path)
+        before = found.get("settings", {})
+        different = [f"{k} (there {before.get(k)!r}, now {wanted[k]!r})" for k in wanted if before.get(k) != wanted[k]]
+        if found.get("data", {}).get("fingerprint") != data.fingerprint:
+            different.append("the images")
+        if different:
+            raise FileError(
+                f"{run_dir} holds a run with other settings: {'; '.join(different)}. Give another --run folder."
+            )
+        return
+    write_json(
+        path,
+        {
+            "method": settings.method,
+            "command": command,
+            "reproduce": command,
+            "version": version("oncequant"),
+            "commit": _commit(),
+            "device": device_name(data.device),
+            "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "seed": settings.seed,
+            "data": {
+                "name": data.name,
+                "classes": list(data.classes),
+                "train": len(data.train),
+                "validation": len(data.validation),
+                "test": len(data.test),
+                "size": data.size,
+                "channels": data.channels,
+                "mean": list(data.mean),
+                "std": list(data.std),
+                "flip": data.flip,
+                "fingerprint": data.fingerprint,
+            },
+            "model": {"name": "mobilenet_v3", "preset": settings.preset, "config": asdict(settings.model)},
+            "method_config": settings.method_config,
+            "settings": wanted,
+        },
+    )
+
+
+def open_run(run_dir: Path) -> RunSettings:
+    """Settings of an existing run. Raises FileError naming the folder if it holds none."""
+    if not (run_dir / "run.json").exists():
+        raise FileError(f"{run_dir} is not a run folder: it has no run.json (make one with `oncequant train`)")
+    values = read_json(run_dir / "run.json").get("settings", {})
+    if missing := {f.name for f in fields(RunSettings)} - set(values):
+        raise FileError(f"{run_dir / 'run.json'}: settings lack {', '.join(sorted(missing))}")
+    return RunSettings(**{**values, "model": config_from_json(values["model"])})
+
+
+def check_fingerprint(run_dir: Path, data: Data) -> None:
+    """Raise FileError if the images are not those the run was made with."""
+    if read_json(run_dir / "run.json")["data"]["fingerprint"] != data.fingerprint:
+        raise FileError(f"{run_dir}: the images of {data.name} have changed since this run was trained")
+
+
+def device_name(device: torch.device) -> str:
+    """Name of the processor that computes, with the number of threads for a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        model = names[0] if names else model
+    return f"{model}, {torch.get_num_threads()} threads"
+
+
+def _commit() -> str | None:
+    """Commit of the checkout this package runs from; None when installed from elsewhere."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,700 @@
+"""What `oncequant.data` promises: the same batches after a resume, honest splits, clear errors, every image kind."""
+
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import TensorDataset
+
+from oncequant import data as module
+from oncequant.data import (
+    DataError,
+    ResidentSplit,
+    StreamingSplit,
+    calibration_batches,
+    eval_batches,
+    load_data,
+    native_size,
+    resize,
+    steps_per_epoch,
+    train_batches,
+)
+
+CARVED = dict(validation_fraction=0.2, test_fraction=0.2)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def surroundings(tmp_path_factory):
+    """A cache of our own, and one thread: on tiny tensors more of them only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+        yield
+    torch.set_num_threads(threads)
+
+
+def picture(seed, size=(12, 12), mode="RGB"):
+    """A picture that differs in every pixel, so that any shift, flip or mix-up shows."""
+    channels = {"L": 1, "RGB": 3}[mode]
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], channels), dtype=np.uint8)
+    return Image.fromarray(pixels.squeeze())
+
+
+def write_folder(root: Path, classes=("cat", "dog"), count=20, **kwargs) -> Path:
+    for c, name in enumerate(classes):
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            picture(1000 * c + i, **kwargs).save(root / name / f"{i:03}.png")
+    return root
+
+
+def arrays(n, classes=3, size=16, channels=3):
+    """A Python dataset whose every image is distinct."""
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (n, channels, size, size), dtype=np.uint8))
+    return TensorDataset(pixels, torch.arange(n) % classes)
+
+
+def from_arrays(n=60, size=16, streaming=False, **kwargs):
+    limit = dict(resident_limit_bytes=0) if streaming else {}
+    return load_data((arrays(n, size=size), None, None), size=size, **limit, **kwargs)
+
+
+def rows_of(split):
+    """The raw images of a split as bytes: identifies them across splits and storages."""
+    return [image.numpy().tobytes() for image in split.images(torch.arange(len(split)))]
+
+
+def same(batches, others):
+    batches, others = list(batches), list(others)
+    return len(batches) == len(others) > 0 and all(
+        torch.equal(x, u) and torch.equal(y, v) for (x, y), (u, v) in zip(batches, others)
+    )
+
+
+# ------------------------------------------------------------------ batches
+
+
+@pytest.mark.parametrize("streaming, crop, workers", [
+    (False, "auto", 0), (False, "resized", 0), (True, "auto", 0), (True, "pad", 0), (True, "auto", 2),
+])  # fmt: skip
+def test_a_resumed_run_sees_the_batches_of_an_uninterrupted_one(streaming, crop, workers):
+    data = from_arrays(streaming=streaming)
+    assert isinstance(data.train, StreamingSplit if streaming else ResidentSplit)
+    whole = list(islice(train_batches(data, 7, seed=5, crop=crop), 14))  # 39 images: the third epoch has begun
+    resumed = train_batches(data, 7, seed=5, crop=crop, start_step=6, workers=workers)
+    torch.manual_seed(123)  # global randomness is not looked at ...
+    state = torch.random.get_rng_state()
+    assert same(islice(resumed, 8), whole[6:])
+    assert torch.equal(torch.random.get_rng_state(), state)  # ... nor touched
+    assert not same(islice(train_batches(data, 7, seed=6, crop=crop), 14), whole)
+
+
+@pytest.mark.parametrize("crop", ["pad", "resized"])
+def test_the_same_image_is_augmented_differently_at_every_step(crop):
+    data = from_arrays(flip=False)
+    data = replace(data, train=data.train.subset(torch.tensor([0])))
+    seen = {images.numpy().tobytes() for images, _ in islice(train_batches(data, 1, seed=0, crop=crop), 12)}
+    assert len(seen) > 6
+
+
+def test_an_epoch_shows_every_image_once_and_drops_the_incomplete_batch():
+    data = from_arrays(streaming=False, flip=False)
+    n = len(data.train)
+    assert n % 4 and steps_per_epoch(data, 4) == n // 4
+    epochs = []
+    batches = train_batches(data, 4, seed=0, crop="none")
+    for _ in range(2):
+        epochs.append([x.numpy().tobytes() for images, _ in islice(batches, n // 4) for x in images])
+        assert len(set(epochs[-1])) == len(epochs[-1]) == n // 4 * 4
+    assert epochs[0] != epochs[1]
+
+
+def test_a_set_smaller_than_the_batch_gives_batches_of_all_of_it():
+    data = from_arrays(30)
+    assert steps_per_epoch(data, 500) == 1
+    for images, labels in islice(train_batches(data, 500, seed=0), 3):
+        assert len(images) == len(data.train)
+        assert labels.sort().values.equal(data.train.labels.sort().values)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_labels_stay_with_their_images(streaming):
+    data = from_arrays(streaming=streaming, flip=False)
+    label = dict(zip(rows_of(data.train), data.train.labels.tolist()))
+    for images, labels in islice(train_batches(data, 8, seed=0, crop="none"), 6):
+        pixels = denormalised(data, images)
+        assert [label[x.numpy().tobytes()] for x in pixels] == labels.tolist()
+
+
+def denormalised(data, images):
+    std, mean = (torch.tensor(v).view(1, -1, 1, 1) for v in (data.std, data.mean))
+    return ((images * std + mean) * 255).round().to(torch.uint8)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_images_are_mirrored_only_when_asked(flip):
+    data = from_arrays(flip=flip)
+    originals = set(rows_of(data.train))
+    mirrored = straight = 0
+    for images, _ in islice(train_batches(data, 30, seed=0, crop="none"), 4):
+        for x in denormalised(data, images):
+            straight += x.numpy().tobytes() in originals
+            mirrored += x.flip(2).numpy().tobytes() in originals
+    assert straight + mirrored == 120
+    assert 30 < mirrored < 90 if flip else mirrored == 0
+
+
+def test_pad_crop_is_every_shift_of_the_reflected_image():
+    data = from_arrays(30, flip=False)  # 16 pixels: padding of 2
+    originals = data.train.images(torch.arange(len(data.train)))
+    padded = torch.nn.functional.pad(originals.float(), (2, 2, 2, 2), mode="reflect").to(torch.uint8)
+    windows = padded.unfold(2, 16, 1).unfold(3, 16, 1).permute(0, 2, 3, 1, 4, 5)  # (n, 5, 5, C, S, S)
+    offset = {w.numpy().tobytes(): (i, dy, dx) for i, a in enumerate(windows) for dy, b in enumerate(a)
+              for dx, w in enumerate(b)}  # fmt: skip
+    seen = [offset[x.contiguous().numpy().tobytes()] for images, _ in islice(train_batches(data, 18, seed=0), 20)
+            for x in denormalised(data, images)]  # fmt: skip
+    assert {(dy, dx) for _, dy, dx in seen} == {(dy, dx) for dy in range(5) for dx in range(5)}
+
+
+def test_resized_crops_cut_out_a_quarter_to_all_of_a_resident_and_a_streamed_image_alike():
+    ramp = torch.arange(0, 256, 4, dtype=torch.uint8).expand(64, 64)  # brightness tells the column
+    images = torch.stack([ramp, ramp.T]).repeat(10, 1, 1)[:, None]
+    source = (TensorDataset(images, torch.arange(20) % 2), None, None)
+    uniform = torch.rand(40, 4, generator=torch.Generator().manual_seed(0))
+    index = torch.tensor([0, 1]).repeat(20)  # a left-to-right and a top-to-bottom ramp
+    crops = []
+    for limit in (2**20, 0):
+        split = load_data(source, size=64, resident_limit_bytes=limit).train
+        index = (split.labels == 1).long().argsort(stable=True)[[0, -1]].repeat(20)
+        crops.append(split.images(index, uniform).float())
+    resident, streamed = crops
+    assert (resident - streamed).abs().max() <= 8  # two implementations of bilinear: at most two columns apart
+    widths = (resident[::2, 0, 0, -1] - resident[::2, 0, 0, 0]) / 252
+    heights = (resident[1::2, 0, -1, 0] - resident[1::2, 0, 0, 0]) / 252
+    assert widths.min() > 0.4 and widths.max() > 0.9 and widths.std() > 0.1
+    assert heights.min() > 0.4 and heights.max() > 0.9
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_eval_batches_show_every_image_in_order_without_augmentation(streaming):
+    data = from_arrays(streaming=streaming)
+    batches = list(eval_batches(data, data.test, batch_size=5))
+    assert [len(x) for x, _ in batches] == [5, 5, 2]
+    assert torch.cat([y for _, y in batches]).equal(data.test.labels)
+    pixels = denormalised(data, torch.cat([x for x, _ in batches]))
+    assert pixels.equal(data.test.images(torch.arange(12)).cpu()) and batches[0][0].dtype == torch.float32
+    mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (data.mean, data.std))
+    expected = (data.test.images(torch.arange(5)).float() / 255 - mean) / std
+    torch.testing.assert_close(batches[0][0], expected, atol=1e-4, rtol=0)
+
+
+def test_resident_and_streaming_data_are_the_same_but_for_the_storage(tmp_path):
+    write_folder(tmp_path)
+    resident = load_data(str(tmp_path), size=12)
+    streaming = load_data(str(tmp_path), size=12, resident_limit_bytes=40 * 3 * 12 * 12 - 1)
+    assert isinstance(resident.train, ResidentSplit) and isinstance(streaming.train, StreamingSplit)
+    assert isinstance(load_data(str(tmp_path), size=12, resident_limit_bytes=40 * 3 * 12 * 12).train, ResidentSplit)
+    for name in ("train", "validation", "test"):
+        assert same(eval_batches(resident, getattr(resident, name)), eval_batches(streaming, getattr(streaming, name)))
+    assert (resident.fingerprint, resident.mean, resident.std) == (streaming.fingerprint, streaming.mean, streaming.std)
+    pad = dict(seed=0, crop="pad")
+    assert same(islice(train_batches(resident, 8, **pad), 5), islice(train_batches(streaming, 8, **pad), 5))
+
+
+def test_the_training_images_are_normalised():
+    for data in (from_arrays(90), load_data("digits", size=8)):
+        images = torch.cat([x for x, _ in eval_batches(data, data.train)])
+        assert images.mean((0, 2, 3)).abs().max() < 0.05
+        assert (images.std((0, 2, 3)) - 1).abs().max() < 0.05
+
+
+@pytest.mark.parametrize("images, batch_size, sizes", [
+    (32, 16, {16}), (33, 16, {11}), (3, 2, {3}), (10**6, 16, {13})])  # fmt: skip
+def test_calibration_batches_are_training_images_in_batches_of_two_or_more(images, batch_size, sizes):
+    data = from_arrays()
+    batches = calibration_batches(data, images, batch_size, seed=1)
+    assert {len(x) for x, _ in batches} == sizes
+    pixels = [x.numpy().tobytes() for batch, _ in batches for x in denormalised(data, batch)]
+    assert len(set(pixels)) == len(pixels) == min(images, len(data.train)) and set(pixels) <= set(rows_of(data.train))
+    assert same(batches, calibration_batches(data, images, batch_size, seed=1))
+    assert not same(batches, calibration_batches(data, images, batch_size, seed=2))
+
+
+def test_resize_is_antialiased_and_leaves_equal_sizes_alone():
+    images = torch.rand(2, 3, 32, 32)
+    assert resize(images, 32) is images
+    assert resize(images, 8).shape == (2, 3, 8, 8)
+    checkers = ((torch.arange(32)[:, None] + torch.arange(32)) % 2).float().expand(1, 1, 32, 32)
+    assert (resize(checkers, 8) - 0.5).abs().max() < 0.05  # without antialiasing: aliases of 0 and 1
+
+
+def test_arguments_out_of_range_are_named():
+    data = from_arrays(30)
+    for call, words in [
+        (lambda: train_batches(data, 8, seed=0, crop="centre"), "auto, pad, resized, none"),
+        (lambda: train_batches(data, 0, seed=0), "batch_size"),
+        (lambda: train_batches(data, 8, seed=0, start_step=-1), "start_step"),
+        (lambda: calibration_batches(data, 1, 8), "at least 2 images"),
+        (lambda: from_arrays(30, test_fraction=0.9), "test_fraction=0.9"),
+        (lambda: from_arrays(30, max_train=2), "max_train=2"),
+    ]:
+        with pytest.raises(DataError, match=words):
+            call()
+
+
+# ------------------------------------------------------------------ splits
+
+
+def test_carved_splits_are_disjoint_stratified_and_a_function_of_the_seed():
+    counts = [50, 30, 10]
+    labels = torch.arange(3).repeat_interleave(torch.tensor(counts))
+    source = (TensorDataset(arrays(90).tensors[0], labels), None, None)
+    data, again, other = (load_data(source, size=16, seed=s, **CARVED) for s in (0, 0, 1))
+    parts = [rows_of(split) for split in (data.train, data.validation, data.test)]
+    assert sum(map(len, parts)) == len(set().union(*parts)) == 90
+    assert data.test.labels.bincount().tolist() == data.validation.labels.bincount().tolist() == [10, 6, 2]
+    assert data.train.labels.bincount().tolist() == [30, 18, 6]
+    assert parts == [rows_of(split) for split in (again.train, again.validation, again.test)]
+    assert parts[2] != rows_of(other.test)
+    assert data.fingerprint == again.fingerprint != other.fingerprint
+
+
+def test_max_train_keeps_a_stratified_part_and_leaves_the_other_splits_alone():
+    labels = torch.arange(3).repeat_interleave(torch.tensor([100, 50, 5]))
+    source = (TensorDataset(arrays(155, size=4).tensors[0], labels), None, None)
+    full, some, few, all_of_it = (load_data(source, size=4, max_train=m) for m in (None, 50, 3, 10**6))
+    assert rows_of(some.test) == rows_of(full.test) and rows_of(some.validation) == rows_of(full.validation)
+    assert set(rows_of(few.train)) < set(rows_of(some.train)) < set(rows_of(full.train))
+    assert rows_of(all_of_it.train) == rows_of(full.train)
+    assert len(some.train) == 50 and few.train.labels.bincount().tolist() == [1, 1, 1]
+    share = full.train.labels.bincount() * 50 / len(full.train)
+    assert (some.train.labels.bincount() - share).abs().max() <= 1.5
+
+
+@pytest.mark.parametrize("validation", ["val", "valid", "validation", None])
+def test_the_splits_of_a_folder_are_respected(tmp_path, validation):
+    write_folder(tmp_path / "train", count=20)
+    write_folder(tmp_path / "test", count=3, size=(12, 12))
+    for i in range(3):  # the test images are white, the validation images black
+        for name in ("cat", "dog"):
+            Image.new("RGB", (12, 12), "white").save(tmp_path / "test" / name / f"{i:03}.png")
+            if validation:
+                (tmp_path / validation / name).mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", (12, 12), "black").save(tmp_path / validation / name / f"{i}.png")
+    data = load_data(str(tmp_path), size=12)
+    assert len(data.test) == 6 and data.test.images(torch.arange(6)).min() == 255
+    if validation:
+        assert len(data.train) == 40 and len(data.validation) == 6
+        assert data.validation.images(torch.arange(6)).max() == 0
+    else:
+        assert len(data.train) == 34 and len(data.validation) == 6
+        assert not set(rows_of(data.validation)) & set(rows_of(data.train))
+
+
+@pytest.mark.parametrize(
+    "count, carve_test, fits", [(3, True, True), (2, True, False), (2, False, True), (1, False, False)]
+)
+def test_every_class_needs_an_image_in_each_carved_split(count, carve_test, fits):
+    labels = torch.tensor([0] * 30 + [1] * count)
+    train = TensorDataset(arrays(30 + count, size=4).tensors[0], labels)
+    source = (train, None, None if carve_test else train)
+    if fits:
+        data = load_data(source, size=4)
+        assert all(1 in split.labels for split in (data.train, data.validation, data.test))
+    else:
+        with pytest.raises(DataError, match=rf"class '1'.*, {count}:"):
+            load_data(source, size=4)
+
+
+# ------------------------------------------------------------------ sources
+
+
+def test_digits():
+    data = load_data("digits", size=8)
+    assert (data.name, data.channels, data.flip, len(data.classes)) == ("digits", 1, False, 10)
+    assert len(data.train) + len(data.validation) + len(data.test) == 1797
+    pixels = data.train.images(torch.arange(len(data.train)))
+    assert pixels.shape[1:] == (1, 8, 8) and pixels.max() == 255 and len(pixels.unique()) == 17
+    bigger = load_data("digits", size=16, flip=True, max_train=30)
+    assert bigger.flip and bigger.train.images(torch.tensor([3])).shape == (1, 1, 16, 16)
+
+
+def test_native_size_is_the_median_shorter_side(tmp_path):
+    write_folder(tmp_path, count=3, size=(30, 20))
+    picture(0, size=(500, 400)).save(tmp_path / "cat" / "big.png")
+    assert native_size(str(tmp_path)) == 20
+    assert native_size("digits") == 8
+    assert native_size((arrays(9, size=16), None, None)) == 16
+
+
+def test_two_classes_of_twenty_images_are_enough(tmp_path):
+    write_folder(tmp_path / "pets", classes=("dog", "cat"))
+    data = load_data(str(tmp_path / "pets"), size=12)
+    assert (data.name, data.classes, data.channels, data.size, data.flip) == ("pets", ("cat", "dog"), 3, 12, True)
+    assert (len(data.train), len(data.validation), len(data.test)) == (26, 6, 8)
+    images, labels = next(train_batches(data, 16, seed=0))
+    assert images.shape == (16, 3, 12, 12) and labels.dtype == torch.int64
+    # images of the size asked for are kept to the last bit
+    originals = {np.asarray(Image.open(f)).transpose(2, 0, 1).tobytes() for f in tmp_path.rglob("*.png")}
+    assert set(rows_of(data.train)) | set(rows_of(data.validation)) | set(rows_of(data.test)) == originals
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    assert load_data(str(write_folder(tmp_path, classes=("bus", "train"))), size=12).classes == ("bus", "train")
+
+
+def test_hidden_files_other_files_and_depth_do_not_matter(tmp_path):
+    write_folder(tmp_path)
+    before = load_data(str(tmp_path), size=12).fingerprint
+    (tmp_path / "cat" / ".hidden.png").write_bytes(b"")
+    (tmp_path / "cat" / "notes.txt").write_text("no image")
+    (tmp_path / "loose.png").write_bytes(b"")
+    (tmp_path / ".git").mkdir()
+    assert load_data(str(tmp_path), size=12).fingerprint == before
+    (tmp_path / "cat" / "deeper").mkdir()
+    picture(77).save(tmp_path / "cat" / "deeper" / "x.PNG")
+    data = load_data(str(tmp_path), size=12)
+    assert len(data.train) + len(data.validation) + len(data.test) == 41
+
+
+def encoded(image, path="a.png"):
+    from io import BytesIO
+
+    image.save(buffer := BytesIO(), "png")
+    return {"bytes": buffer.getvalue(), "path": path}
+
+
+def write_parquet(root: Path, file: str, n: int, label, image=None, more=None) -> None:
+    """`label`: a feature of `datasets`; `more`: name to (feature, values)."""
+    values = [i % 3 for i in range(n)]
+    if getattr(label, "dtype", "") == "string":
+        values = [("ant", "bee", "cow")[v] for v in values]
+    columns = {"pic": [encoded(picture(i)) for i in range(n)], "y": values}
+    features = {"pic": image or datasets.Image(), "y": label}
+    for name, (feature, column) in (more or {}).items():
+        features[name], columns[name] = feature, column
+    datasets.Dataset.from_dict(columns, datasets.Features(features)).to_parquet(root / file)
+
+
+STRUCT = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
+
+
+@pytest.mark.parametrize("label, classes, image", [
+    (datasets.ClassLabel(names=["cow", "ant", "unused", "bee"][:4]), ("cow", "ant", "unused"), None),
+    (datasets.Value("int32"), ("0", "1", "2"), STRUCT),
+    (datasets.Value("string"), ("ant", "bee", "cow"), None),
+])  # fmt: skip
+def test_parquet(tmp_path, label, classes, image):
+    write_parquet(tmp_path, "train-00000-of-00002.parquet", 20, label, image)
+    write_parquet(tmp_path, "train-00001-of-00002.parquet", 10, label, image)
+    write_parquet(tmp_path, "test-00000-of-00001.parquet", 6, label, image)
+    data = load_data(str(tmp_path), size=12)
+    assert data.classes == classes and data.name == tmp_path.name  # the fourth ClassLabel has no image: left out
+    assert len(data.train) + len(data.validation) == 30 and len(data.test) == 6
+    for i in range(6):
+        assert np.array_equal(data.test.images(torch.tensor([i]))[0].permute(1, 2, 0), picture(i))
+    assert data.test.labels.tolist() == [0, 1, 2, 0, 1, 2]
+    # a file that is written again is read again
+    write_parquet(tmp_path, "test-00000-of-00001.parquet", 9, label, image)
+    assert len(load_data(str(tmp_path), size=12).test) == 9
+
+
+def test_a_test_split_with_hidden_labels_counts_as_missing(tmp_path):
+    write_parquet(tmp_path, "train.parquet", 30, datasets.Value("int64"))
+    hidden = datasets.Dataset.from_dict({"pic": [encoded(picture(0))], "y": [-1]},
+                                        datasets.Features(pic=datasets.Image(), y=datasets.Value("int64")))  # fmt: skip
+    hidden.to_parquet(tmp_path / "test.parquet")
+    data = load_data(str(tmp_path), size=12)
+    assert len(data.test) == 6 and data.classes == ("0", "1", "2")
+
+
+def test_columns_that_leave_a_choice_are_listed(tmp_path):
+    number = datasets.Value("int64")
+    for name, label, more in [
+        ("labels", number, dict(fine=(number, [0] * 9))),
+        ("images", number, dict(other=(datasets.Image(), [encoded(picture(0))] * 9))),
+        ("floats", datasets.Value("float32"), {}),
+    ]:
+        (tmp_path / name).mkdir()
+        write_parquet(tmp_path / name, "train.parquet", 9, label, more=more)
+        with pytest.raises(DataError, match=f"'pic'.*'y'.*{''.join(more)}"):
+            load_data(str(tmp_path / name), size=12)
+    (tmp_path / "named").mkdir()
+    write_parquet(tmp_path / "named", "train.parquet", 9, number, more=dict(label=(number, [5, 6, 7] * 3)))
+    assert load_data(str(tmp_path / "named"), size=12).classes == ("5", "6", "7")
+
+
+@pytest.mark.parametrize("convert", [
+    lambda image: image,
+    lambda image: np.asarray(image),
+    lambda image: np.asarray(image).transpose(2, 0, 1),
+    lambda image: torch.from_numpy(np.array(image)).permute(2, 0, 1),
+    lambda image: torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255,
+    lambda image: np.asarray(image).astype(np.float64) / 255,
+    lambda image: np.asarray(image).astype(np.uint16) * 257,
+])  # fmt: skip
+def test_python_datasets_may_hold_any_kind_of_image(convert):
+    train = [(convert(picture(i)), np.int64(i % 2)) for i in range(12)]
+    test = [(convert(picture(99)), torch.tensor(1))]
+    data = load_data((train, train, test), size=12)
+    assert (len(data.train), len(data.validation), len(data.test), data.channels) == (12, 12, 1, 3)
+    assert np.array_equal(data.test.images(torch.tensor([0]))[0].permute(1, 2, 0), picture(99))
+    assert data.classes == ("0", "1") and data.test.labels.tolist() == [1]
+
+
+def test_the_images_of_a_python_dataset_are_not_changed():
+    image = picture(0, size=(8, 12))
+    image.getexif()[0x0112] = 6
+    load_data(([(image, i % 2) for i in range(12)], None, None), size=8)
+    assert image.size == (8, 12) and image.getexif()[0x0112] == 6
+
+
+def test_python_datasets_may_name_their_classes():
+    train = arrays(30)
+    train.classes = ["red", "blue", "green"]
+    assert load_data((train, None, None), size=16).classes == ("red", "blue", "green")
+    train.classes = ["red", "blue"]
+    with pytest.raises(DataError, match="red, blue"):
+        load_data((train, None, None), size=16)
+
+
+# ------------------------------------------------------------------ kinds of images
+
+
+def one_image(tmp_path, image, name="x.png", size=8, colour=True, **save):
+    """Load a folder in which `image` is the whole test split."""
+    write_folder(tmp_path / "train", count=3, mode="RGB" if colour else "L", size=(size, size))
+    (tmp_path / "test" / "cat").mkdir(parents=True)
+    image.save(tmp_path / "test" / "cat" / name, **save)
+    data = load_data(str(tmp_path), size=size)
+    return data, data.test.images(torch.tensor([0]))[0]
+
+
+def sixteen_bit():
+    return Image.fromarray((np.arange(64, dtype=np.uint16) * 4 * 257).reshape(8, 8))
+
+
+def test_16_bit_greyscale_is_scaled_not_clipped(tmp_path):
+    data, pixels = one_image(tmp_path, sixteen_bit(), colour=False)
+    assert data.channels == 1 and pixels.flatten().tolist() == list(range(0, 256, 4))
+
+
+def test_32_bit_integers_and_floats(tmp_path):
+    ramp = np.arange(0, 256, 4, dtype=np.float32).reshape(8, 8)
+    for name, image in [("I", sixteen_bit().convert("I")), ("F", Image.fromarray(ramp / 255))]:
+        assert image.mode == name
+        _, pixels = one_image(tmp_path / name, image, "x.tiff", colour=False)
+        assert pixels.flatten().tolist() == list(range(0, 256, 4))
+
+
+@pytest.mark.parametrize("mode, name", [("LA", "x.png"), ("RGBA", "x.png"), ("P", "x.gif"), ("P", "x.png")])
+def test_transparency_becomes_white(tmp_path, mode, name):
+    if mode == "P":
+        image = Image.new("P", (8, 8), 1)
+        image.putpalette([0, 0, 0, 40, 50, 60])
+        image.paste(0, (0, 0, 4, 8))  # transparent black on the left
+        saved = dict(transparency=0)
+    else:
+        image, saved = Image.new("RGBA", (8, 8), (40, 40, 40, 255)), {}
+        image.paste((0, 0, 0, 0), (0, 0, 4, 8))
+        image = image.convert(mode)
+    data, pixels = one_image(tmp_path, image, name, colour=mode != "LA", **saved)
+    assert data.channels == (1 if mode == "LA" else 3)
+    colours = {"LA": [40], "RGBA": [40, 40, 40], "P": [40, 50, 60]}[mode]
+    assert pixels[:, :, :4].min() == 255 and pixels[:, 5, 5].tolist() == colours
+
+
+def test_cmyk_becomes_rgb(tmp_path):
+    _, pixels = one_image(tmp_path, Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "x.jpg", quality=95)
+    red, green, blue = pixels.float().mean((1, 2))
+    assert red > 240 and green < 15 and blue < 15
+
+
+def test_one_colour_image_makes_the_set_a_colour_set(tmp_path):
+    write_folder(tmp_path, count=20, mode="L")
+    assert load_data(str(tmp_path), size=12).channels == 1
+    picture(0).save(tmp_path / "dog" / "007.png")
+    data = load_data(str(tmp_path), size=12)
+    assert data.channels == 3
+    greys = [x for split in (data.train, data.validation, data.test) for x in split.images(torch.arange(len(split)))]
+    assert sum(x[0].equal(x[1]) and x[0].equal(x[2]) for x in greys) == 39
+
+
+def test_streaming_greyscale_is_decided_by_a_sample_and_the_rest_is_converted(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "HEADER_SAMPLE", 1)
+    train = [(picture(i, mode="RGB" if i == 11 else "L"), i % 2) for i in range(12)]
+    data = load_data((train, train, train), size=12, resident_limit_bytes=0)
+    assert data.channels == 1 and data.train.images(torch.tensor([11])).shape == (1, 1, 12, 12)
+    assert np.array_equal(data.train.images(torch.tensor([11]))[0, 0], picture(11).convert("L"))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_mixed_sizes_are_scaled_on_the_shorter_side_and_centred(tmp_path, streaming):
+    wide = Image.new("RGB", (64, 16), "red")
+    wide.paste("blue", (24, 0, 40, 16))  # the square in the centre
+    tall = Image.new("RGB", (5, 20), "red")
+    tall.paste("blue", (0, 7, 5, 13))  # rows 7 to 12 are kept in full or not at all
+    source = [(wide, 0), (tall, 1)] * 4
+    data = load_data((source, source, source), size=8, resident_limit_bytes=0 if streaming else 10**9)
+    for pixels in data.train.images(torch.arange(2))[:, :, 1:-1, 1:-1]:  # antialiasing mixes the border
+        assert pixels[2].min() == 255 and pixels[0].max() == 0
+
+
+def test_exif_orientation_is_applied(tmp_path):
+    image = Image.new("RGB", (32, 16), "red")
+    image.paste("blue", (0, 0, 16, 16))  # blue left half; "rotate 90 degrees clockwise to view" puts it on top
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    _, pixels = one_image(tmp_path, image, "x.jpg", size=16, exif=exif, quality=95, subsampling=0)
+    assert pixels[2, :7].min() > 200 and pixels[0, 9:].min() > 200
+
+
+def test_big_jpegs_are_decoded_small_without_losing_the_picture(tmp_path):
+    ramp = np.broadcast_to(np.linspace(0, 255, 640).astype(np.uint8)[None, :, None], (480, 640, 3))
+    _, pixels = one_image(tmp_path, Image.fromarray(np.ascontiguousarray(ramp)), "x.jpg", size=16)
+    expected = torch.linspace(255 * 80 / 640, 255 * 560 / 640, 33)[1::2]  # middles of 16 columns of the centre square
+    assert (pixels[0].float().mean(0) - expected).abs().max() < 3
+
+
+# ------------------------------------------------------------------ errors name what is wrong
+
+
+def broken_files(tmp_path):
+    whole = tmp_path / "whole.jpg"
+    picture(0, size=(64, 64)).save(whole)
+    return {"empty": b"", "truncated": whole.read_bytes()[:900], "text": b"<html>404</html>"}
+
+
+@pytest.mark.parametrize("kind", ["empty", "truncated", "text"])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_broken_image_is_named(tmp_path, kind, streaming):
+    folder = write_folder(tmp_path / "set")
+    (folder / "dog" / "bad.jpg").write_bytes(broken_files(tmp_path)[kind])
+    with pytest.raises(DataError, match=r"dog.bad\.jpg"):
+        data = load_data(str(folder), size=12, resident_limit_bytes=0 if streaming else 10**9)
+        for split in (data.train, data.validation, data.test):
+            list(eval_batches(data, split))
+
+
+def test_a_loader_worker_names_the_broken_image_too(tmp_path):
+    folder = write_folder(tmp_path / "set")
+    data = load_data(str(folder), size=12, resident_limit_bytes=0)
+    for file in folder.rglob("*.png"):
+        file.write_bytes(b"")
+    with pytest.raises(DataError, match=r"\d\d\d\.png"):
+        next(train_batches(data, 4, seed=0, workers=1))
+
+
+def test_a_broken_row_of_a_parquet_file_is_numbered(tmp_path):
+    rows = [encoded(picture(i), f"{i}.png") for i in range(9)]
+    rows[4] = {"bytes": b"not a picture", "path": "4.png"}
+    features = datasets.Features(image=datasets.Image(decode=False), label=datasets.Value("int64"))
+    table = datasets.Dataset.from_dict({"image": rows, "label": [0, 1, 2] * 3}, features)
+    table.to_parquet(tmp_path / "train-0.parquet")
+    with pytest.raises(DataError, match=r"row 4 of the train split.*4\.png"):
+        load_data(str(tmp_path), size=12)
+
+
+@pytest.mark.parametrize("image, words", [
+    (torch.randn(3, 8, 8), r"\[0, 1\]"), (torch.zeros(3, 8, 8, dtype=torch.int64), "int64"),
+    (torch.zeros(7, 8, 9), "shape"), ("nowhere.png", r"nowhere\.png"), (None, "NoneType"),
+])  # fmt: skip
+def test_a_python_image_that_makes_no_sense_is_named(image, words):
+    good = torch.zeros(3, 8, 8)
+    with pytest.raises(DataError, match=words) as caught:
+        load_data(([(good, 0), (good, 1), (image, 1)], [(good, 0)], [(good, 0)]), size=8)
+    assert "row 2 of the train split" in str(caught.value) or isinstance(image, str)
+
+
+def test_python_sources_that_make_no_sense():
+    good, image = arrays(30), torch.zeros(3, 8, 8)
+    for source, words in [
+        ((good, None), "not 2 things"),
+        ((None, good, None), "no train split, only validation"),
+        (([image] * 9, None, None), "row 0 of the train split is a Tensor"),
+        (([(image, 0), (image, None)], None, None), "row 1 of the train split.*None"),
+        (([(image, 0), (image, 0.5)], None, None), "row 1 of the train split.*0.5"),
+        ([good, None, None], "not a list"),
+        ((good, [], None), "validation split has no images"),
+        (([(image, 0)] * 9, None, None), "at least 2 classes.*'0'"),
+    ]:
+        with pytest.raises(DataError, match=words):
+            load_data(source, size=8)
+
+
+def test_folders_that_make_no_sense(tmp_path):
+    def folder(name, change):
+        change(write_folder(tmp_path / name / "train", classes=("cat", "dog"), count=6).parent)
+        return str(tmp_path / name)
+
+    def only_in_test(root):
+        write_folder(root / "test", classes=("cat", "okapi"), count=1)
+
+    def no_train(root):
+        (root / "train").rename(root / "val")
+
+    def flat(root):
+        (root / "train" / "cat").rename(root / "train" / ".cat")
+        (root / "train" / "dog").rename(root / "train" / ".dog")
+
+    for name, change, words in [
+        ("empty", lambda root: (root / "train" / "eel").mkdir(), r"train.eel: this class folder holds no images"),
+        ("text", lambda root: (root / "train" / "eel" / "deep").mkdir(parents=True), r"train.eel"),
+        ("extra", only_in_test, "'okapi' occurs in the test split but not in the train split"),
+        ("no_train", no_train, "no train split, only validation"),
+        ("one", lambda root: (root / "train" / "cat").rename(root / "train" / ".cat"), "at least 2 classes.*'dog'"),
+        ("flat", flat, "flat.train: holds no class folders"),
+        ("twice", lambda root: [(root / name).mkdir() for name in ("val", "valid")], "train, val, valid"),
+    ]:
+        with pytest.raises(DataError, match=words):
+            load_data(folder(name, change), size=12)
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(DataError, match="nothing: holds no class folders.*'digits'"):
+        load_data(str(tmp_path / "nothing"), size=12)
+
+
+def test_parquet_folders_that_make_no_sense(tmp_path):
+    write_parquet(tmp_path, "test-0.parquet", 9, datasets.Value("int64"))
+    with pytest.raises(DataError, match=r"no train-\*\.parquet, only test-0\.parquet"):
+        load_data(str(tmp_path), size=12)
+    (tmp_path / "train-0.parquet").write_bytes(b"PAR1 no")
+    with pytest.raises(DataError, match=f"{tmp_path.name} cannot be loaded"):
+        load_data(str(tmp_path), size=12)
+
+
+@pytest.mark.parametrize("source", ["/no/such/folder", "./nowhere", "a/b/c"])
+def test_a_path_that_is_not_there_is_no_hub_name(source, monkeypatch):
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: pytest.fail("asked the hub"))
+    with pytest.raises(DataError, match=f"{source}: not a folder.*'digits'"):
+        load_data(source, size=12)
+
+
+def test_the_hub(monkeypatch):
+    def hub(name, **_):
+        if name != "me/pets":
+            raise ConnectionError("no route to the hub")
+        features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=["cat", "dog"]))
+        columns = {"image": [encoded(picture(i)) for i in range(12)], "label": [0, 1] * 6}
+        table = datasets.Dataset.from_dict(columns, features)
+        return datasets.DatasetDict(unlabelled=table, train=table, valid=table)
+
+    monkeypatch.setattr(datasets, "load_dataset", hub)
+    data = load_data("me/pets", size=12)
+    assert (data.name, data.classes, len(data.validation)) == ("me/pets", ("cat", "dog"), 12)
+    assert len(data.train) + len(data.test) == 12
+    with pytest.raises(DataError, match="'me/pest'.*hub.*no route to the hub.*'digits'"):
+        load_data("me/pest", size=12)
+
+
+def test_the_missing_package_is_named(tmp_path, monkeypatch):
+    write_folder(tmp_path, count=4)
+    monkeypatch.setitem(__import__("sys").modules, "datasets", None)  # how Python marks "cannot be imported"
+    with pytest.raises(DataError, match=r'pip install "oncequant\[data\]"'):
+        load_data(str(tmp_path), size=12)
+    assert len(load_data("digits", size=8, max_train=20).train) == 20

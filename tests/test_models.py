@@ -1,0 +1,187 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+from oncequant.arch import LayerSpec
+from oncequant.cost import macs, params
+from oncequant.elastic import ElasticConv, resize
+from oncequant.methods.oqat import initialise_step_sizes
+from oncequant.models.mobilenet_v3 import (
+    PRESETS,
+    MobileNetV3,
+    elastic_layers,
+    extract_subnet,
+    make_divisible,
+    mobilenet_v3_space,
+    with_bits,
+)
+
+SMALL = {
+    "nano": PRESETS["nano"],
+    "cifar": replace(PRESETS["cifar"], width=0.5, resolutions=(12, 16)),
+    "imagenet": replace(PRESETS["imagenet"], width=0.35, resolutions=(32, 36), num_classes=7),
+}
+
+
+def supernet(preset, bits, **options):
+    """A supernet with random norms, transforms and statistics, so that nothing is at a neutral value."""
+    config = with_bits(replace(SMALL[preset], edge_bits=8, se_bits=8, **options), bits)
+    torch.manual_seed(0)
+    net = MobileNetV3(config).to(memory_format=torch.channels_last)
+    images = torch.randn(8, config.image_channels, max(config.resolutions), max(config.resolutions))
+    with torch.no_grad():
+        for name, p in net.named_parameters():
+            if "kernel_transforms" in name or ".norm." in name:
+                p.add_(0.1 * torch.randn_like(p))
+    if bits < 32:
+        initialise_step_sizes(net, images)
+    return net, images
+
+
+@pytest.mark.parametrize("preset", SMALL)
+@pytest.mark.parametrize("bits", [32, 4, 2])
+@pytest.mark.parametrize("training", [True, False])
+def test_extracted_subnet_is_bit_identical(preset, bits, training):
+    net, images = supernet(preset, bits, dropout=0.0)
+    net.train(training)
+    rng = np.random.default_rng(0)
+    for arch in [net.space.largest(), net.space.smallest(), *(net.space.sample(rng) for _ in range(3))]:
+        subnet = extract_subnet(net, arch)
+        with torch.no_grad():
+            assert torch.equal(net(images, arch), subnet(images, arch))
+        sliced = sum(p.numel() for n, p in subnet.named_parameters() if "step_size" not in n)
+        assert sliced == params(net.space.layers(arch))
+
+
+@pytest.mark.parametrize("preset", SMALL)
+def test_specs_describe_the_shapes_that_run(preset):
+    net, images = supernet(preset, 4)
+    rng = np.random.default_rng(1)
+    for arch in [net.space.largest(), *(net.space.sample(rng) for _ in range(3))]:
+        seen = {}
+
+        def record(name):
+            return lambda module, inputs, output: seen.__setitem__(name, (inputs[0].shape, output.shape))
+
+        hooks = [layer.register_forward_hook(record(name)) for name, layer in elastic_layers(net)]
+        net(images, arch)
+        for hook in hooks:
+            hook.remove()
+        specs = {name: s for name, s in net.space.layers(arch).items() if s.present}
+        assert list(seen) == list(specs)
+        for name, (x, y) in seen.items():
+            assert x[1] == specs[name].in_channels
+            assert y[1:] == (specs[name].out_channels, specs[name].out_size, specs[name].out_size)
+
+
+def test_macs_agree_with_torch_counter():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    net, images = supernet("imagenet", 32)
+    arch = net.space.sample(np.random.default_rng(2))
+    subnet = extract_subnet(net, arch).eval()  # kernel transforms are no part of a subnet
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        subnet(images[:1], arch)
+    assert counter.get_total_flops() == 2 * macs(net.space.layers(arch))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    c_in=st.integers(1, 12),
+    c_out=st.integers(1, 12),
+    kernel=st.sampled_from([3, 5, 7]),
+    stride=st.sampled_from([1, 2]),
+    depthwise=st.booleans(),
+    bits=st.sampled_from([2, 3, 4, 8, 32]),
+    signed=st.booleans(),
+)
+def test_elastic_layer_is_a_plain_layer_with_sliced_weights(c_in, c_out, kernel, stride, depthwise, bits, signed):
+    """Forward and gradients against composite fake-quantization and a plain convolution."""
+    c_out = c_in if depthwise else c_out
+    largest = LayerSpec("x", 12, 12, kernel_size=7, stride=stride, depthwise=depthwise, batch_norm=False)
+    layer = ElasticConv(largest, (3, 5, 7), quantized=bits < 32)
+    spec = replace(
+        largest, in_channels=c_in, out_channels=c_out, kernel_size=kernel, weight_bits=bits, act_bits=bits,
+        signed_input=signed,
+    )  # fmt: skip
+    x = torch.randn(2, c_in, 8, 8).contiguous(memory_format=torch.channels_last).requires_grad_()
+    if bits < 32:
+        layer.weight_quantizer.initialise(layer.weight, bits, True)
+        layer.act_quantizer.initialise(x, bits, signed)
+
+    def plain(v, quantizer, signed):
+        if bits == 32:
+            return v
+        low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
+        scale = 1 / (v.numel() * high) ** 0.5
+        s = quantizer.step_size * scale + (quantizer.step_size * (1 - scale)).detach()
+        q = (v / s).clamp(low, high)
+        return (q + (q.round() - q).detach()) * s
+
+    weight = layer.sliced_weight(spec)
+    expected = F.conv2d(
+        plain(x, layer.act_quantizer, signed),
+        plain(weight, layer.weight_quantizer, True),
+        stride=stride,
+        padding=kernel // 2,
+        groups=c_in if depthwise else 1,
+    )
+    grad = torch.randn_like(expected)
+    wanted = torch.autograd.grad(expected, [x, *layer.parameters()], grad, allow_unused=True)
+    y = layer(x, spec)
+    assert_close(y, expected, atol=1e-4, rtol=1e-4)
+    got = torch.autograd.grad(y, [x, *layer.parameters()], grad, allow_unused=True)
+    for a, b in zip(got, wanted):
+        assert (a is None) == (b is None)
+        if a is not None:
+            assert_close(a, b, atol=2e-3, rtol=2e-3)
+
+
+def test_quantized_input_is_not_kept_for_backward():
+    """The convolution must not save its quantized input beside the quantizer's float input."""
+    layer = ElasticConv(LayerSpec("x", 8, 8, batch_norm=False), (1,), quantized=True)
+    spec = LayerSpec("x", 8, 8, weight_bits=4, act_bits=4, batch_norm=False)
+    x = torch.rand(2, 8, 16, 16).requires_grad_()
+    layer.act_quantizer.initialise(x, 4, False)
+    layer.weight_quantizer.initialise(layer.weight, 4, True)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        layer(x, spec)
+    activations = {t.data_ptr() for t in kept if t.shape == x.shape}
+    assert activations == {x.data_ptr()}
+
+
+def test_supernet_statistics_do_not_change_in_training():
+    net, images = supernet("nano", 4)
+    before = {n: b.clone() for n, b in net.named_buffers()}
+    net.train()(images, net.space.sample(np.random.default_rng(0))).sum().backward()
+    assert all(torch.equal(before[n], b) for n, b in net.named_buffers())
+
+
+def test_activation_signs():
+    for signed in (True, False):
+        space = mobilenet_v3_space(with_bits(replace(SMALL["nano"], signed_activations=signed), 4))
+        specs = space.layers(space.largest())
+        assert {s.role for s in specs.values() if s.signed_input} == (
+            {"stem", "expand", "final_expand"} if signed else {"stem"}
+        )
+
+
+def test_make_divisible_matches_the_official_rule():
+    def official(v):
+        n = max(8, int(v + 4) // 8 * 8)
+        return n + 8 if n < 0.9 * v else n
+
+    values = np.arange(1, 2000)
+    assert make_divisible(values).tolist() == [official(v) for v in values] == [make_divisible(int(v)) for v in values]
+
+
+def test_resize_is_the_identity_at_equal_size():
+    x = torch.randn(1, 1, 8, 8)
+    assert resize(x, 8) is x and resize(x, 6).shape == (1, 1, 6, 6)
