@@ -95,4 +95,5 @@ class LayerSpec:
     @property
     def weights(self) -> Number:
         """Number of weights of the layer, without bias and batch norm."""
-        return self.out_channels * self.group_channels * self.kernel_size * self.kernel_size * self.present
+        # ints first where they are ints for a whole batch: fewer passes over vectors
+        return self.kernel_size * self.kernel_size * self.group_channels * self.out_channels * self.present

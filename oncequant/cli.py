@@ -1,6 +1,10 @@
-"""The command line: `oncequant run | train | search | evaluate | export | report | cost | info`."""
+"""The command line: `oncequant run | train | search | evaluate | export | report | cost | info`.
+
+Errors that the user can mend are one line; with ONCEQUANT_TRACEBACK=1 they come with their traceback.
+"""
 
 import json
+import os
 import shlex
 import sys
 from dataclasses import asdict, dataclass, field, replace
@@ -15,17 +19,15 @@ from oncequant import train as training
 from oncequant.arch import FLOAT_BITS, Arch
 from oncequant.checkpoint import load_supernet
 from oncequant.cost import COSTS, Budget, readable
-from oncequant.data import Data, DataError, calibration_batches, eval_batches, native_size
-from oncequant.evaluate import measure
-from oncequant.files import FileError, read_json
+from oncequant.data import Data, calibration_batches, eval_batches, native_size
+from oncequant.evaluate import calibrated_subnet, measure
+from oncequant.files import read_json, write_json
 from oncequant.methods import oqat
 from oncequant.models.mobilenet_v3 import PRESETS, MobileNetV3Config, mobilenet_v3_space
-from oncequant.progress import console
+from oncequant.progress import console, track
 from oncequant.run_folder import RunSettings, check_fingerprint, create_run, open_run
 from oncequant.search import SEARCHERS
-from oncequant.search.budget import BudgetError
 from oncequant.search.measurements import all_costs
-from oncequant.space import ArchError
 
 RunFolder = Annotated[Path, tyro.conf.Positional]
 Device = Literal["auto", "cpu", "cuda"]
@@ -139,7 +141,7 @@ class Evaluate:
     """Measure one architecture of a trained run."""
 
     run: RunFolder
-    arch: str
+    arch: Annotated[str, tyro.conf.Positional]
     """Name of a chosen subnet (as `oncequant info RUN` lists them), a JSON file, or largest | smallest."""
     stage: str | None = None
     """float, 4bit, ...; default: the named subnet's own, or the lowest bit-width."""
@@ -202,14 +204,17 @@ def main() -> None:
         "cost": Cost,
         "info": Info,
     }
-    options = tyro.extras.subcommand_cli_from_dict(
-        commands, prog="oncequant", description="Train one quantization-aware supernet on your images; deploy compact "
-        "4/3/2-bit networks for any budget."
+    description = (
+        "Train one quantization-aware supernet on your images; deploy compact 4/3/2-bit networks for any budget."
     )
     try:
+        options = tyro.extras.subcommand_cli_from_dict(commands, prog="oncequant", description=description)
         HANDLERS[type(options)](options)
-    except (DataError, FileError, BudgetError, ArchError, training.TrainingError, UsageError) as error:
+    except (ValueError, OSError, training.TrainingError) as error:
+        # every error that is the user's to mend is one of these (DataError, BudgetError, FileError, ...)
         console.print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        if os.environ.get("ONCEQUANT_TRACEBACK"):
+            raise
         sys.exit(1)
     except KeyboardInterrupt:
         console.print("stopped; the same command goes on from the last checkpoint")
@@ -222,7 +227,7 @@ class UsageError(ValueError):
 
 def run(options: Run) -> None:
     """`oncequant run`."""
-    _checked(options.search.config)
+    options.search.config()  # a malformed budget is refused before training
     run_dir, settings, data = _train(options.train, "run")
     _search(run_dir, settings, data, options.search)
     _export(run_dir, settings, data, ())
@@ -236,7 +241,7 @@ def train(options: Train) -> None:
 
 def search(options: Search) -> None:
     """`oncequant search`."""
-    _checked(options.search.config)
+    options.search.config()
     settings, data = _open(options.run, options.device)
     _search(options.run, settings, data, options.search)
 
@@ -284,10 +289,12 @@ def cost(options: Cost) -> None:
     config = replace(config, num_classes=options.num_classes or config.num_classes)
     every = tuple(sorted({*range(1, 9), FLOAT_BITS}))
     space = mobilenet_v3_space(replace(config, weight_bits=every, act_bits=every))
-    edges = {f"{layer}.{what}_bits": options.edge_bits for layer in ("stem", "classifier") for what in ("weight", "act")}
+    edges = {
+        f"{layer}.{what}_bits": options.edge_bits for layer in ("stem", "classifier") for what in ("weight", "act")
+    }
     space = replace(space, choices={**space.choices, **{name: every for name in edges}})
     default = {name: options.bits for name in space.choices if name.endswith("_bits")} | edges
-    lines = sys.stdin if options.archs == "-" else _checked(lambda: Path(options.archs).read_text().splitlines())
+    lines = sys.stdin if options.archs == "-" else Path(options.archs).read_text().splitlines()
     for number, line in enumerate(lines, start=1):
         if line.strip():
             try:
@@ -360,7 +367,54 @@ def _search(run_dir: Path, settings: RunSettings, data: Data, options: SearchOpt
 
 
 def _export(run_dir: Path, settings: RunSettings, data: Data, names: tuple[str, ...]) -> None:
-    raise NotImplementedError
+    """Export and verify chosen subnets; rows of exports.json are written as they come."""
+    try:
+        from oncequant.export.verify import VerificationError, export_network
+    except ImportError as error:
+        raise UsageError(f'exporting needs more packages ({error.name}): pip install "oncequant[export]"') from error
+
+    family = {entry["name"]: entry for entry in _family(run_dir)}
+    if unknown := [name for name in names if name not in family]:
+        listed = ", ".join(family) or "none yet: run `oncequant search` first"
+        raise UsageError(f"no chosen subnet is called {unknown[0]!r}; there are: {listed}")
+    cfg = _method_config(settings)
+    calibration = calibration_batches(data, cfg.calibration_images, 250, cfg.seed)
+    path = run_dir / "exports.json"
+    rows = {row["name"]: row for row in (read_json(path) if path.exists() else [])}
+    wanted = names or tuple(family)
+    with track("export", len(wanted)) as bar:
+        for done, name in enumerate(wanted, start=1):
+            entry = family[name]
+            supernet = load_supernet(run_dir, entry["stage"], data.device)
+            arch = supernet.space.complete(entry["arch"])
+            subnet = calibrated_subnet(supernet, arch, calibration)
+            folder = run_dir / "exports" / name
+            images = eval_batches(data, data.test, 250)
+            preprocessing = (data.mean, data.std, data.classes)
+            try:
+                found = asdict(export_network(subnet, arch, *preprocessing, calibration, images, folder))
+            except VerificationError as error:
+                raise UsageError(str(error)) from error
+            rows[name] = {"name": name, "stage": entry["stage"], "folder": f"exports/{name}", **found}
+            write_json(path, list(rows.values()))
+            bar(done, {"top-1": found["top1_deployed"]})
+    _print_exports([rows[name] for name in wanted])
+
+
+def _print_exports(rows: list[dict]) -> None:
+    title = "Exported files, verified in ONNX Runtime on every test image"
+    table = Table("subnet", "test", "deployed", "ONNX", "package", "ideal", "low-bit", "latency", "float", title=title)
+    for row in rows:
+        low = row["low_bit_bytes"] / row["low_bit_ideal_bytes"] if row["low_bit_ideal_bytes"] else None
+        table.add_row(
+            row["name"],
+            f"{100 * row['top1_plain']:.2f} %",
+            f"{100 * row['top1_deployed']:.2f} %",
+            *(f"{row[key] / 1000:.1f} kB" for key in ("onnx_bytes", "package_bytes", "ideal_bytes")),
+            f"{low:.3f} x" if low else "",
+            *(f"{row[key]:.3f} ms" for key in ("latency_ms", "float_latency_ms")),
+        )
+    console.print(table)
 
 
 def _open(run_dir: Path, device: Device) -> tuple[RunSettings, Data]:
@@ -394,11 +448,3 @@ def _device(name: Device) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: this machine has no usable GPU; use cpu or auto")
     return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
-
-
-def _checked(action):
-    """Run an action whose ValueError or OSError is the user's to mend."""
-    try:
-        return action()
-    except (ValueError, OSError) as error:
-        raise UsageError(str(error)) from error

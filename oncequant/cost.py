@@ -19,7 +19,7 @@ Specs = Mapping[str, LayerSpec]
 
 def layer_macs(spec: LayerSpec) -> Number:
     """Multiply-accumulates of one layer."""
-    return spec.weights * spec.out_size * spec.out_size
+    return spec.weights * (spec.out_size * spec.out_size)
 
 
 def macs(specs: Specs) -> Number:

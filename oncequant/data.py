@@ -21,6 +21,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -567,17 +568,17 @@ def steps_per_epoch(data: Data, batch_size: int) -> int:
 
 
 @dataclass(frozen=True)
-class _Fetch:
-    """Map-style dataset of whole batches, (step, indices) to (step, indices, pixels): what loader workers do."""
+class _Pixels:
+    """Map-style dataset of whole batches, (step, indices) to uint8 (N, C, S, S): the part that loader workers do."""
 
     split: Split
     seed: int
     resized: bool
 
-    def __getitem__(self, batch: tuple[int, Tensor]) -> tuple[int, Tensor, Tensor]:
+    def __getitem__(self, batch: tuple[int, list[int] | Tensor]) -> Tensor:
         step, indices = batch
         uniform = torch.rand(len(indices), 4, generator=_generator("crop", self.seed, step)) if self.resized else None
-        return step, indices, self.split.images(indices, uniform)
+        return self.split.images(torch.as_tensor(indices), uniform)
 
 
 def train_batches(
@@ -597,20 +598,20 @@ def train_batches(
         raise DataError(f"batch_size must be at least 1 and start_step at least 0, not {batch_size} and {start_step}")
     resident = isinstance(data.train, ResidentSplit)
     crop = crop if crop != "auto" else "pad" if resident else "resized"
-    plan = _plan(data, min(batch_size, len(data.train)), seed, start_step)
-    fetch = _Fetch(data.train, seed, crop == "resized")
+    plan = partial(_plan, data, min(batch_size, len(data.train)), seed, start_step)
+    pixels = _Pixels(data.train, seed, crop == "resized")
     if resident:
-        fetched = map(fetch.__getitem__, plan)
+        fetched = map(pixels.__getitem__, plan())
     else:
         fetched = DataLoader(
-            fetch,
+            pixels,
             batch_size=None,
-            sampler=plan,
+            sampler=((step, indices.tolist()) for step, indices in plan()),  # tensors would need shared memory
             num_workers=workers,
             pin_memory=data.device.type == "cuda",
             generator=torch.Generator(),  # otherwise a loader advances the global one
         )
-    return _augmented(data, fetched, seed, max(1, data.size // 8) if crop == "pad" else 0)
+    return _augmented(data, zip(plan(), fetched), seed, max(1, data.size // 8) if crop == "pad" else 0)
 
 
 def _plan(data: Data, batch_size: int, seed: int, step: int) -> Iterator[tuple[int, Tensor]]:
@@ -622,9 +623,9 @@ def _plan(data: Data, batch_size: int, seed: int, step: int) -> Iterator[tuple[i
             step += 1
 
 
-def _augmented(data: Data, fetched: Any, seed: int, pad: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _augmented(data: Data, batches: Iterator, seed: int, pad: int) -> Iterator[tuple[Tensor, Tensor]]:
     labels, normalise = data.train.labels.to(data.device), _normaliser(data)
-    for step, indices, pixels in fetched:
+    for (step, indices), pixels in batches:
         pixels = pixels.to(data.device, non_blocking=True)
         if pad or data.flip:
             pixels = _shift_flip(pixels, pad, data.flip, _generator("shift", seed, step))

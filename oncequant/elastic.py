@@ -54,9 +54,7 @@ class ElasticConv(nn.Module):
         bias = None if self.bias is None else self.bias[: spec.out_channels]
         conv = dict(bias=bias, stride=spec.stride, padding=spec.kernel_size // 2, groups=spec.groups)
         if spec.act_bits < FLOAT_BITS:
-            y = _conv_of_quantized(
-                x, lambda v: self.act_quantizer(v, spec.act_bits, spec.signed_input), weight, **conv
-            )
+            y = _conv_of_quantized(x, lambda v: self.act_quantizer(v, spec.act_bits, spec.signed_input), weight, **conv)
         else:
             y = F.conv2d(x, weight, **conv)
         return y if self.norm is None else self.norm(y)

@@ -268,15 +268,15 @@ function exportsTable() {
   const times = (a, b) => (Number.isFinite(a / b) ? `${(a / b).toFixed(2)}×` : "–");
   const check = (e) => (e.argmax_differences == null ? "not checked"
     : e.argmax_differences === 0 ? `✓ all ${e.images ?? ""} images` : `✗ differs in ${e.argmax_differences} of ${e.images}`);
-  const convs = (e) => (e.integer_convs == null ? "–" : `${e.integer_convs} of ${e.integer_convs + (e.float_convs ?? 0)}`);
+  const convs = (e) => (e.integer_layers == null ? "–" : `${e.integer_layers} of ${e.integer_layers + (e.float_layers ?? 0)}`);
   $("exports").append(table(
     `Ideal: weights at their own bits and what dequantizes them. Speed-up: latency of the float network over that of the exported one. ${
       DATA.exports[0].folder ? `Each network has a folder in the run, the first ${DATA.exports[0].folder}.` : ""}`,
     ["Network", "Packed file", "Ideal", "Packed / ideal", "ONNX file", "Float file", "Latency", "Float latency", "Speed-up",
       "Integer convolutions", "Top-1 as trained", "Top-1 of the file", "Same class as trained"],
     DATA.exports.map((e) => [e.name, short(e.package_bytes, "B"), short(e.ideal_bytes, "B"), times(e.package_bytes, e.ideal_bytes),
-      short(e.onnx_bytes, "B"), short(e.float_bytes, "B"), ms(e.latency_ms), ms(e.float_latency_ms),
-      times(e.float_latency_ms, e.latency_ms), convs(e), percent(e.top1_subnet), percent(e.top1_deployed), check(e)])));
+      short(e.onnx_bytes, "B"), short(e.float_onnx_bytes, "B"), ms(e.latency_ms), ms(e.float_latency_ms),
+      times(e.float_latency_ms, e.latency_ms), convs(e), percent(e.top1_plain), percent(e.top1_deployed), check(e)])));
 }
 function searcherTable() {
   $("searchers").append(table(

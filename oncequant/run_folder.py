@@ -1,19 +1,19 @@
 """A run folder: what a run was made with, so that every stage can be rerun, resumed or moved to another machine.
 
-    run.json            settings and provenance (this file writes it)
-    metrics.jsonl       training and validation metrics as they come; tensorboard/ the same
-    <stage>.safetensors supernet of each stage, float, 4bit, ...; <stage>.resume.pt while it trains
-    measurements.jsonl  every subnet that a search measured
-    family.json         the subnets chosen, with their test accuracy
-    exports/            their files; exports.json what verification found
-    report/             index.html, pictures, tables
+run.json            settings and provenance (this file writes it)
+metrics.jsonl       training and validation metrics as they come; tensorboard/ the same
+<stage>.safetensors supernet of each stage, float, 4bit, ...; <stage>.resume.pt while it trains
+measurements.jsonl  every subnet that a search measured
+family.json         the subnets chosen, with their test accuracy
+exports/            their files; exports.json what verification found
+report/             index.html, pictures, tables
 """
 
 import json
 import platform
 import subprocess
 from dataclasses import asdict, dataclass, fields
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,7 @@ def create_run(run_dir: Path, settings: RunSettings, data: Data, command: str) -
             "version": version("oncequant"),
             "commit": _commit(),
             "device": device_name(data.device),
-            "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+            "date": datetime.now(UTC).strftime("%Y-%m-%d"),
             "torch": torch.__version__,
             "python": platform.python_version(),
             "seed": settings.seed,

@@ -58,9 +58,7 @@ def main(options: Options) -> None:
     cfg = replace(options.training, bit_schedule=(4, 3, 2))
     preset = options.model.preset if options.model.preset != "auto" else _preset(options.data)
     model = options.model.config(preset, 2, 1)
-    settings = RunSettings(
-        options.data, preset, model, "oqat", {}, cfg.seed, 0.15, 0.2, None, options.max_train
-    )
+    settings = RunSettings(options.data, preset, model, "oqat", {}, cfg.seed, 0.15, 0.2, None, options.max_train)
     data = settings.load_data("cpu")
     model = options.model.config(preset, len(data.classes), data.channels)
     out = options.out / f"seed{cfg.seed}"
@@ -92,9 +90,7 @@ def main(options: Options) -> None:
         folder = out / f"direct{bits}"
         folder.mkdir(exist_ok=True)
         shutil.copy(out / "inherit" / "float.safetensors", folder)
-        longer = replace(
-            cfg, bit_schedule=(bits,), epochs=stages * cfg.epochs, min_steps=stages * _steps(cfg, data)
-        )
+        longer = replace(cfg, bit_schedule=(bits,), epochs=stages * cfg.epochs, min_steps=stages * _steps(cfg, data))
         oqat.train(longer, model, data, folder)
         direct[bits] = load_supernet(folder, f"{bits}bit")
     record("C1", "inherited 4-3-2", 2, archs, accuracies(inherited["2bit"], archs))

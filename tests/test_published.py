@@ -31,12 +31,15 @@ def test_every_tensor_of_a_published_checkpoint_arrives(tmp_path, name, bits, sp
     # spot checks in every kind of place, one per naming rule
     prefix = "blocks.7.mobile_inverted_conv"  # stage 2, block 3
     block = net.stage2["block3"]
-    assert_close(block.expand.weight, state[f"{prefix}.inverted_bottleneck.conv.conv.weight"], atol=0, rtol=0)
-    assert_close(block.expand.norm.running_var, state[f"{prefix}.inverted_bottleneck.bn.bn.running_var"], atol=0, rtol=0)
-    assert_close(block.depthwise.kernel_transforms["5"], state[f"{prefix}.depth_conv.conv.7to5_matrix"], atol=0, rtol=0)
-    assert_close(block.depthwise.kernel_transforms["3"], state[f"{prefix}.depth_conv.conv.5to3_matrix"], atol=0, rtol=0)
-    assert_close(block.se_expand.bias, state[f"{prefix}.depth_conv.se.fc.expand.bias"], atol=0, rtol=0)
-    assert_close(net.classifier.weight.flatten(1), state["classifier.linear.weight"], atol=0, rtol=0)
+    exact = dict(atol=0, rtol=0)
+    assert_close(block.expand.weight, state[f"{prefix}.inverted_bottleneck.conv.conv.weight"], **exact)
+    assert_close(
+        block.expand.norm.running_var, state[f"{prefix}.inverted_bottleneck.bn.bn.running_var"], atol=0, rtol=0
+    )
+    assert_close(block.depthwise.kernel_transforms["5"], state[f"{prefix}.depth_conv.conv.7to5_matrix"], **exact)
+    assert_close(block.depthwise.kernel_transforms["3"], state[f"{prefix}.depth_conv.conv.5to3_matrix"], **exact)
+    assert_close(block.se_expand.bias, state[f"{prefix}.depth_conv.se.fc.expand.bias"], **exact)
+    assert_close(net.classifier.weight.flatten(1), state["classifier.linear.weight"], **exact)
     if bits < 32:
         assert block.project.weight_quantizer.step_size == state[f"{prefix}.point_linear.conv.conv.sw"]
         assert net.final_expand.act_quantizer.step_size == state["final_expand_layer.conv.sa"]
@@ -52,7 +55,9 @@ def test_kernel_transform_equals_the_official_one():
     with torch.no_grad():
         layer.weight.copy_(((rule(98, 37, 101) - 50) / 50).view(2, 1, 7, 7))
         for k in (5, 3):
-            layer.kernel_transforms[str(k)].copy_(torch.eye(k * k) + ((rule(k**4, 13, 17) - 8) / 160).view(k * k, k * k))
+            layer.kernel_transforms[str(k)].copy_(
+                torch.eye(k * k) + ((rule(k**4, 13, 17) - 8) / 160).view(k * k, k * k)
+            )
     for k in (7, 5, 3):
         ours = layer.sliced_weight(LayerSpec("depthwise", 2, 2, kernel_size=k, depthwise=True))
         assert_close(ours.flatten(), torch.tensor(golden[f"filter_{k}"]), atol=2e-6, rtol=1e-5)
@@ -77,7 +82,7 @@ def test_foreign_state_dicts_are_refused(damage, message):
 def test_bits_must_agree_with_the_checkpoint():
     with pytest.raises(ValueError, match="give its bits"):
         import_published(made_up("oqa_supernet_w1.0"))
-    with pytest.raises(ValueError, match="no step sizes"):
+    with pytest.raises(ValueError, match="no step sizes for 4 bits"):
         import_published(made_up("ofa_supernet_w1.0"), 4)
 
 

@@ -13,7 +13,9 @@ from oncequant.quantizers.lsq import LSQ
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "quantizers_oqa.json").read_text())
 
 
-@pytest.mark.parametrize("case", GOLDEN["lsq"], ids=lambda c: f"{'a' if c['activation'] else 'w'}{c['bits']}s{c['step']}")
+@pytest.mark.parametrize(
+    "case", GOLDEN["lsq"], ids=lambda c: f"{'a' if c['activation'] else 'w'}{c['bits']}s{c['step']}"
+)
 def test_lsq_matches_the_official_outputs_and_all_gradients(case):
     x = torch.tensor(GOLDEN["input"], requires_grad=True)
     quantizer = LSQ()
@@ -26,7 +28,9 @@ def test_lsq_matches_the_official_outputs_and_all_gradients(case):
     assert_close(quantizer.step_size.grad, torch.tensor(case["grad_step"]), atol=2e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("case", GOLDEN["step_initialisation_activation_input_weight_first6_of_input"], ids=lambda c: c["bits"])
+@pytest.mark.parametrize(
+    "case", GOLDEN["step_initialisation_activation_input_weight_first6_of_input"], ids=lambda c: c["bits"]
+)
 def test_step_initialisation_matches_the_official_code(case):
     x = torch.tensor(GOLDEN["input"])
     assert_close(initial_step_size(x, case["bits"], False).item(), case["activation_step"], atol=0, rtol=1e-5)

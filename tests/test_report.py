@@ -61,11 +61,11 @@ def make_run_folder(folder: Path, measurements: int = 60, seed: int = 0) -> Path
         ideal = entry["costs"]["weight_bytes"]
         sizes = {"package_bytes": int(1.06 * ideal), "ideal_bytes": ideal, "onnx_bytes": int(2.4 * ideal) + 9000}
         times = {"latency_ms": 0.11 + 0.01 * k, "float_latency_ms": 0.19 + 0.01 * k}
-        checks = {"top1_subnet": entry["top1_test"], "top1_deployed": entry["top1_test"], "images": 360}
+        checks = {"top1_plain": entry["top1_test"], "top1_deployed": entry["top1_test"], "images": 360}
         exports.append(
             {"name": entry["name"], "stage": entry["stage"], "folder": f"exports/{entry['name']}", **sizes, **times}
-            | {**checks, "argmax_differences": 2 if k == 4 else 0, "float_bytes": 4 * entry["costs"]["params"]}
-            | {"integer_convs": 17, "float_convs": 5}
+            | {**checks, "argmax_differences": 2 if k == 4 else 0, "float_onnx_bytes": 4 * entry["costs"]["params"]}
+            | {"integer_layers": 17, "float_layers": 5}
         )
     images = {"name": "digits", "classes": CLASSES, "train": 1077, "validation": 360, "test": 360}
     run = {

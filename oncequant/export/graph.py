@@ -115,7 +115,7 @@ class Graph:
                 raise ValueError(f"node {node.name!r} repeats a name or reads a node that does not precede it")
             known.add(node.name)
         if not self.nodes or self.nodes[-1].op != "linear" or len(self.nodes[-1].weights.weight) != len(self.classes):
-            raise ValueError(f"the last node must be a linear layer with one output for each of {len(self.classes)} classes")
+            raise ValueError("the last node must be a linear layer with one output for each class")
         if not len(self.mean) == len(self.std) == self.channels:
             raise ValueError(f"mean and std need one number for each of {self.channels} image channels")
 

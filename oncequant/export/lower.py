@@ -6,7 +6,7 @@ squeeze-and-excite); calibrate those grids on images. The last step is ordinary 
 intermediate tensors; its cost in accuracy is what `verify` reports as plain against deployed.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
@@ -21,9 +21,6 @@ from oncequant.models.mobilenet_v3 import Block, MobileNetV3
 from oncequant.quantizers.functional import integer_range, quantize
 
 Batches = Iterable[tuple[Tensor, Tensor]]  # normalised images (N, C, S, S), labels (N,)
-
-SAMPLE = 2**17  # values of one tensor that its grid is fitted to
-CLIPS = torch.linspace(0.3, 1, 36)  # fractions of the observed range tried as the end of a grid
 
 
 def lower(
@@ -117,12 +114,14 @@ def _input_grid(name: str, layer: ElasticConv, spec: LayerSpec) -> Grid | None:
 
 def _folded(name: str, layer: ElasticConv, spec: LayerSpec, grid: Grid | None) -> Weights:
     """Weights and bias of a layer in evaluation mode; integer if the input is on a grid."""
-    weight = layer.sliced_weight(spec).detach().cpu().contiguous()
+    # torch picks its kernel by strides; `contiguous` would keep channels_last strides where a dimension is 1
+    weight = layer.sliced_weight(spec).detach().cpu().clone(memory_format=torch.contiguous_format)
     gain, bias = torch.ones(len(weight), dtype=torch.float64), torch.zeros(len(weight), dtype=torch.float64)
     if layer.bias is not None:
         bias = layer.bias[: len(weight)].detach().cpu().double()
     if layer.norm is not None:
-        gamma, beta, running_mean, running_var = (t[: len(weight)].detach().cpu().double() for t in layer.norm.tensors())
+        norm = [tensor[: len(weight)].detach().cpu().double() for tensor in layer.norm.tensors()]
+        gamma, beta, running_mean, running_var = norm
         gain = gamma / (running_var + layer.norm.eps).sqrt()
         bias = beta + (bias - running_mean) * gain
     shape = dict(stride=spec.stride, groups=spec.groups)
@@ -194,51 +193,36 @@ def _needs_grid(graph: Graph) -> set[str]:
 
 
 def _grids(graph: Graph, names: set[str], calibration: Batches) -> dict[str, Grid]:
-    """The grid of each named node that has the least squared error on the calibration images."""
-    grids, samples = {}, {}
-    for name in names:
-        if graph.by_name()[name].op == "hardsigmoid":  # its range is known
-            grids[name] = Grid(float(torch.tensor(1 / 255)), 0, 8)
-        else:
-            samples[name] = []
-    if not samples:
-        return grids
-    for name, values in _observe(graph, set(samples), calibration):
-        samples[name].append(values)
-    if not all(samples.values()):
-        raise ValueError("there are no calibration images")
-    return grids | {name: fitted_grid(torch.cat(values)) for name, values in samples.items()}
+    """The 8-bit grid of each named node over its range on the calibration images.
 
-
-def _observe(graph: Graph, names: set[str], calibration: Batches) -> Iterator[tuple[str, Tensor]]:
-    """(name, a random sample of values with their extremes) of each node and batch."""
+    Grids of least squared error gave the same accuracy on digits (2, 3, 4, 8 bits) and CIFAR-10 (4 bits).
+    """
+    ranges: dict[str, tuple[float, float]] = {}
     parameters = float_parameters(graph)
-    generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for images, _ in calibration:
-            pixels = network_input(graph, images.cpu())
-            for node, value in float_values(graph, pixels, parameters):
+        for images, _ in calibration if names else ():
+            for node, value in float_values(graph, network_input(graph, images.cpu()), parameters):
                 if node.name in names:
-                    flat = value.flatten()
-                    chosen = torch.randint(len(flat), (min(len(flat), SAMPLE // 8),), generator=generator)
-                    yield node.name, torch.cat([flat[chosen], flat.min()[None], flat.max()[None]])
+                    low, high = ranges.get(node.name, (0.0, 0.0))  # zero must be a code
+                    ranges[node.name] = min(low, value.min().item()), max(high, value.max().item())
+    if names and not ranges:
+        raise ValueError("there are no calibration images")
+    readers, nodes = graph.consumers(), graph.by_name()
+    for name, (low, high) in ranges.items():
+        if nodes[name].op == "hardsigmoid":
+            low, high = 0.0, 1.0
+        if all(reader.op in ("hardswish", "hardsigmoid") for reader in readers[name]):
+            low = max(low, -3.0)  # both are constant below -3
+        if all(reader.op == "hardsigmoid" for reader in readers[name]):
+            high = min(high, 3.0)  # and this one above 3
+        ranges[name] = low, high
+    return {name: grid_over(low, high) for name, (low, high) in ranges.items()}
 
 
-def fitted_grid(values: Tensor) -> Grid:
-    """8-bit grid with the least squared error on `values` (n,) among those that clip a part of each end."""
-    low, high = min(values.min().item(), 0.0), max(values.max().item(), 1e-6)
-    best, least = None, float("inf")
-    for clip in CLIPS.tolist():
-        for grid in {_grid(low, high * clip), _grid(low * clip, high * clip), _grid(low * clip, high)}:
-            error = (grid.dequantize(grid.quantize(values)) - values).square().mean().item()
-            if error < least:
-                best, least = grid, error
-    return best
-
-
-def _grid(low: float, high: float) -> Grid:
-    """The 8-bit grid over [low, high], which contains 0 as a code exactly."""
-    step = torch.tensor((high - low) / 255).item()
+def grid_over(low: float, high: float) -> Grid:
+    """The 8-bit grid over [low, high], low <= 0 <= high; zero is exactly a code."""
+    # A little wider: the range belongs to some channel's integers, and round ratios to their unit make ties common.
+    step = torch.tensor(1.001 * max(high - low, 1e-6) / 255).item()  # as float32
     return Grid(step, min(255, max(0, round(-low / step))), 8)
 
 

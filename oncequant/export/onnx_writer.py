@@ -16,7 +16,6 @@ from onnx import TensorProto, helper, numpy_helper
 from oncequant.arch import FLOAT_BITS
 from oncequant.export.graph import Graph, Node, version
 from oncequant.export.packing import pack
-from oncequant.export.simulate import bias_scale
 from oncequant.files import write_atomically
 
 OPSET, IR_VERSION = 21, 10
@@ -75,6 +74,11 @@ def onnx_model(graph: Graph) -> onnx.ModelProto:
     return model
 
 
+def codes_name(node: Node) -> str:
+    """Name in the ONNX file of the UINT8 codes of a `quantize` node."""
+    return f"{node.name}.u{node.grid.bits}"
+
+
 class _Builder:
     """Collects ONNX nodes and initializers; a graph node's value has the graph node's name."""
 
@@ -87,6 +91,10 @@ class _Builder:
     def add(self, op: str, inputs: list[str], output: str, **attributes) -> str:
         self.nodes.append(helper.make_node(op, inputs, [output], **attributes))
         return output
+
+    def short(self) -> str:
+        """A name for a value that only the next node reads; names are a good part of a small network's file."""
+        return f"t{len(self.nodes)}"
 
     def constant(self, name: str, value: np.ndarray) -> str:
         """An initializer; equal names share it."""
@@ -118,16 +126,19 @@ class _Builder:
         codes = self.add("QuantizeLinear", [node.inputs[0], step, zero], f"{name}.u8")
         if grid.bits < 8:
             largest = self.constant(f"max{grid.bits}", np.uint8(2**grid.bits - 1))
-            codes = self.add("Clip", [codes, "", largest], f"{name}.u{grid.bits}")
+            codes = self.add("Clip", [codes, "", largest], codes_name(node))
         self.add("DequantizeLinear", [codes, step, zero], name)
 
     def layer(self, node: Node) -> None:
         weights, name = node.weights, node.name
         operands = [node.inputs[0], self.weight(node), self.constant(f"{name}.b", weights.bias.numpy())]
+        if not weights.is_integer and self.by_name[node.inputs[0]].op == "quantize":
+            # an identity: between two quantizers ORT would quantize float weights and biases on its own
+            operands[0] = self.add("LeakyRelu", operands[:1], self.short(), alpha=1.0)
         if weights.is_integer:
-            unit = bias_scale(weights, self.by_name[node.inputs[0]].grid).numpy()
-            scale = self.constant(f"{name}.bs", unit)
-            operands[2] = self.add("DequantizeLinear", [operands[2], scale], f"{name}.bf", axis=0)
+            # computed in the file as `simulate.bias_scale` does: runtimes insist on exactly this product
+            unit = self.add("Mul", [f"{node.inputs[0]}.s", f"{name}.ws"], self.short())
+            operands[2] = self.add("DequantizeLinear", [operands[2], unit], self.short(), axis=0)
         if node.op == "linear":
             self.add("Gemm", operands, "logits" if node is self.graph.nodes[-1] else name, transB=1)
         else:
@@ -147,30 +158,35 @@ class _Builder:
             source = self.unpacked(name, codes, weights.bits, weights.shift)
         scale = self.constant(f"{name}.ws", weights.scale.numpy())
         zeros = self.constant(f"zeros{len(codes)}", np.zeros(len(codes), np.int8))  # ORT's QGemm insists on them
-        return self.add("DequantizeLinear", [source, scale, zeros], f"{name}.wf", axis=0)
+        return self.add("DequantizeLinear", [source, scale, zeros], self.short(), axis=0)
 
     def unpacked(self, name: str, codes: np.ndarray, bits: int, shift: int) -> str:
-        """Nodes that turn bit planes into INT8 codes times 2^shift. Int32 Div and Mod: uint8 BitShift is wrong in OpenVINO."""
+        """Nodes that turn bit planes into INT8 codes times 2^shift.
+
+        They work on int32 because OpenVINO computes uint8 BitShift and BitwiseAnd wrongly.
+        """
         offset = 2 ** (bits - 1)
         planes = pack(codes + offset, bits)[:, :, None]  # (bits, ceil(n / 8), 1)
         place = np.array([[[1 << plane << shift]] for plane in range(bits)], np.int32)
         steps = [
             ("Cast", [self.constant(f"{name}.w", planes)], dict(to=TensorProto.INT32)),
-            ("Div", [self.constant("bytes", np.array([1, 2, 4, 8, 16, 32, 64, 128], np.int32))], {}),  # (bits, n / 8, 8)
+            ("Div", [self.constant("powers", (1 << np.arange(8)).astype(np.int32))], {}),  # (bits, ceil(n / 8), 8)
             ("Mod", [self.constant("two", np.int32(2))], {}),
             ("Mul", [self.constant(f"place{bits}.{shift}", place)], {}),
-            ("ReduceSum", [self.constant("first", np.array([0], np.int64))], dict(keepdims=0)),  # (n / 8, 8)
+            ("ReduceSum", [self.constant("first", np.array([0], np.int64))], dict(keepdims=0)),
             ("Sub", [self.constant(f"half{bits}.{shift}", np.int32(offset << shift))], {}),
         ]
         if codes.size % 8:
-            flat, start = self.constant("flat", np.array([-1], np.int64)), self.constant("start", np.array([0], np.int64))
             end = self.constant(f"{name}.n", np.array([codes.size], np.int64))
-            steps += [("Reshape", [flat], {}), ("Slice", [start, end], {})]
+            steps += [
+                ("Reshape", [self.constant("flat", np.array([-1], np.int64))], {}),
+                ("Slice", [self.constant("start", np.array([0], np.int64)), end], {}),
+            ]
         steps += [
             ("Reshape", [self.constant("x".join(map(str, codes.shape)), np.array(codes.shape, np.int64))], {}),
             ("Cast", [], dict(to=TensorProto.INT8)),
         ]
         value = []
-        for i, (op, operands, attributes) in enumerate(steps):
-            value = [self.add(op, [*value, *operands], f"{name}.w{i}", **attributes)]
+        for op, operands, attributes in steps:
+            value = [self.add(op, [*value, *operands], self.short(), **attributes)]
         return value[0]

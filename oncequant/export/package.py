@@ -40,7 +40,7 @@ class DeployedNetwork(nn.Module):
         """
         expected = (self.graph.channels, self.graph.resolution, self.graph.resolution)
         if pixels.dim() != 4 or tuple(pixels.shape[1:]) != expected:
-            raise ValueError(f"expected images of shape (N, {', '.join(map(str, expected))}), got {tuple(pixels.shape)}")
+            raise ValueError(f"expected images of shape (N, *{expected}), got {tuple(pixels.shape)}")
         names = [node.name for node in self.graph.nodes if node.weights]
         parameters = {n: (getattr(self, f"weight{i}"), getattr(self, f"bias{i}")) for i, n in enumerate(names)}
         return run_float(self.graph, pixels.float(), parameters)

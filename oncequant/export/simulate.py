@@ -193,5 +193,5 @@ def _accumulate(weights: Weights, x: _Codes) -> Tensor:
 
 
 def _fma(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    """a * b + c with one rounding: products of float32 are exact in double, and so is the sum for numbers this close."""
+    """a * b + c with one rounding: in double the product is exact, and so is the sum of numbers this close."""
     return (a.double() * b.double() + c.double()).float()

@@ -1,0 +1,1 @@
+"""One file per paper; each reads top to bottom like the paper's algorithm."""

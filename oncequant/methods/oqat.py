@@ -91,11 +91,13 @@ class Config:
 
 
 def stage_name(bits: int) -> str:
-    """"float" or "<K>bit"."""
+    """ "float" or "<K>bit"."""
     return "float" if bits == FLOAT_BITS else f"{bits}bit"
 
 
-def train(cfg: Config, model: MobileNetV3Config, data: Data, run_dir: Path, only: Mapping[str, Any] | None = None) -> None:
+def train(
+    cfg: Config, model: MobileNetV3Config, data: Data, run_dir: Path, only: Mapping[str, Any] | None = None
+) -> None:
     """Train every stage that has no checkpoint yet; each stage leaves `<stage>.safetensors` in `run_dir`.
 
     `only` restricts the space (names of choices to values): with a whole architecture it is trained alone, the
@@ -273,5 +275,7 @@ def _search_stage(supernet, memory, options, calibration, validation, stage, see
         )
     everything = [m for m in read_measurements(memory.path) if m.stage == stage]
     if options.budgets:
-        return {"-".join(str(b).replace("<=", "") for b in options.budgets): best_under(everything, options.budgets, space)}
+        return {
+            "-".join(str(b).replace("<=", "") for b in options.budgets): best_under(everything, options.budgets, space)
+        }
     return dict(zip("SML", spread(everything, 3, options.cost)))

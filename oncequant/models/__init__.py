@@ -1,0 +1,1 @@
+"""Supernets: search space, layer specifications and network, one family per file."""

@@ -7,10 +7,11 @@ official code leaves in float; `signed_activations` uses a signed grid where a l
 official OQA code clips at zero.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -96,22 +97,17 @@ PRESETS: dict[str, MobileNetV3Config] = {
 BLOCK_LAYERS = ("expand", "depthwise", "project")
 
 
-def make_divisible(value: Number) -> Number:
-    """Nearest multiple of 8, at least 8 and at least 0.9 x value (ints or NumPy vectors)."""
-    n = (value + 4) // 8 * 8
-    n = n + (8 - n) * (n < 8)
-    return n + 8 * (10 * n < 9 * value)
-
-
-def scaled(width: int, config: MobileNetV3Config) -> int:
-    """A base width times the width multiplier, divisible by 8."""
-    return make_divisible_float(width * config.width)
-
-
-def make_divisible_float(value: float) -> int:
-    """`make_divisible` for a real number, as the official code rounds widths."""
+def make_divisible(value: float) -> int:
+    """Nearest multiple of 8, at least 8 and at least 0.9 x value."""
     n = max(8, int(value + 4) // 8 * 8)
     return n + 8 if n < 0.9 * value else n
+
+
+def elementwise(function: Callable[[int], int], value: Number) -> Number:
+    """A function of one small int, applied to an int or to every element of a NumPy vector (by a table)."""
+    if isinstance(value, int):
+        return function(value)
+    return np.array([function(v) for v in range(int(value.max(initial=0)) + 1)]).take(value)
 
 
 def quantized_layers(config: MobileNetV3Config) -> list[str]:
@@ -155,7 +151,7 @@ def layer_specs(config: MobileNetV3Config, values: Mapping[str, Number]) -> dict
     def add(name: str, role: str, c_in: Number, c_out: Number, size: Number, **rest) -> Number:
         """Append one layer and return the size of its output."""
         stride = rest.get("stride", 1)
-        size = (size - 1) // stride + 1
+        size = (size - 1) // stride + 1 if stride > 1 else size
         bits = name if f"{name}.weight_bits" in values else None
         se_bits = FLOAT_BITS if config.is_float else config.se_bits
         specs[name] = LayerSpec(
@@ -169,7 +165,7 @@ def layer_specs(config: MobileNetV3Config, values: Mapping[str, Number]) -> dict
         )
         return size
 
-    stem = scaled(config.stem_width, config)
+    stem = make_divisible(config.stem_width * config.width)
     size = values["resolution"]
     size = add(
         "stem", "stem", config.image_channels, stem, size, kernel_size=3, stride=config.stem_stride, signed_input=True
@@ -178,11 +174,12 @@ def layer_specs(config: MobileNetV3Config, values: Mapping[str, Number]) -> dict
     size = add("block0.project", "project", stem, stem, size)
     c_in = stem
     for s, base_width in enumerate(config.stage_widths, start=1):
-        c_out = scaled(base_width, config)
+        c_out = make_divisible(base_width * config.width)
         for b in range(1, max(config.depths) + 1):
             block = f"stage{s}.block{b}"
             here = {"present": 1 if b <= min(config.depths) else (values[f"stage{s}.depth"] >= b) * 1}
-            mid = make_divisible(c_in * values[f"{block}.expand_ratio"])
+            ratio = values[f"{block}.expand_ratio"]
+            mid = elementwise(lambda r, c=c_in: make_divisible(c * r), ratio)
             stride = config.stage_strides[s - 1] if b == 1 else 1
             add(f"{block}.expand", "expand", c_in, mid, size, signed_input=linear_is_signed, **here)
             kernel = values[f"{block}.kernel_size"]
@@ -198,13 +195,13 @@ def layer_specs(config: MobileNetV3Config, values: Mapping[str, Number]) -> dict
                 **here,
             )
             if config.stage_se[s - 1]:
-                squeezed = make_divisible(mid // 4)
+                squeezed = elementwise(lambda r, c=c_in: make_divisible(make_divisible(c * r) // 4), ratio)
                 add(f"{block}.se_reduce", "se", mid, squeezed, 1, bias=True, batch_norm=False, **here)
                 add(f"{block}.se_expand", "se", squeezed, mid, 1, bias=True, batch_norm=False, **here)
             add(f"{block}.project", "project", mid, c_out, size, **here)
             c_in = c_out
-    final = scaled(config.final_expand_width, config)
-    mixed = scaled(config.feature_mix_width, config)
+    final = make_divisible(config.final_expand_width * config.width)
+    mixed = make_divisible(config.feature_mix_width * config.width)
     add("final_expand", "final_expand", c_in, final, size, signed_input=linear_is_signed)
     add("feature_mix", "feature_mix", final, mixed, 1, batch_norm=False)
     add("classifier", "classifier", mixed, config.num_classes, 1, bias=True, batch_norm=False)

@@ -69,14 +69,16 @@ def import_published(state: dict[str, Tensor], bits: int = FLOAT_BITS) -> Mobile
     stem = state.get("first_conv.conv.weight")
     widths = {16: 1.0, 24: 1.2}
     if stem is None or stem.shape[0] not in widths:
-        raise ValueError("first_conv.conv.weight is missing or has neither 16 nor 24 filters: not an OFA or OQA w1.0/w1.2")
-    renamed = {
-        our_key(key): tensor for key, tensor in state.items() if not key.endswith("num_batches_tracked")
-    }
+        raise ValueError(
+            "first_conv.conv.weight is missing or has neither 16 nor 24 filters: not an OFA or OQA w1.0/w1.2"
+        )
+    renamed = {our_key(key): tensor for key, tensor in state.items() if not key.endswith("num_batches_tracked")}
     has_steps = any(key.endswith("step_size") for key in renamed)
     if has_steps != (bits < FLOAT_BITS):
         raise ValueError(
-            "this is an OQA checkpoint with step sizes: give its bits" if has_steps else "no step sizes for quantized bits"
+            "this is an OQA checkpoint with step sizes: give its bits"
+            if has_steps
+            else "no step sizes for quantized bits"
         )
     classes = len(state["classifier.linear.bias"])
     config = replace(PRESETS["imagenet"], width=widths[stem.shape[0]], num_classes=classes, signed_activations=False)

@@ -1,0 +1,1 @@
+"""Fake-quantizers: `forward(x, bits, signed)` and `initialise(x, bits, signed)`."""

@@ -14,6 +14,7 @@ from oncequant.space import SearchSpace
 
 REJECTION_BATCHES = 16  # uniform draws before the rest is shrunk into the budget
 BATCH = 1024
+POOL = 64  # candidates drawn per architecture kept
 
 
 class BudgetError(ValueError):
@@ -27,7 +28,7 @@ def check_reachable(space: SearchSpace, budgets: Sequence[Budget]) -> None:
         if not budget.holds(specs):
             least = COSTS[budget.cost](specs)
             raise BudgetError(
-                f"budget {budget} cannot be met: the smallest {budget.cost} of this search space is {least:g}"
+                f"budget {budget} cannot be met: the smallest {budget.cost} of this search space is {least:.15g}"
             )
 
 
@@ -93,24 +94,32 @@ def feasible_codes(space: SearchSpace, budgets: Sequence[Budget], rng: np.random
 def covering_codes(
     space: SearchSpace, budgets: Sequence[Budget], cost: str, rng: np.random.Generator, n: int
 ) -> np.ndarray:
-    """About `n` random architectures within the budgets, evenly over the logarithm of a cost, shape (n, genes).
+    """`n` random architectures within the budgets, evenly over the logarithm of a cost, shape (n, genes).
 
     Uniform draws crowd in the middle of the cost range. Here each candidate of a pool has its own leaning towards small
-    or large values, candidates over budget are shrunk into it, and each of `n` equal bins of log cost gives one.
-    The smallest architecture and the most expensive candidate are always among them. Repetitions are possible.
-    Raises BudgetError.
+    or large values, candidates over budget are shrunk into it, and those nearest above `n` equal steps of log cost are
+    taken. The smallest architecture and the most expensive candidate are the ends. Repetitions are possible where
+    there are few architectures. Raises BudgetError.
     """
-    pool_size = 64 * n
-    leaning = np.exp(rng.uniform(-2, 2, size=(pool_size, 1)))
-    pool = (space.cardinalities * rng.random((pool_size, len(space.free))) ** leaning).astype(np.int64)
+    leaning = np.exp(rng.uniform(-2, 2, size=(POOL * n, 1)))
+    pool = (space.cardinalities * rng.random((POOL * n, len(space.free))) ** leaning).astype(np.int64)
     pool = np.concatenate([[space.encode(space.smallest()), space.encode(space.largest())], pool])
     pool = shrink(space, budgets, space.canonical(pool), rng)
     log_cost = np.log(cost_batch(space, cost, pool))
-    ends = np.array([log_cost.argmin(), log_cost.argmax()])
-    targets = np.linspace(log_cost.min(), log_cost.max(), n)[1:-1]
     order = np.argsort(log_cost)
-    nearest = np.searchsorted(log_cost[order], targets)
-    return pool[np.concatenate([ends[: min(n, 2)], order[nearest]])]
+    steps = np.linspace(log_cost[order[0]], log_cost[order[-1]], n)
+    nearest = np.searchsorted(log_cost[order], steps[1:-1])
+    return pool[np.concatenate([order[[0, -1][: min(n, 2)]], order[nearest]])]
+
+
+def limit_codes(space: SearchSpace, budgets: Sequence[Budget], rng: np.random.Generator, n: int) -> np.ndarray:
+    """`n` random architectures close to the limit of the tightest budget, shape (n, genes); repetitions are possible.
+
+    The best architecture under a budget is nearly always one that uses it up. Raises BudgetError.
+    """
+    pool = shrink(space, budgets, space.sample_codes(rng, POOL * n), rng)
+    closest = np.argsort(slack(space, budgets, pool))[: POOL * n // 8]
+    return pool[rng.permutation(closest)[:n]]
 
 
 def feasible_by_growth(space: SearchSpace, budgets: Sequence[Budget], at_least: int) -> np.ndarray:
@@ -121,24 +130,15 @@ def feasible_by_growth(space: SearchSpace, budgets: Sequence[Budget], at_least: 
     """
     check_reachable(space, budgets)
     smallest = space.encode(space.smallest())
-    found = {smallest.tobytes(): smallest}
-    frontier = [smallest]
-    while frontier and len(found) < at_least:
-        grown = []
-        for codes in frontier:
-            if len(found) >= at_least:
-                break
-            neighbours = np.array(
-                [
-                    np.where(np.arange(len(codes)) == column, code, codes)
-                    for column, cardinality in enumerate(space.cardinalities)
-                    for code in range(cardinality)
-                ]
-            ).reshape(-1, len(codes))
-            neighbours = space.canonical(neighbours)
-            for neighbour in neighbours[within(space, budgets, neighbours)]:
-                if neighbour.tobytes() not in found:
-                    found[neighbour.tobytes()] = neighbour
-                    grown.append(neighbour)
-        frontier = grown
-    return np.array(list(found.values())).reshape(-1, len(smallest))
+    columns = np.repeat(np.arange(len(smallest)), space.cardinalities)  # one row per value of every choice
+    values = np.concatenate([np.arange(0), *map(np.arange, space.cardinalities)])
+    found, waiting = {smallest.tobytes(): smallest}, [smallest]
+    while waiting and len(found) < at_least:
+        neighbours = np.tile(waiting.pop(0), (len(columns), 1))
+        neighbours[np.arange(len(columns)), columns] = values
+        neighbours = space.canonical(neighbours)
+        for codes in neighbours[within(space, budgets, neighbours)]:
+            if codes.tobytes() not in found:
+                found[codes.tobytes()] = codes
+                waiting.append(codes)
+    return np.array(list(found.values()))

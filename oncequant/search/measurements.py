@@ -7,11 +7,13 @@ on the same file is answered from it up to the point of the kill, and at most on
 import json
 import os
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from oncequant.arch import Arch
 from oncequant.cost import COSTS
+from oncequant.files import read_lines
 from oncequant.space import SearchSpace
 
 
@@ -31,32 +33,21 @@ class Measurement:
 
     def to_json(self) -> str:
         """One line of JSON."""
-        return json.dumps({**asdict(self), "arch": dict(self.arch)})
-
-    @staticmethod
-    def from_json(text: str) -> "Measurement":
-        """Inverse of `to_json`. Raises ValueError."""
-        values = json.loads(text)
-        try:
-            return Measurement(**{**values, "arch": Arch(values["arch"])})
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"not a measurement: {error}") from None
+        return json.dumps({**vars(self), "arch": dict(self.arch)})
 
 
 def read_measurements(path: Path | str) -> list[Measurement]:
     """All measurements of a file, in the order of measuring; none if there is no file yet.
 
-    A last line without its end was cut by a kill and is ignored. Raises ValueError naming file and line for any other
-    line that is not a measurement.
+    A last line without its end was cut by a kill and is ignored. Raises FileError or ValueError naming file and line
+    for any other line that is not a measurement.
     """
-    path = Path(path)
-    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
     measurements = []
-    for number, line in enumerate(lines, start=1):
+    for number, row in enumerate(read_lines(Path(path)), start=1):
         try:
-            measurements.append(Measurement.from_json(line.decode()))
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number}: {error}") from None
+            measurements.append(Measurement(**{**row, "arch": Arch(row["arch"])}))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}, line {number}: not a measurement ({error})") from None
     return measurements
 
 
@@ -84,29 +75,27 @@ class MeasurementFile:
         """
 
         def measure_once(arch: Arch) -> float:
-            key = space.brief(arch)
-            if (key, searcher) in self._credited:
-                return self._known(key, space, arch).top1
-            if key in self._by_arch:
-                top1 = self._known(key, space, arch).top1
-            else:
-                top1 = float(measure(arch))
-                if not 0 <= top1 <= 1:
-                    raise ValueError(f"top-1 must be in [0, 1], measured {top1} for {key}")
-            self._append(Measurement(key, top1, all_costs(space, arch), self.stage, searcher))
+            key, costs = space.brief(arch), all_costs(space, arch)
+            known = self._by_arch.get(key)
+            if known:
+                self._check_same_network(known, costs)
+            top1 = known.top1 if known else float(measure(arch))
+            if not 0 <= top1 <= 1:
+                raise ValueError(f"top-1 must be in [0, 1], measured {top1} for {key}")
+            if (key, searcher) not in self._credited:
+                self._append(Measurement(key, top1, costs, self.stage, searcher))
             return top1
 
         return measure_once
 
-    def _known(self, key: Arch, space: SearchSpace, arch: Arch) -> Measurement:
-        """The stored measurement; a brief architecture means another network in another space, but costs tell."""
-        known, costs = self._by_arch[key], all_costs(space, arch)
-        if different := [name for name, cost in known.costs.items() if costs.get(name, cost) != cost]:
-            raise ValueError(
-                f"{self.path} is of another search space: {different[0]} of {key} is {costs[different[0]]:g} here "
-                f"and {known.costs[different[0]]:g} there"
-            )
-        return known
+    def _check_same_network(self, known: Measurement, costs: dict[str, float]) -> None:
+        """In another space a brief architecture means another network; its costs give it away."""
+        for name in known.costs.keys() & costs.keys():
+            if known.costs[name] != costs[name]:
+                raise ValueError(
+                    f"{self.path} was measured in another search space: {name} of {known.arch} is "
+                    f"{known.costs[name]:g} there and {costs[name]:g} here"
+                )
 
     def _remember(self, measurement: Measurement) -> None:
         self._by_arch.setdefault(measurement.arch, measurement)
@@ -128,7 +117,7 @@ def all_costs(space: SearchSpace, arch: Arch) -> dict[str, float]:
     return {name: cost(specs) for name, cost in COSTS.items()}
 
 
-def _cut_partial_line(file) -> None:
+def _cut_partial_line(file: BinaryIO) -> None:
     """Cut off what follows the last line end: a kill while writing left it there."""
     file.seek(0)
     file.truncate(file.read().rfind(b"\n") + 1)

@@ -46,13 +46,11 @@ def spread(measurements: Sequence[Measurement], k: int, cost: str = "bitops") ->
     points = np.array([[m.costs[cost], 1 - m.top1] for m in measurements]).reshape(-1, 2)
     front = [measurements[i] for i in pareto_front(points)]  # cheapest first, hence most accurate last
     log_costs = np.log([m.costs[cost] for m in front])
-    left = list(range(len(front)))
-    chosen = []
-    for target in np.linspace(log_costs[-1], log_costs[0], k) if front else ():
-        if left:
-            nearest = min(left, key=lambda i: abs(log_costs[i] - target))
-            chosen.append(nearest)
-            left.remove(nearest)
+    targets = np.linspace(log_costs[-1], log_costs[0], k) if front else np.empty(0)
+    left, chosen = list(range(len(front))), []
+    for target in [*targets[:1], *targets[1:][::-1]][: len(front)]:  # the two ends first
+        chosen.append(min(left, key=lambda i: abs(log_costs[i] - target)))
+        left.remove(chosen[-1])
     return [front[i] for i in sorted(chosen)]
 
 

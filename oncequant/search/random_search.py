@@ -6,7 +6,6 @@ import numpy as np
 
 from oncequant.arch import Arch
 from oncequant.cost import Budget
-from oncequant.search.budget import feasible_codes
 from oncequant.search.trials import Trial, Trials
 from oncequant.space import SearchSpace
 
@@ -24,10 +23,6 @@ def search(
     """Measure (top-1 of an architecture) `evaluations` different random architectures within all budgets."""
     rng = np.random.default_rng(seed)
     trials = Trials(space, measure, budgets=budgets, cost=cost, evaluations=evaluations, progress=progress)
-    while trials.remaining:
-        codes = trials.unseen(feasible_codes(space, budgets, rng, 2 * trials.remaining + 32))
-        codes = codes if len(codes) else trials.unseen_by_growth()
-        if not len(codes):  # every architecture within the budgets is measured
-            break
+    while trials.remaining and len(codes := trials.draw(rng)):
         trials.measure(codes)
     return trials.trials

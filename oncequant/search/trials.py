@@ -5,13 +5,14 @@ architectures fit the budgets.
 """
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 
 from oncequant.arch import Arch
 from oncequant.cost import COSTS, Budget
-from oncequant.search.budget import check_reachable, cost_batch, feasible_by_growth, within
+from oncequant.search.budget import check_reachable, cost_batch, feasible_by_growth, feasible_codes, within
 from oncequant.space import SearchSpace
 
 
@@ -46,6 +47,7 @@ class Trials:
         self.space, self.budgets, self.cost, self.evaluations = space, tuple(budgets), cost, evaluations
         self.trials: list[Trial] = []
         self.codes = np.empty((0, len(space.free)), dtype=np.int64)
+        self.errors, self.log_costs = np.empty(0), np.empty(0)
         self._measure, self._progress = measure, progress
         self._seen: set[bytes] = set()
 
@@ -54,35 +56,39 @@ class Trials:
         """Evaluations left."""
         return self.evaluations - len(self.trials)
 
-    @property
-    def errors(self) -> np.ndarray:
-        """1 - top1 of the measured architectures, shape (n,)."""
-        return np.array([1 - trial.top1 for trial in self.trials])
-
-    @property
-    def log_costs(self) -> np.ndarray:
-        """Logarithm of the search's cost of the measured architectures, shape (n,)."""
-        return np.log(cost_batch(self.space, self.cost, self.codes))
+    def has(self, codes: np.ndarray) -> bool:
+        """Is the architecture `codes` (genes,) measured already?"""
+        return codes.tobytes() in self._seen
 
     def unseen(self, codes: np.ndarray) -> np.ndarray:
         """Rows of `codes` (n, genes) that are within the budgets and not measured yet, each once."""
-        rows = {row.tobytes(): row for row in codes[within(self.space, self.budgets, codes)]}
-        rows = [row for key, row in rows.items() if key not in self._seen]
-        return np.array(rows, dtype=np.int64).reshape(-1, codes.shape[1])
+        rows = {row.tobytes(): row for row in codes[within(self.space, self.budgets, codes)] if not self.has(row)}
+        rows = list(rows.values())
+        return np.array(rows, dtype=np.int64).reshape(len(rows), codes.shape[1])
 
-    def unseen_by_growth(self) -> np.ndarray:
-        """One unmeasured architecture found by enumeration, shape (1, genes), or (0, genes) when there is none left.
+    def draw(self, rng: np.random.Generator) -> np.ndarray:
+        """Random architectures within the budgets that are not measured yet, (n, genes); n = 0 if there are none left.
 
-        For the end of small spaces, where random proposals hardly hit the last ones.
+        Uniform as long as random draws hit new ones; the last few of a small space are found by enumeration.
         """
-        return self.unseen(feasible_by_growth(self.space, self.budgets, len(self.trials) + 1))[:1]
+        codes = self.unseen(feasible_codes(self.space, self.budgets, rng, 2 * self.remaining + 64))
+        return codes if len(codes) else self.unseen(self._enumerated)
+
+    @cached_property
+    def _enumerated(self) -> np.ndarray:
+        """As many architectures as there are evaluations, or all: some are unseen while any are."""
+        return feasible_by_growth(self.space, self.budgets, self.evaluations)
 
     def measure(self, codes: np.ndarray) -> None:
         """Measure the rows of `codes` that are `unseen`, as many as evaluations remain."""
-        for row in self.unseen(codes)[: self.remaining]:
+        codes = self.unseen(codes)[: self.remaining]
+        for row, log_cost in zip(codes, np.log(cost_batch(self.space, self.cost, codes))):
             arch = self.space.decode(row)
-            self.trials.append(Trial(arch, self._measure(arch)))
+            top1 = self._measure(arch)
+            self.trials.append(Trial(arch, top1))
             self.codes = np.concatenate([self.codes, row[None]])
+            self.errors = np.append(self.errors, 1 - top1)
+            self.log_costs = np.append(self.log_costs, log_cost)
             self._seen.add(row.tobytes())
             if self._progress:
                 self._progress(len(self.trials), self.evaluations)

@@ -1,0 +1,72 @@
+"""Architectures per second of the vectorised costs, on the imagenet space.
+
+    python benchmarks/costs.py [--out results/NAME.csv]
+
+`layers + cost` starts from codes, so it includes decoding them and deriving all LayerSpecs.
+"""
+
+import csv
+import json
+import os
+import statistics
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+
+from oncequant.cost import COSTS
+from oncequant.models.mobilenet_v3 import PRESETS, mobilenet_v3_space, with_bits
+from oncequant.run_folder import device_name
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to measure."""
+
+    architectures: int = 200_000
+    chunk: int = 4096
+    """Architectures per call: small enough that the vectors stay in the cache."""
+    out: Path | None = None
+
+
+def main(options: Options) -> None:
+    """Measure and print a table."""
+    rows = []
+    configs = {
+        "uniform 4 bits": with_bits(PRESETS["imagenet"], 4),
+        "mixed 2, 3, 4 bits": replace(PRESETS["imagenet"], weight_bits=(2, 3, 4), act_bits=(2, 3, 4)),
+    }
+    for label, config in configs.items():
+        space = mobilenet_v3_space(config)
+        codes = space.sample_codes(np.random.default_rng(0), options.architectures)
+        for name, cost in COSTS.items():
+            seconds = []
+            for _ in range(3):
+                start = time.perf_counter()
+                for i in range(0, len(codes), options.chunk):
+                    cost(space.layers_batch(codes[i : i + options.chunk]))
+                seconds.append(time.perf_counter() - start)
+            rate = options.architectures / statistics.median(seconds)
+            rows.append(
+                {
+                    "space": f"imagenet, {label}",
+                    "cost": name,
+                    "architectures_per_second": round(rate),
+                    "load1": round(os.getloadavg()[0], 2),
+                    "device": device_name(torch.device("cpu")),
+                    "numpy": np.__version__,
+                }
+            )
+            print(json.dumps(rows[-1]), flush=True)
+    if options.out:
+        with options.out.open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0].keys())
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))

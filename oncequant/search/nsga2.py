@@ -1,0 +1,139 @@
+"""NSGA-II (Deb et al., 2002, https://doi.org/10.1109/4235.996017) on measured error and log cost, by pymoo.
+
+Genes are the codes of the space, so crossover is uniform and mutation redraws a choice. Budgets are pymoo's constraints
+G <= 0; offspring over budget take part in the ranking but are never measured. Adapted to the few measurements that a
+search can pay: small populations, a quarter of which is renewed per generation; no architecture is proposed twice; and
+with budgets half of the first population lies close to the limit and most tournaments are decided by error alone,
+because crowding would spread the effort evenly over a front of which the best under the budget is only one end.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from pymoo.algorithms.moo.nsga2 import NSGA2, binary_tournament
+from pymoo.core.duplicate import DuplicateElimination
+from pymoo.core.evaluator import Evaluator
+from pymoo.core.mutation import Mutation
+from pymoo.core.population import Population
+from pymoo.core.problem import Problem
+from pymoo.core.repair import Repair
+from pymoo.core.termination import NoTermination
+from pymoo.operators.crossover.ux import UniformCrossover
+from pymoo.operators.selection.tournament import TournamentSelection
+from pymoo.problems.static import StaticProblem
+
+from oncequant.arch import Arch
+from oncequant.cost import Budget
+from oncequant.search.budget import cost_batch, covering_codes, limit_codes
+from oncequant.search.trials import Trial, Trials
+from oncequant.space import SearchSpace
+
+REDRAWN = 1.0  # expected number of choices that a mutation redraws
+BY_ERROR = 0.75  # share of the tournaments decided by error alone when there are budgets
+WORST = 1.0  # error that an architecture over budget, hence not measured, is ranked with
+
+
+def search(
+    space: SearchSpace,
+    measure: Callable[[Arch], float],
+    *,
+    budgets: Sequence[Budget] = (),
+    cost: str = "bitops",
+    evaluations: int,
+    seed: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Trial]:
+    """Measure (top-1 of an architecture) `evaluations` different architectures within all budgets."""
+    rng = np.random.default_rng(seed)
+    trials = Trials(space, measure, budgets=budgets, cost=cost, evaluations=evaluations, progress=progress)
+    size = min(max(8, evaluations // 8), evaluations)
+    at_limit = size // 2 if budgets else 0
+    first = covering_codes(space, budgets, cost, rng, size - at_limit)
+    if at_limit:
+        first = np.concatenate([first, limit_codes(space, budgets, rng, at_limit)])
+    offspring = Population.new(X=trials.unseen(first))
+
+    problem = Problem(n_var=len(space.free), n_obj=2, n_ieq_constr=len(budgets), xl=0, xu=space.cardinalities - 1)
+    algorithm = NSGA2(
+        pop_size=size,
+        n_offsprings=max(2, size // 4),
+        sampling=offspring,
+        selection=TournamentSelection(tournament_by_error if budgets else binary_tournament),
+        crossover=UniformCrossover(),
+        mutation=Redraw(space),
+        repair=Canonical(space),
+        eliminate_duplicates=OnlyUnseen(trials),
+        seed=seed,
+    )
+    algorithm.setup(problem, termination=NoTermination())
+    while True:
+        trials.measure(offspring.get("X"))
+        if not trials.remaining:
+            break
+        rank(trials, problem, offspring)
+        algorithm.tell(infills=offspring)
+        offspring = algorithm.ask() if space.free else None  # crossover fails on zero genes
+        if offspring is None or not len(trials.unseen(offspring.get("X"))):
+            # nothing new within the budgets by crossover and mutation
+            offspring = Population.new(X=trials.draw(rng)[: algorithm.n_offsprings])
+            if not len(offspring):
+                break
+    return trials.trials
+
+
+def rank(trials: Trials, problem: Problem, offspring: Population) -> None:
+    """Give pymoo the objectives F (error, log cost) and the constraints G (cost / limit - 1) of `offspring`."""
+    codes = offspring.get("X")
+    error = {row.tobytes(): error for row, error in zip(trials.codes, trials.errors)}
+    errors = [error.get(row.tobytes(), WORST) for row in codes]
+    values = {"F": np.column_stack([errors, np.log(cost_batch(trials.space, trials.cost, codes))])}
+    if trials.budgets:
+        excess = [cost_batch(trials.space, b.cost, codes) / b.limit - 1 for b in trials.budgets]
+        values["G"] = np.column_stack(excess)
+    Evaluator().eval(StaticProblem(problem, **values), offspring)
+
+
+def tournament_by_error(pop: Population, P: np.ndarray, algorithm: NSGA2, **kwargs) -> np.ndarray:
+    """Winners (n, 1) of the pairs `P` (n, 2): some as in NSGA-II, the others by the lower error."""
+    winners = binary_tournament(pop, P, algorithm, **kwargs)
+    errors = pop.get("F")[:, 0]
+    by_error = np.take_along_axis(P, errors[P].argmin(axis=1)[:, None], axis=1)
+    return np.where(algorithm.random_state.random(winners.shape) < BY_ERROR, by_error, winners)
+
+
+class Redraw(Mutation):
+    """Redraw one choice on average."""
+
+    def __init__(self, space: SearchSpace):
+        super().__init__()
+        self.space = space
+
+    def _do(self, problem, X, random_state=None, **kwargs):
+        return self.space.mutate_codes(X, REDRAWN / problem.n_var, random_state)
+
+
+class Canonical(Repair):
+    """Genes of absent blocks at 0, so that equal networks are equal."""
+
+    def __init__(self, space: SearchSpace):
+        super().__init__()
+        self.space = space
+
+    def _do(self, problem, X, **kwargs):
+        return self.space.canonical(X)
+
+
+class OnlyUnseen(DuplicateElimination):
+    """Drop offspring that equal another one, a member of the population, or anything measured before."""
+
+    def __init__(self, trials: Trials):
+        super().__init__()
+        self.trials = trials
+
+    def _do(self, pop, other, is_duplicate):
+        seen = set() if other is None else {row.tobytes() for row in other.get("X")}
+        for i, row in enumerate(pop.get("X")):
+            is_duplicate[i] = row.tobytes() in seen or self.trials.has(row)
+            if other is None:
+                seen.add(row.tobytes())
+        return is_duplicate

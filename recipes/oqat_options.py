@@ -1,0 +1,109 @@
+"""What the options of the quantized network are worth: accuracy and costs with each changed alone, for one seed.
+
+    python recipes/oqat_options.py --data digits --out runs/options --seed 0
+    python recipes/oqat_options.py --out runs/options --summarise results/NAME.csv
+
+Options: the default (signed grid after linear bottlenecks, 8-bit edges, 8-bit squeeze-and-excite); unsigned everywhere
+(the official code); float edges; float squeeze-and-excite; and the last three together (the official network). All
+start from one float supernet. Accuracy is the mean test top-1 over the same architectures, costs are of the largest.
+"""
+
+import csv
+import json
+import shutil
+from collections import defaultdict
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+
+from oncequant.checkpoint import load_supernet
+from oncequant.cli import ModelOptions
+from oncequant.data import calibration_batches, eval_batches, load_data, native_size
+from oncequant.evaluate import measure
+from oncequant.files import read_json, write_json
+from oncequant.methods import oqat
+from oncequant.models.mobilenet_v3 import PRESETS
+from oncequant.search.measurements import all_costs
+
+CHANGES = {
+    "default": {},
+    "unsigned activations": {"signed_activations": False},
+    "float edges": {"edge_bits": 32},
+    "float squeeze-and-excite": {"se_bits": 32},
+    "official network": {"signed_activations": False, "edge_bits": 32, "se_bits": 32},
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """One seed of the experiment; the seed is --seed."""
+
+    out: Path
+    data: str = "digits"
+    random_archs: int = 10
+    model: Annotated[ModelOptions, tyro.conf.arg(name="")] = field(default_factory=ModelOptions)
+    training: Annotated[oqat.Config, tyro.conf.arg(name="")] = field(default_factory=oqat.Config)
+    summarise: Path | None = None
+    """Only write this CSV from the seeds found in `out`."""
+
+
+def main(options: Options) -> None:
+    """Run one seed, or summarise."""
+    if options.summarise:
+        return summarise(options.out, options.summarise)
+    cfg = options.training
+    preset = options.model.preset
+    preset = ("nano" if native_size(options.data) <= 20 else "cifar") if preset == "auto" else preset
+    resolutions = options.model.resolutions or PRESETS[preset].resolutions
+    data = load_data(options.data, size=max(resolutions), seed=cfg.seed)
+    base = options.model.config(preset, len(data.classes), data.channels)
+    calibration = calibration_batches(data, cfg.calibration_images, 250, cfg.seed)
+    test = list(eval_batches(data, data.test))
+    rows = []
+    for name, change in CHANGES.items():
+        folder = options.out / f"seed{cfg.seed}" / name.replace(" ", "-")
+        folder.mkdir(parents=True, exist_ok=True)
+        if name != "default" and not (folder / "float.safetensors").exists():
+            shutil.copy(folder.parent / "default" / "float.safetensors", folder)
+        oqat.train(cfg, replace(base, **change), data, folder)
+        for stage in cfg.stages[1:]:
+            supernet = load_supernet(folder, stage)
+            space, rng = supernet.space, np.random.default_rng(cfg.seed)
+            archs = [space.largest(), space.smallest(), *(space.sample(rng) for _ in range(options.random_archs))]
+            top1 = [measure(supernet, arch, calibration, test) for arch in archs]
+            rows.append(
+                dict(options=name, stage=stage, seed=cfg.seed, top1=top1, costs=all_costs(space, space.largest()))
+            )
+    write_json(options.out / f"seed{cfg.seed}" / "options.json", rows)
+    summarise(options.out, None)
+
+
+def summarise(out: Path, csv_path: Path | None) -> None:
+    """Mean over architectures for each seed, then mean and standard deviation over seeds."""
+    groups: dict[tuple, list[dict]] = defaultdict(list)
+    for path in sorted(out.glob("seed*/options.json")):
+        for row in read_json(path):
+            groups[row["stage"], row["options"]].append(row)
+    table = []
+    for (stage, name), rows in groups.items():
+        means = [100 * float(np.mean(row["top1"])) for row in rows]
+        spread = float(np.std(means, ddof=1)) if len(means) > 1 else float("nan")
+        costs = {f"largest_{cost}": round(rows[0]["costs"][cost]) for cost in ("bitops", "weight_bytes")}
+        table.append(
+            dict(stage=stage, options=name, seeds=len(rows), top1_percent=round(float(np.mean(means)), 2),
+                 std_over_seeds=round(spread, 2), **costs)
+        )  # fmt: skip
+    for row in table:
+        print(json.dumps(row))
+    if csv_path:
+        with csv_path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, table[0].keys())
+            writer.writeheader()
+            writer.writerows(table)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))

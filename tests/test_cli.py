@@ -1,0 +1,196 @@
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from oncequant import cli
+from oncequant.cost import COSTS, Budget, readable
+from oncequant.files import read_json, read_lines
+from oncequant.models.mobilenet_v3 import PRESETS, mobilenet_v3_space, with_bits
+
+QUICK = ["--epochs", "1", "--float-epochs", "1", "--min-steps", "6", "--evaluations", "6", "--random-subnets", "1"]
+QUICK += ["--calibration-images", "64", "--bit-schedule", "4", "2"]
+SMALL = ["--width", "0.5", "--depths", "1", "2", "--kernel-sizes", "3", "--expand-ratios", "2", "3"]
+
+
+def call(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["oncequant", *map(str, arguments)])
+    cli.main()
+
+
+def fails(monkeypatch, capsys, *arguments):
+    """The one line of a refused command."""
+    with pytest.raises(SystemExit) as stopped:
+        call(monkeypatch, *arguments)
+    assert stopped.value.code == 1
+    return " ".join(capsys.readouterr().out.split())
+
+
+@pytest.fixture(scope="module")
+def digits_run(tmp_path_factory):
+    """`oncequant run` on digits, small and short."""
+    folder = tmp_path_factory.mktemp("digits") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        call(patch, "run", "--run", folder, "--max-train", "200", "--resolutions", "8", "10", *QUICK, *SMALL)
+    return folder
+
+
+def test_run_leaves_everything_a_user_needs(digits_run):
+    info = read_json(digits_run / "run.json")
+    assert info["command"].startswith("oncequant run") and info["data"]["name"] == "digits" and info["device"]
+    assert {"float.safetensors", "4bit.safetensors", "2bit.safetensors"} <= {p.name for p in digits_run.iterdir()}
+    family = read_json(digits_run / "family.json")
+    assert {entry["stage"] for entry in family} == {"float", "4bit", "2bit"}
+    assert all(0 <= e["top1_test"] <= 1 and set(e["costs"]) >= set(COSTS) for e in family)
+    rows = read_json(digits_run / "exports.json")
+    assert {row["name"] for row in rows} == {entry["name"] for entry in family}
+    for row in rows:
+        folder = digits_run / row["folder"]
+        assert row["problems"] == [] and (folder / "model.onnx").stat().st_size == row["onnx_bytes"]
+        if row["low_bit_bytes"]:
+            assert row["low_bit_bytes"] <= 1.10 * row["low_bit_ideal_bytes"]
+    assert "digits" in (digits_run / "report" / "index.html").read_text()
+    assert list(digits_run.glob("tensorboard/4bit/events*"))
+
+
+def test_the_same_command_again_changes_nothing(digits_run, monkeypatch):
+    names = ["float.safetensors", "2bit.safetensors", "measurements.jsonl"]
+    before = {name: (digits_run / name).read_bytes() for name in names}
+    call(monkeypatch, "run", "--run", digits_run, "--max-train", "200", "--resolutions", "8", "10", *QUICK, *SMALL)
+    assert before == {name: (digits_run / name).read_bytes() for name in before}
+
+
+def test_another_command_in_the_same_folder_is_refused(digits_run, monkeypatch, capsys):
+    message = fails(monkeypatch, capsys, "train", "--run", digits_run, "--max-train", "100", *SMALL)
+    assert "other settings" in message and "max_train" in message
+
+
+def test_search_under_budgets_keeps_them(digits_run, monkeypatch):
+    space = mobilenet_v3_space(with_bits(_model(digits_run), 4))
+    smallest = {name: cost(space.layers(space.smallest())) for name, cost in COSTS.items()}
+    budgets = [f"bitops<={readable(1.5 * smallest['bitops'])}", f"params<={readable(1.3 * smallest['params'])}"]
+    flags = [word for budget in budgets for word in ("--budget", budget)]
+    call(monkeypatch, "search", digits_run, "--evaluations", "4", "--searcher", "random", *flags)
+    chosen = [e for e in read_json(digits_run / "family.json") if "bitops" in e["name"]]
+    assert {e["stage"] for e in chosen} == {"4bit", "2bit"}
+    for entry in chosen:
+        for budget in map(Budget.parse, budgets):
+            assert entry["costs"][budget.cost] <= budget.limit
+
+
+def test_impossible_budgets_are_refused_at_once_with_the_smallest_value(digits_run, monkeypatch, capsys):
+    lines = len(read_lines(digits_run / "measurements.jsonl"))
+    message = fails(monkeypatch, capsys, "search", digits_run, "--budget", "params<=10")
+    space = mobilenet_v3_space(with_bits(_model(digits_run), 4))
+    assert str(COSTS["params"](space.layers(space.smallest()))) in message
+    assert len(read_lines(digits_run / "measurements.jsonl")) == lines
+
+
+def _model(run):
+    from oncequant.checkpoint import config_from_json
+
+    return config_from_json(read_json(run / "run.json")["model"]["config"])
+
+
+@pytest.mark.parametrize(
+    "budget, named", [("speed<=3", "speed<=3"), ("bitops<3", "bitops<3"), ("bitops<=", "bitops"), ("bitops<=3Q", "3Q")]
+)
+def test_malformed_budgets_are_refused_before_training(tmp_path, monkeypatch, capsys, budget, named):
+    message = fails(monkeypatch, capsys, "run", "--run", tmp_path / "run", "--budget", budget)
+    assert named in message and "weight_bytes" in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_evaluate_prints_one_json_line(digits_run, monkeypatch, capsys):
+    family = read_json(digits_run / "family.json")
+    entry = next(e for e in family if e["stage"] == "2bit")
+    call(monkeypatch, "evaluate", digits_run, entry["name"], "--split", "test")
+    found = json.loads(capsys.readouterr().out)
+    assert found["top1"] == entry["top1_test"] and found["stage"] == "2bit" and found["images"] > 300
+    call(monkeypatch, "evaluate", digits_run, "smallest", "--stage", "4bit")
+    assert json.loads(capsys.readouterr().out)["split"] == "validation"
+
+
+@pytest.mark.parametrize(
+    "arguments, named",
+    [
+        (["evaluate", "RUN", "nonsense"], "nonsense"),
+        (["evaluate", "RUN", "largest", "--stage", "5bit"], "stages in this run are 2bit, 4bit, float"),
+        (["export", "RUN", "9bit-XL"], "4bit-"),
+        (["search", "NOWHERE"], "run.json"),
+        (["report", "NOWHERE"], "NOWHERE"),
+        (["train", "--data", "NOWHERE/x/y", "--run", "NEW"], "accepted are"),
+        (["train", "--bit-schedule", "2", "4", "--run", "NEW"], "bit_schedule"),
+        (["cost", "NOWHERE/archs.jsonl"], "archs.jsonl"),
+    ],
+)
+def test_errors_are_one_line_that_names_the_cause(digits_run, tmp_path, monkeypatch, capsys, arguments, named):
+    places = {"RUN": str(digits_run), "NEW": str(tmp_path / "new")}
+    arguments = [places.get(a, a.replace("NOWHERE", str(tmp_path / "nowhere"))) for a in arguments]
+    message = fails(monkeypatch, capsys, *arguments)
+    assert message.startswith("error:") and named.replace("NOWHERE", "nowhere") in message
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_unwritable_folder_is_a_clear_error(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("not a folder")
+    message = fails(monkeypatch, capsys, "train", "--run", tmp_path / "file" / "run", *QUICK, *SMALL)
+    assert "cannot write" in message and "run.json" in message
+
+
+# -- costs
+
+
+def test_cost_command_reads_files_and_standard_input(tmp_path, monkeypatch, capsys):
+    space = mobilenet_v3_space(with_bits(replace(PRESETS["imagenet"], width=1.2), 3))
+    archs = [space.sample(np.random.default_rng(i)) for i in range(3)]
+    (tmp_path / "archs.jsonl").write_text("".join(space.brief(a).to_json() + "\n" for a in archs))
+    call(monkeypatch, "cost", tmp_path / "archs.jsonl", "--width", "1.2", "--bits", "3")
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert rows == [{name: cost(space.layers(a)) for name, cost in COSTS.items()} for a in archs]
+    command = [sys.executable, "-c", "from oncequant.cli import main; main()", "cost", "-", "--width", "1.2"]
+    full = "".join(a.to_json() + "\n" for a in archs)  # bits written out: --bits does not matter
+    done = subprocess.run(command, input=full, capture_output=True, text=True, check=True)
+    assert [json.loads(line) for line in done.stdout.splitlines()] == rows
+
+
+def test_cost_command_names_line_and_choice(tmp_path, monkeypatch, capsys):
+    (tmp_path / "a.jsonl").write_text('{"resolution": 128}\n')
+    assert "line 1" in fails(monkeypatch, capsys, "cost", tmp_path / "a.jsonl")
+    (tmp_path / "b.jsonl").write_text('{"resolution": 128, "colour": 1}\n')
+    assert "colour" in fails(monkeypatch, capsys, "cost", tmp_path / "b.jsonl")
+
+
+def test_info_lists_presets(monkeypatch, capsys):
+    call(monkeypatch, "info")
+    out = capsys.readouterr().out
+    assert "imagenet" in out and "bitops" in out
+
+
+# -- any image folder
+
+
+def image_folder(root, classes, per_class, size, mode="RGB"):
+    rng = np.random.default_rng(0)
+    for c in range(classes):
+        folder = root / f"class{c}"
+        folder.mkdir(parents=True)
+        for i in range(per_class):
+            side = size if isinstance(size, int) else int(rng.integers(*size))
+            pixels = rng.integers(0, 128, (side, side + i % 3, 3), dtype=np.uint8) + np.uint8(100 * c)
+            Image.fromarray(pixels).convert(mode).save(folder / f"{i}.png")
+    return root
+
+
+@pytest.mark.parametrize("mode, size", [("RGB", (24, 60)), ("L", 12)])
+def test_run_works_on_a_folder_of_two_classes_and_forty_images(tmp_path, monkeypatch, mode, size):
+    source = image_folder(tmp_path / "images", 2, 20, size, mode)
+    call(monkeypatch, "run", "--data", source, "--run", tmp_path / "run", *QUICK, *SMALL)
+    info = read_json(tmp_path / "run" / "run.json")
+    assert info["data"]["channels"] == (1 if mode == "L" else 3)
+    assert info["model"]["preset"] == ("nano" if mode == "L" else "cifar")
+    assert all(row["problems"] == [] for row in read_json(tmp_path / "run" / "exports.json"))

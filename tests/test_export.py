@@ -1,0 +1,515 @@
+import errno
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx.reference import ReferenceEvaluator
+from sklearn.datasets import load_digits
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+from oncequant.arch import Arch
+from oncequant.evaluate import calibrate
+from oncequant.export.graph import Grid
+from oncequant.export.lower import grid_over, lower, network_input
+from oncequant.export.onnx_writer import onnx_model, write_onnx
+from oncequant.export.package import load_package, write_package
+from oncequant.export.packing import pack, unpack
+from oncequant.export.simulate import run_float, run_integer
+from oncequant.export.verify import (
+    VerificationError,
+    export_network,
+    kernel_counts,
+    near_ties,
+    run_onnx,
+    session,
+    verify,
+)
+from oncequant.files import FileError
+from oncequant.models.mobilenet_v3 import (
+    PRESETS,
+    MobileNetV3,
+    elastic_layers,
+    extract_subnet,
+    mobilenet_v3_space,
+    with_bits,
+)
+
+MEAN, STD = {1: (0.3,), 3: (0.31, 0.28, 0.33)}, {1: (0.37,), 3: (0.35, 0.4, 0.38)}
+CLASSES = tuple("0123456789")
+SMALLER = {"nano": PRESETS["nano"], "cifar": replace(PRESETS["cifar"], depths=(1, 2), expand_ratios=(3, 4))}
+
+
+@cache
+def digits(channels):
+    """Normalised images (400, channels, 16, 16) and labels."""
+    data = load_digits()
+    pixels = torch.tensor(data.images[:400] / 16, dtype=torch.float32)[:, None]
+    images = F.interpolate(pixels, (16, 16), mode="bilinear")
+    mean, std = (torch.tensor(v[channels]).view(1, -1, 1, 1) for v in (MEAN, STD))
+    return (images.expand(-1, channels, -1, -1) - mean) / std, torch.tensor(data.target[:400])
+
+
+def initialise(net, arch, images):
+    """Step sizes from one batch, and random batch-norm weights of both signs."""
+    specs = net.space.layers(arch)
+    generator = torch.Generator().manual_seed(1)
+
+    def hook(name):
+        def start(layer, inputs):
+            x, spec = inputs
+            if layer.act_quantizer is not None:  # other subnets may quantize what this one keeps in float
+                act_bits, weight_bits = (4 if b == 32 else b for b in (spec.act_bits, spec.weight_bits))
+                layer.act_quantizer.initialise(x, act_bits, spec.signed_input)
+                layer.weight_quantizer.initialise(layer.sliced_weight(spec), weight_bits, True)
+
+        return start
+
+    with torch.no_grad():
+        for _, layer in elastic_layers(net):
+            if layer.norm is not None:
+                channels = layer.norm.weight.shape
+                layer.norm.weight.copy_(torch.rand(channels, generator=generator) * 1.4 - 0.4)
+                layer.norm.bias.copy_(torch.randn(channels, generator=generator) * 0.3)
+        hooks = [layer.register_forward_pre_hook(hook(name)) for name, layer in elastic_layers(net)]
+        net.train()(images, arch)
+    for h in hooks:
+        h.remove()
+    assert all(spec.present for name, spec in specs.items() if name in dict(elastic_layers(net)))
+
+
+def subnet_of(config, seed=0, resolution=None):
+    """A random subnet of an untrained supernet, calibrated; (subnet, arch)."""
+    torch.manual_seed(seed)
+    images, _ = digits(config.image_channels)
+    supernet = MobileNetV3(config)
+    initialise(supernet, supernet.space.largest(), images[:32])
+    arch = supernet.space.sample(np.random.default_rng(seed))
+    if resolution:
+        arch = arch.replace(resolution=resolution)
+    subnet = extract_subnet(supernet, arch)
+    calibrate(subnet, arch, [(images[:100], None)])
+    return subnet, arch
+
+
+def preset(name, bits, edge=8, se=8, signed=True):
+    config = replace(SMALLER[name], edge_bits=edge, se_bits=se, signed_activations=signed)
+    return with_bits(config, bits) if isinstance(bits, int) else replace(config, weight_bits=bits, act_bits=bits)
+
+
+def preprocessing(channels):
+    return MEAN[channels], STD[channels], CLASSES
+
+
+def lowered(subnet, arch, **options):
+    images, _ = digits(subnet.config.image_channels)
+    return lower(subnet, arch, *preprocessing(subnet.config.image_channels), [(images[:100], None)], **options)
+
+
+@cache
+def nano4():
+    subnet, arch = subnet_of(preset("nano", 4))
+    return subnet, arch, lowered(subnet, arch)
+
+
+# -- packing
+
+
+@settings(max_examples=60, deadline=None)
+@given(bits=st.integers(1, 8), n=st.integers(0, 70), seed=st.integers(0, 99))
+def test_packing_round_trips_at_exactly_its_bits(bits, n, seed):
+    codes = np.random.default_rng(seed).integers(0, 2**bits, n).astype(np.uint8)
+    planes = pack(codes, bits)
+    assert planes.shape == (bits, -(-n // 8)) and planes.dtype == np.uint8
+    assert np.array_equal(unpack(planes, n), codes)
+
+
+@pytest.mark.parametrize("codes, bits", [([4], 2), ([-1], 4), ([0], 9), ([0], 0)])
+def test_packing_refuses_codes_that_do_not_fit(codes, bits):
+    with pytest.raises(ValueError, match="codes must be"):
+        pack(np.array(codes), bits)
+
+
+def test_unpacking_refuses_planes_of_another_size():
+    with pytest.raises(ValueError, match="planes of 9 codes"):
+        unpack(np.zeros((4, 1), np.uint8), 9)
+
+
+# -- agreement: trained layers, simulators, ONNX Runtime, package
+
+CASES = [(bits, edge, edge, signed) for bits in (2, 3, 4, 8) for edge in (8, 32) for signed in (True, False)]
+CASES += [(4, 8, 32, True), (4, 32, 8, True), ((2, 3, 4, 8), 8, 8, True), ((2, 4, 32), 8, 8, True)]
+
+
+@pytest.mark.parametrize("bits, edge, se, signed", CASES)
+def test_nano_networks_agree_everywhere(bits, edge, se, signed, tmp_path):
+    check_agreement(preset("nano", bits, edge, se, signed), tmp_path, seed=CASES.index((bits, edge, se, signed)))
+
+
+@pytest.mark.parametrize("bits, edge, se, signed", [(2, 8, 8, True), (4, 8, 8, False), (4, 32, 32, True)])
+def test_cifar_networks_agree_everywhere(bits, edge, se, signed, tmp_path):
+    check_agreement(preset("cifar", bits, edge, se, signed), tmp_path, seed=bits, resolution=20)
+
+
+def check_agreement(config, tmp_path, seed, resolution=None):
+    subnet, arch = subnet_of(config, seed, resolution)
+    graph = lowered(subnet, arch)
+    write_onnx(graph, tmp_path / "model.onnx")
+    write_package(graph, tmp_path)
+    package = load_package(tmp_path)
+    pixels = network_input(graph, digits(config.image_channels)[0][100:200])
+    with torch.no_grad():
+        simulated = package(pixels)
+    assert torch.equal(simulated, run_float(graph, pixels))  # the package is the graph
+
+    unfused = run_onnx(session(tmp_path / "model.onnx", optimise=False), pixels)
+    differing = (unfused.argmax(1) != simulated.argmax(1)).nonzero().flatten()
+    assert len(differing) == near_ties(graph, tmp_path / "model.onnx", pixels[differing])
+    assert len(differing) <= 1
+
+    layers = [node.weights for node in graph.nodes if node.weights]
+    whole = all(weights.is_integer for weights in layers)
+    fused, integer = run_onnx(session(tmp_path / "model.onnx"), pixels), run_integer(graph, pixels)
+    assert torch.equal(fused.argmax(1), integer.argmax(1))
+    assert torch.equal(fused, integer) or not whole
+    integer_layers, float_layers = kernel_counts(tmp_path / "model.onnx")
+    assert integer_layers == sum(weights.is_integer for weights in layers)
+    assert integer_layers + float_layers == len(layers)
+
+
+@pytest.mark.parametrize("bits, signed", [(2, True), (4, False), (8, True)])
+def test_every_lowered_layer_is_the_trained_layer(bits, signed):
+    """On the layer's own input; the integer bias may be off by half of its unit."""
+    subnet, arch = subnet_of(preset("nano", bits, signed=signed), seed=bits)
+    graph = lowered(subnet, arch)
+    nodes = graph.by_name()
+    seen = {}
+    for name, layer in elastic_layers(subnet):
+        layer.register_forward_hook(lambda layer, inputs, y, name=name: seen.update({name: (inputs[0], y)}))
+    with torch.no_grad():
+        subnet(digits(1)[0][:20], arch)
+    assert any((node.weights.scale < 0).any() for node in graph.nodes if node.weights)
+    for name, (x, y) in seen.items():
+        weights, grid = nodes[name].weights, nodes[nodes[name].inputs[0]].grid
+        assert (grid.bits, grid.zero_point) == (8, 0) if name == "classifier" else grid.bits
+        unit = weights.scale * grid.step
+        kernel = weights.float_weight().reshape(y.shape[1], -1, *[layer_size(weights)] * 2)
+        x = grid.dequantize(grid.quantize(x))
+        got = F.conv2d(x, kernel, weights.bias * unit, weights.stride, layer_size(weights) // 2, groups=weights.groups)
+        error = ((got - y).abs().amax((0, 2, 3)) - unit.abs() / 2).max()
+        assert error < 1e-4 * y.abs().max(), name
+
+
+def layer_size(weights):
+    return weights.weight.shape[-1] if weights.weight.dim() == 4 else 1
+
+
+@pytest.mark.parametrize("name", ["nano", "cifar"])
+def test_float_networks_export(name, tmp_path):
+    subnet, arch = subnet_of(SMALLER[name], resolution=12 if name == "nano" else 20)
+    graph = lowered(subnet, arch)
+    assert not any(node.grid for node in graph.nodes)
+    write_onnx(graph, tmp_path / "float.onnx")
+    pixels = network_input(graph, digits(subnet.config.image_channels)[0][:50])
+    with torch.no_grad():
+        expected = subnet(graph.normalise(pixels), arch)
+    got = run_float(graph, pixels), run_integer(graph, pixels), run_onnx(session(tmp_path / "float.onnx"), pixels)
+    for logits in got:
+        assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_the_onnx_reference_evaluator_agrees():
+    subnet, arch, graph = nano4()
+    model = onnx_model(graph)
+    onnx.checker.check_model(model, full_check=True)
+    pixels = network_input(graph, digits(1)[0][:4])
+    got = torch.from_numpy(ReferenceEvaluator(model).run(None, {"pixels": pixels.numpy()})[0])
+    assert_close(got, run_float(graph, pixels), atol=1e-4, rtol=1e-4)
+
+
+def test_batch_size_is_free_and_does_not_matter(tmp_path):
+    _, _, graph = nano4()
+    write_onnx(graph, tmp_path / "model.onnx")
+    runtime = session(tmp_path / "model.onnx")
+    pixels = network_input(graph, digits(1)[0][:7])
+    assert torch.equal(run_onnx(runtime, pixels), torch.cat([run_onnx(runtime, image) for image in pixels.split(1)]))
+
+
+def test_channels_with_zero_batch_norm_weight_export(tmp_path):
+    subnet, arch = subnet_of(preset("nano", 2))
+    with torch.no_grad():
+        for _, layer in elastic_layers(subnet):
+            if layer.norm is not None:
+                layer.norm.weight[::5] = 0
+                layer.norm.weight[1::5] = 1e-12
+                layer.norm.bias[:2] = 0
+    graph = lowered(subnet, arch)
+    write_onnx(graph, tmp_path / "model.onnx")
+    pixels = network_input(graph, digits(1)[0][:50])
+    logits = run_onnx(session(tmp_path / "model.onnx"), pixels)
+    assert logits.isfinite().all() and torch.equal(logits, run_integer(graph, pixels))
+
+
+# -- grids
+
+
+@settings(max_examples=60, deadline=None)
+@given(low=st.floats(-50, 0), high=st.floats(0, 80))
+def test_grids_hold_zero_exactly_and_err_by_half_a_step(low, high):
+    grid = grid_over(low, high)
+    values = torch.linspace(low, high, 1000)
+    assert 0 <= grid.zero_point <= 255
+    assert grid.dequantize(grid.quantize(torch.zeros(1))).item() == 0
+    # at the ends half a step more, since the zero point is rounded
+    assert (grid.dequantize(grid.quantize(values)) - values).abs().max() <= grid.step * 1.001
+
+
+def test_grids_round_half_to_even_before_the_zero_point():
+    grid = Grid(step=0.5, zero_point=3, bits=4)
+    codes = grid.quantize(torch.tensor([0.25, 0.75, -0.25, -9.0, 9.0]))
+    assert codes.tolist() == [3, 5, 3, 0, 15]
+
+
+# -- errors of lowering
+
+
+def test_lowering_names_a_forgotten_initialisation():
+    config = preset("nano", 4)
+    subnet = MobileNetV3(config, mobilenet_v3_space(config).restrict(mobilenet_v3_space(config).smallest())).eval()
+    with pytest.raises(ValueError, match="stem: the step size of its .* is nan"):
+        lowered(subnet, subnet.space.smallest())
+
+
+def test_lowering_refuses_binary_networks_and_missing_images():
+    subnet, arch = subnet_of(preset("nano", 1))
+    with pytest.raises(ValueError, match="bit-width 1 cannot be exported"):
+        lowered(subnet, arch)
+    subnet, arch, _ = nano4()
+    with pytest.raises(ValueError, match="no calibration images"):
+        lower(subnet, arch, *preprocessing(1), [])
+
+
+# -- files
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_files_hold_low_bit_weights_at_their_bits(bits, tmp_path):
+    subnet, arch = subnet_of(preset("cifar", bits), resolution=20)
+    graph = lowered(subnet, arch)
+    write_package(graph, tmp_path)
+    write_onnx(graph, tmp_path / "model.onnx")
+    layers = [node.weights for node in graph.nodes if node.weights]
+    ideal = sum(weights.weight.numel() * weights.bits / 8 for weights in layers)
+    channels = sum(len(weights.weight) for weights in layers)
+    package = (tmp_path / "model.safetensors").stat().st_size + (tmp_path / "model.json").stat().st_size
+    # scale and bias of every channel, and a description of every layer
+    assert package < ideal + 8 * channels + 1500 * len(layers)
+    assert (tmp_path / "model.onnx").stat().st_size < ideal + 8 * channels + 1700 * len(layers)
+
+
+def test_the_onnx_file_says_what_it_is(tmp_path):
+    _, arch, graph = nano4()
+    write_onnx(graph, tmp_path / "model.onnx")
+    model = onnx.load(tmp_path / "model.onnx")
+    props = {prop.key: prop.value for prop in model.metadata_props}
+    assert Arch.from_json(props["oncequant.arch"]) == arch
+    assert tuple(json.loads(props["oncequant.classes"])) == CLASSES
+    assert json.loads(props["oncequant.mean"]) == list(MEAN[1]) and json.loads(props["oncequant.std"]) == list(STD[1])
+    assert json.loads(props["oncequant.weight_bits"]) == [4, 8] and props["oncequant.version"]
+    assert model.ir_version == 10 and model.opset_import[0].version == 21
+
+
+def test_loading_a_package_imports_no_supernet_code(tmp_path):
+    _, arch, graph = nano4()
+    write_package(graph, tmp_path)
+    script = f"""
+import sys, torch
+from oncequant.export.package import load_package
+net = load_package({str(tmp_path)!r})
+print(net(torch.zeros(2, 1, {graph.resolution}, {graph.resolution})).shape, dict(net.graph.arch) == {dict(arch)})
+supernet = ("oncequant.models", "oncequant.elastic", "oncequant.quantizers", "onnx")
+print([module for module in sys.modules if module.startswith(supernet)])
+"""
+    output = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert output.split("\n")[:2] == ["torch.Size([2, 10]) True", "[]"]
+
+
+def test_a_package_names_the_size_it_expects(tmp_path):
+    _, _, graph = nano4()
+    write_package(graph, tmp_path)
+    with pytest.raises(ValueError, match=r"expected images of shape \(N, \*\(1, "):
+        load_package(tmp_path)(torch.zeros(1, 1, 99, 99))
+
+
+def flip_byte(path):
+    content = bytearray(path.read_bytes())
+    content[-100] ^= 4
+    path.write_bytes(content)
+
+
+DAMAGE = {
+    "no json": (lambda d: (d / "model.json").unlink(), "does not exist"),
+    "no tensors": (lambda d: (d / "model.safetensors").unlink(), "does not exist"),
+    "cut json": (lambda d: os.truncate(d / "model.json", 500), "not a readable JSON"),
+    "cut tensors": (lambda d: os.truncate(d / "model.safetensors", 5000), "not a readable safetensors"),
+    "empty tensors": (lambda d: os.truncate(d / "model.safetensors", 0), "not a readable safetensors"),
+    "flipped bit": (lambda d: flip_byte(d / "model.safetensors"), "changed or damaged"),
+    "flipped json": (lambda d: flip_byte(d / "model.json"), "changed or damaged|not a readable JSON"),
+    "edited json": (lambda d: edit(d, lambda j: j["content"]["arch"].update(resolution=9)), "changed or damaged"),
+    "foreign json": (lambda d: (d / "model.json").write_text("[1]"), "is not 'oncequant package 1'"),
+    "newer": (lambda d: edit(d, lambda j: j.update(format="oncequant package 2")), "its format is '.* 2'"),
+    "pickle": (lambda d: torch.save({"a": 1}, d / "model.safetensors"), "not a readable safetensors"),
+}
+
+
+def edit(folder, change):
+    description = json.loads((folder / "model.json").read_text())
+    change(description)
+    (folder / "model.json").write_text(json.dumps(description))
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_packages_are_refused(damage, tmp_path):
+    _, _, graph = nano4()
+    write_package(graph, tmp_path)
+    act, message = DAMAGE[damage]
+    act(tmp_path)
+    with pytest.raises(FileError, match=message):
+        load_package(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: c["nodes"].pop(),
+        lambda c: c["nodes"][3]["weights"]["shape"].append(7),
+        lambda c: c["nodes"][3].update(op="eval"),
+        lambda c: c["nodes"][3].update(inputs=["classifier"]),
+        lambda c: c.pop("mean"),
+        lambda c: c["nodes"][2].update(grid={"stepp": 1}),
+    ],
+)
+def test_inconsistent_packages_are_refused_even_with_right_hashes(change, tmp_path):
+    from oncequant.export.package import _content_hash
+
+    _, _, graph = nano4()
+    write_package(graph, tmp_path)
+
+    def forge(description):
+        change(description["content"])
+        description["content_sha256"] = _content_hash(description["content"])
+
+    edit(tmp_path, forge)
+    with pytest.raises(FileError, match="inconsistent"):
+        load_package(tmp_path)
+
+
+@pytest.mark.parametrize("write, name", [(write_onnx, "model.onnx"), (write_package, ".")])
+def test_a_full_disk_leaves_no_half_file(write, name, tmp_path, monkeypatch):
+    _, _, graph = nano4()
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(FileError, match="No space left"):
+        write(graph, tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_impossible_folder_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileError, match="model.onnx"):
+        write_onnx(nano4()[2], tmp_path / "file" / "model.onnx")
+
+
+# -- the whole export
+
+
+def trained(steps=80):
+    """A 4-bit nano subnet that tells digits apart; (subnet, arch)."""
+    config = preset("nano", 4)
+    space = mobilenet_v3_space(config)
+    arch = space.smallest()
+    images, labels = digits(1)
+    torch.manual_seed(0)
+    net = MobileNetV3(config, space.restrict(arch))
+    initialise(net, arch, images[:100])
+    optimizer = torch.optim.Adam(net.parameters(), 3e-3)
+    for step in range(steps):
+        rows = torch.arange(step * 32, step * 32 + 32) % 300
+        optimizer.zero_grad()
+        F.cross_entropy(net(images[rows], arch), labels[rows]).backward()
+        optimizer.step()
+    calibrate(net, arch, [(images[:300], None)])
+    return net, arch
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("export")
+    net, arch = trained()
+    images, labels = digits(1)
+    batches = [(images[300:350], labels[300:350]), (images[350:], labels[350:])]
+    calibration = [(images[:300], None)]
+    result = export_network(net, arch, *preprocessing(1), calibration, iter(batches), folder, keep_float=True)
+    return folder, net, arch, result
+
+
+def test_a_trained_network_is_exported_and_verified(exported):
+    folder, _, _, result = exported
+    assert {p.name for p in folder.iterdir()} == {
+        "model.onnx", "model.safetensors", "model.json", "float.onnx", "verification.json"
+    }  # fmt: skip
+    written = json.loads((folder / "verification.json").read_text())
+    assert written["top1_deployed"] == result.top1_deployed and written["problems"] == []
+    assert result.images == 100 and result.top1_plain > 0.6
+    assert abs(result.top1_plain - result.top1_deployed) <= 0.04
+    assert result.top1_deployed == result.top1_simulated and result.simulator_bit_equal_images == 100
+    assert result.argmax_differences == result.near_tie_differences
+    assert result.low_bit_bytes <= 1.1 * result.low_bit_ideal_bytes
+    assert result.float_layers == 0 and result.latency_ms > 0 and result.float_latency_ms > 0
+
+
+def test_verification_finds_a_wrong_file(exported, tmp_path):
+    folder, net, arch, _ = exported
+    graph = lowered(net, arch)
+    images, labels = digits(1)
+    last = graph.nodes[-1]
+    broken = replace(last, weights=replace(last.weights, weight=last.weights.weight.flip(0)))
+    write_onnx(replace(graph, nodes=(*graph.nodes[:-1], broken)), tmp_path / "model.onnx")
+    result = verify(net, graph, tmp_path / "model.onnx", folder, folder / "float.onnx", [(images[:50], labels[:50])])
+    assert len(result.problems) == 2 and "not explained by rounding" in result.problems[0]
+
+
+def test_a_failed_verification_raises_and_leaves_its_evidence(exported, tmp_path, monkeypatch):
+    _, net, arch, result = exported
+    images, labels = digits(1)
+    wrong = replace(result, problems=("wrong on 3 of 50 images",))
+    monkeypatch.setattr("oncequant.export.verify.verify", lambda *args: wrong)
+    with pytest.raises(VerificationError, match="wrong on 3 of 50"):
+        export_network(net, arch, *preprocessing(1), [(images[:50], None)], [(images[:50], labels[:50])], tmp_path)
+    assert json.loads((tmp_path / "verification.json").read_text())["problems"] == ["wrong on 3 of 50 images"]
+    assert not (tmp_path / "float.onnx").exists()
+
+
+def test_verification_needs_images(exported):
+    folder, net, arch, _ = exported
+    with pytest.raises(ValueError, match="no test images"):
+        verify(net, lowered(net, arch), folder / "model.onnx", folder, folder / "float.onnx", [])
+
+
+def test_paths_may_be_text(tmp_path):
+    write_package(nano4()[2], str(tmp_path))
+    assert load_package(str(tmp_path)).graph.classes == CLASSES
+    assert Path(tmp_path / "model.json").exists()

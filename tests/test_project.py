@@ -1,0 +1,108 @@
+"""Promises about the project itself: import direction, and that what the README says is true."""
+
+import ast
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LAYERS = [  # a module may import modules of lines above it, and of its own package
+    {"arch", "files", "progress"},
+    {"space", "cost"},
+    {"quantizers"},
+    {"elastic"},
+    {"models"},
+    {"checkpoint"},
+    {"data", "evaluate"},
+    {"train", "search", "run_folder"},
+    {"export", "report"},
+    {"methods"},
+    {"cli"},
+    {"__main__"},
+]
+
+
+def layer(module: str) -> int:
+    return next(i for i, names in enumerate(LAYERS) if module.split(".")[1] in names)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "oncequant").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_point_down(path):
+    here = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    if here == "oncequant":
+        return
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [node.module] if isinstance(node, ast.ImportFrom) else []
+        names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and node.module == "oncequant":
+            names = [f"oncequant.{alias.name}" for alias in node.names]
+        for name in names:
+            if name and name.startswith("oncequant."):
+                same = name.split(".")[1] == here.split(".")[1]
+                assert same or layer(name) < layer(here), f"{here} imports {name}"
+
+
+def test_classes_have_one_level_of_inheritance():
+    bases = {}
+    for path in (ROOT / "oncequant").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ClassDef):
+                bases[node.name] = [ast.unparse(base) for base in node.bases]
+    for name, parents in bases.items():
+        grandparents = [g for parent in parents for g in bases.get(parent, ()) if g not in ("ABC", "Protocol")]
+        assert not grandparents, f"{name} inherits {parents}, which inherit {grandparents}"
+
+
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def test_readme_begins_with_the_two_commands():
+    assert "oncequant run" in BLOCKS[0] and "pip install" in BLOCKS[0]
+    assert "pytest" in BLOCKS[1] and "pip install" in BLOCKS[1]
+
+
+@pytest.mark.parametrize("text", [README, *(p.read_text() for p in sorted((ROOT / "docs").glob("*.md")))])
+def test_links_and_named_files_exist(text):
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        if not target.startswith("http"):
+            assert (ROOT / target).exists() or (ROOT / "docs" / target).exists(), target
+    for path in re.findall(r"`((?:oncequant|recipes|results|benchmarks|tests|docs)/[\w./-]+\.\w+)`", text):
+        assert (ROOT / path).exists(), path
+
+
+def commands() -> list[list[str]]:
+    """Every `oncequant ...` line of the README's code blocks."""
+    lines = "\n".join(BLOCKS).replace("\\\n", " ").splitlines()
+    return [shlex.split(line, comments=True) for line in lines if line.startswith("oncequant ")]
+
+
+def test_every_readme_command_parses(monkeypatch):
+    """Names and values of options are right; nothing is run."""
+    from oncequant import cli
+
+    seen = []
+    monkeypatch.setattr(cli, "HANDLERS", {kind: seen.append for kind in cli.HANDLERS})
+    for command in commands():
+        monkeypatch.setattr(sys, "argv", command)
+        cli.main()
+    assert len(seen) == len(commands()) >= 5
+
+
+@pytest.mark.slow
+def test_readme_first_command_on_digits_meets_its_bars(tmp_path):
+    """`oncequant run` with no arguments: accuracies on the digits' test split, and the size of the 2-bit file."""
+    import json
+
+    subprocess.run(["oncequant", "run", "--run", str(tmp_path / "run")], check=True)
+    family = json.loads((tmp_path / "run" / "family.json").read_text())
+    best = {bits: max(e["top1_test"] for e in family if e["bits"] == bits) for bits in (32, 4, 3, 2)}
+    assert best[32] >= 0.985 and best[4] >= 0.98 and best[3] >= 0.975 and best[2] >= 0.965
+    for row in json.loads((tmp_path / "run" / "exports.json").read_text()):
+        assert not row["problems"]
+        if row["stage"] == "2bit":
+            assert row["low_bit_bytes"] <= 1.10 * row["low_bit_ideal_bytes"]
