@@ -21,10 +21,10 @@ from oncequant.data import (
     eval_batches,
     load_data,
     native_size,
-    resize,
     steps_per_epoch,
     train_batches,
 )
+from oncequant.elastic import resize
 
 CARVED = dict(validation_fraction=0.2, test_fraction=0.2)
 

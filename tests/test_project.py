@@ -16,7 +16,7 @@ LAYERS = [  # a module may import modules of lines above it, and of its own pack
     {"quantizers"},
     {"elastic"},
     {"models"},
-    {"checkpoint"},
+    {"checkpoint", "sources"},
     {"data", "evaluate"},
     {"train", "search", "run_folder"},
     {"export", "report"},

@@ -51,13 +51,12 @@ def search(
     first = covering_codes(space, budgets, cost, rng, size - at_limit)
     if at_limit:
         first = np.concatenate([first, limit_codes(space, budgets, rng, at_limit)])
-    offspring = Population.new(X=trials.unseen(first))
 
     problem = Problem(n_var=len(space.free), n_obj=2, n_ieq_constr=len(budgets), xl=0, xu=space.cardinalities - 1)
     algorithm = NSGA2(
         pop_size=size,
         n_offsprings=max(2, size // 4),
-        sampling=offspring,
+        sampling=trials.unseen(first),
         selection=TournamentSelection(tournament_by_error if budgets else binary_tournament),
         crossover=UniformCrossover(),
         mutation=Redraw(space),
@@ -66,18 +65,19 @@ def search(
         seed=seed,
     )
     algorithm.setup(problem, termination=NoTermination())
-    while True:
-        trials.measure(offspring.get("X"))
-        if not trials.remaining:
+    while trials.remaining and space.free:  # crossover fails on zero genes
+        offspring = algorithm.ask()
+        if offspring is None:  # crossover and mutation find nothing new any more
             break
-        rank(trials, problem, offspring)
-        algorithm.tell(infills=offspring)
-        offspring = algorithm.ask() if space.free else None  # crossover fails on zero genes
-        if offspring is None or not len(trials.unseen(offspring.get("X"))):
-            # nothing new within the budgets by crossover and mutation
+        if not len(trials.unseen(offspring.get("X"))):  # ... or nothing within the budgets
             offspring = Population.new(X=trials.draw(rng)[: algorithm.n_offsprings])
             if not len(offspring):
                 break
+        trials.measure(offspring.get("X"))
+        rank(trials, problem, offspring)
+        algorithm.tell(infills=offspring)
+    while trials.remaining and len(codes := trials.draw(rng)):  # the last ones of a small space
+        trials.measure(codes)
     return trials.trials
 
 
