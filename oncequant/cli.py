@@ -403,17 +403,11 @@ def _export(run_dir: Path, settings: RunSettings, data: Data, names: tuple[str, 
 
 def _print_exports(rows: list[dict]) -> None:
     title = "Exported files, verified in ONNX Runtime on every test image"
-    table = Table("subnet", "test", "deployed", "ONNX", "package", "ideal", "low-bit", "latency", "float", title=title)
+    table = Table("subnet", "test %", "deployed %", "ONNX kB", "package kB", "weights kB", "ms", "float ms", title=title)
     for row in rows:
-        low = row["low_bit_bytes"] / row["low_bit_ideal_bytes"] if row["low_bit_ideal_bytes"] else None
-        table.add_row(
-            row["name"],
-            f"{100 * row['top1_plain']:.2f} %",
-            f"{100 * row['top1_deployed']:.2f} %",
-            *(f"{row[key] / 1000:.1f} kB" for key in ("onnx_bytes", "package_bytes", "ideal_bytes")),
-            f"{low:.3f} x" if low else "",
-            *(f"{row[key]:.3f} ms" for key in ("latency_ms", "float_latency_ms")),
-        )
+        accuracies = [f"{100 * row[key]:.2f}" for key in ("top1_plain", "top1_deployed")]
+        sizes = [f"{row[key] / 1000:.1f}" for key in ("onnx_bytes", "package_bytes", "ideal_bytes")]
+        table.add_row(row["name"], *accuracies, *sizes, f"{row['latency_ms']:.3f}", f"{row['float_latency_ms']:.3f}")
     console.print(table)
 
 
@@ -435,12 +429,12 @@ def _family(run_dir: Path) -> list[dict]:
 
 
 def _print_family(family: list[dict]) -> None:
-    table = Table("subnet", "bits", "validation", "test", "BitOPs", "weight bytes", "MACs", "parameters")
+    table = Table("subnet", "validation %", "test %", "BitOPs", "bytes", "MACs", "params")
     for entry in family:
         costs = entry["costs"]
         numbers = [readable(costs[name]) for name in ("bitops", "weight_bytes", "macs", "params")]
-        accuracies = [f"{100 * entry[key]:.2f} %" for key in ("top1_validation", "top1_test")]
-        table.add_row(entry["name"], str(entry["bits"]), *accuracies, *numbers)
+        accuracies = [f"{100 * entry[key]:.2f}" for key in ("top1_validation", "top1_test")]
+        table.add_row(entry["name"], *accuracies, *numbers)
     console.print(table)
 
 

@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 console = Console()
+if not console.is_terminal:
+    console = Console(width=120)  # a log file has no width of its own
 Update = Callable[[int, dict[str, float]], None]
 SECONDS_BETWEEN_LINES = 20
 

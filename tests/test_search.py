@@ -204,7 +204,7 @@ def test_finds_the_optimum_of_a_small_space(search):
         assert 1 - max(trial.top1 for trial in found) == pytest.approx(errors.min(), rel=0.01)
 
 
-SEEDS, EVALUATIONS = range(6), 100
+SEEDS, EVALUATIONS = range(5), 100
 
 
 @functools.cache
@@ -235,7 +235,7 @@ def test_beats_random_search(name):
 
 
 @pytest.mark.parametrize("space", [NANO, MIXED, IMAGENET], ids=["nano", "nano mixed", "imagenet"])
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_every_cost_grows_with_every_choice(space, seed):
     codes = space.sample_codes(np.random.default_rng(seed), 1)
@@ -253,7 +253,7 @@ def test_unreachable_budget_names_the_smallest_reachable_value():
         check_reachable(NANO, [Budget("bitops", 1e12), Budget("weight_bytes", least - 1)])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(shares=st.tuples(st.floats(0, 1.1), st.floats(0, 1.1)), seed=st.integers(0, 999), n=st.integers(0, 20))
 def test_drawn_architectures_keep_all_budgets(shares, seed, n):
     budgets = [budget(MIXED, shares[0]), budget(MIXED, shares[1], "weight_bytes")]
@@ -271,7 +271,7 @@ def test_covering_architectures_span_the_cost_range():
     assert [log_cost.min(), log_cost.max()] == pytest.approx(ends)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(share=st.floats(0, 1.1))
 def test_growth_finds_every_feasible_architecture(share):
     budgets = [budget(SMALL, share), budget(SMALL, 0.8, "weight_bytes")]
@@ -282,7 +282,7 @@ def test_growth_finds_every_feasible_architecture(share):
 # -- Pareto fronts
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.integers(1, 4).flatmap(lambda m: st.lists(st.tuples(*[st.integers(0, 6)] * m), max_size=40)))
 def test_pareto_front_equals_brute_force(points):
     def dominated(p):

@@ -116,6 +116,8 @@ class Graph:
             known.add(node.name)
         if not self.nodes or self.nodes[-1].op != "linear" or len(self.nodes[-1].weights.weight) != len(self.classes):
             raise ValueError("the last node must be a linear layer with one output for each class")
+        if "resolution" not in self.arch:
+            raise ValueError("the architecture has no resolution")
         if not len(self.mean) == len(self.std) == self.channels:
             raise ValueError(f"mean and std need one number for each of {self.channels} image channels")
 

@@ -6,7 +6,6 @@ squeeze-and-excite); calibrate those grids on images. The last step is ordinary 
 intermediate tensors; its cost in accuracy is what `verify` reports as plain against deployed.
 """
 
-from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
@@ -15,12 +14,11 @@ from torch.nn import functional as F
 
 from oncequant.arch import FLOAT_BITS, Arch, LayerSpec
 from oncequant.elastic import ElasticConv, resize
+from oncequant.evaluate import Batches
 from oncequant.export.graph import Graph, Grid, Node, Weights
 from oncequant.export.simulate import float_parameters, float_values
 from oncequant.models.mobilenet_v3 import Block, MobileNetV3
 from oncequant.quantizers.functional import integer_range, quantize
-
-Batches = Iterable[tuple[Tensor, Tensor]]  # normalised images (N, C, S, S), labels (N,)
 
 
 def lower(

@@ -3,7 +3,11 @@
 Built node by node with `onnx.helper`: `torch.onnx.export` writes fake quantization as float arithmetic with float
 weights. Weights below 8 bits are bit planes that integer Div and Mod unpack to INT8 when a runtime loads the file
 (constant folding), because runtimes run INT4 and INT2 tensors in float or not at all. Activations of b bits are UINT8
-with an integer Clip. Opset 21, IR 10: onnxruntime 1.20 and later, and OpenVINO, read it.
+with an integer Clip. Opset 21, IR 10: onnxruntime 1.24 and later read it, OpenVINO too.
+
+On x86 CPUs without VNNI, kernels add two u8 x s8 products in 16 bits. Codes below 8 bits are kept small enough for that
+(`lower`); for layers with 8-bit weights and inputs (stem, classifier, squeeze-and-excite) set the session option
+`session.x64quantprecision` to "1" there.
 """
 
 import json
@@ -156,9 +160,10 @@ class _Builder:
             source = self.constant(f"{name}.w", codes)
         else:
             source = self.unpacked(name, codes, weights.bits, weights.shift)
-        scale = self.constant(f"{name}.ws", weights.scale.numpy())
-        zeros = self.constant(f"zeros{len(codes)}", np.zeros(len(codes), np.int8))  # ORT's QGemm insists on them
-        return self.add("DequantizeLinear", [source, scale, zeros], self.short(), axis=0)
+        operands = [source, self.constant(f"{name}.ws", weights.scale.numpy())]
+        if node.op == "linear":  # ORT's QGemm insists on a zero point
+            operands.append(self.constant(f"{name}.wz", np.zeros(len(codes), np.int8)))
+        return self.add("DequantizeLinear", operands, self.short(), axis=0)
 
     def unpacked(self, name: str, codes: np.ndarray, bits: int, shift: int) -> str:
         """Nodes that turn bit planes into INT8 codes times 2^shift.

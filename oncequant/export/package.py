@@ -94,7 +94,7 @@ def load_package(folder: Path) -> DeployedNetwork:
         nodes = tuple(_node_from_json(values, tensors) for values in content["nodes"])
         mean, std, classes = (tuple(content[key]) for key in ("mean", "std", "classes"))
         graph = Graph(nodes, Arch(content["arch"]), mean, std, classes)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except Exception as error:  # hashes are right, so another program made it; anything may be missing or misshapen
         raise FileError(f"{folder}: the package is inconsistent: {error}") from error
     return DeployedNetwork(graph).eval()
 

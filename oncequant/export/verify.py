@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from oncequant.arch import Arch
+from oncequant.evaluate import Batches
 from oncequant.export.graph import Graph
-from oncequant.export.lower import Batches, lower, network_input
+from oncequant.export.lower import lower, network_input
 from oncequant.export.onnx_writer import codes_name, write_onnx
 from oncequant.export.package import DESCRIPTION, TENSORS, load_package, write_package
 from oncequant.export.simulate import float_parameters, float_values, run_integer

@@ -57,8 +57,8 @@ class Config:
     optimizer: str = "adamw"
     """adamw or sgd (Nesterov)."""
     weight_decay: float = 3e-5
-    random_subnets: int = 2
-    """Random architectures per step beside the largest and the smallest."""
+    random_subnets: int = 1
+    """Random architectures per step beside the largest and the smallest; more of them train larger spaces better."""
     label_smoothing: float = 0.1
     calibration_images: int = 2000
     """Training images from which batch-norm statistics of a subnet are estimated."""
@@ -278,4 +278,5 @@ def _search_stage(supernet, memory, options, calibration, validation, stage, see
         return {
             "-".join(str(b).replace("<=", "") for b in options.budgets): best_under(everything, options.budgets, space)
         }
-    return dict(zip("SML", spread(everything, 3, options.cost)))
+    front = spread(everything, 3, options.cost)
+    return dict(zip({1: "L", 2: "SL", 3: "SML"}[len(front)], front))

@@ -63,17 +63,16 @@ def search(
         if at_limit:
             excess = slack(space, budgets, mutants) - NEAR_LIMIT
         else:
-            position, _ = relative(trials.log_costs, np.log(cost_batch(space, cost, mutants)))
+            position = relative(trials.log_costs, np.log(cost_batch(space, cost, mutants)))
             excess = abs(position - centre) - 0.5 / BINS
         # the first mutant in the wanted range, else the closest to it
         trials.measure(mutants[[np.maximum(excess, 0).argmin()]])
     return trials.trials
 
 
-def relative(log_costs: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, float]:
-    """Positions of `values` in the range of the measured `log_costs`, 0 to 1, and the length of that range."""
-    length = float(np.ptp(log_costs))
-    return (values - log_costs.min()) / (length or 1.0), length
+def relative(log_costs: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Positions of `values` in the range of the measured `log_costs`, 0 to 1."""
+    return (values - log_costs.min()) / (float(np.ptp(log_costs)) or 1.0)
 
 
 def best_near(log_costs: np.ndarray, errors: np.ndarray, centre: float) -> int:
@@ -81,7 +80,7 @@ def best_near(log_costs: np.ndarray, errors: np.ndarray, centre: float) -> int:
 
     Best for its cost: lowest error relative to a parabola fitted to error (n,) over log cost (n,).
     """
-    position, _ = relative(log_costs, log_costs)
+    position = relative(log_costs, log_costs)
     degree = min(2, len(np.unique(position)) - 1)
     residual = errors - np.polyval(np.polyfit(position, errors, degree), position)
     score = residual / (residual.std() or 1.0) + DISTANCE_PENALTY * abs(position - centre)

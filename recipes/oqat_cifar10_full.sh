@@ -1,0 +1,11 @@
+#!/bin/sh
+# OQAT on CIFAR-10 at full scale: the `cifar` preset as it is (32 px, full width), long schedule. Not run yet: days on a
+# CPU, meant for one GPU. DATA is a folder with the train and test parquet files (columns img, label), or a hub name.
+set -e
+: "${DATA:?set DATA to the folder of parquet files}"
+for seed in 0 1 2; do
+    python recipes/oqat_claims.py --data "$DATA" --out runs/cifar10-full-claims --seed $seed --preset cifar \
+        --batch-size 128 --float-epochs 120 --epochs 40 --random-subnets 2
+    oncequant run --data "$DATA" --run runs/cifar10-full-seed$seed --seed $seed --preset cifar \
+        --batch-size 128 --float-epochs 120 --epochs 40 --random-subnets 2 --evaluations 200
+done
