@@ -7,9 +7,8 @@ import json
 import os
 import shlex
 import sys
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Literal
 
 import torch
 import tyro
@@ -18,178 +17,28 @@ from rich.table import Table
 from oncequant import train as training
 from oncequant.arch import FLOAT_BITS, Arch
 from oncequant.checkpoint import load_supernet
-from oncequant.cost import COSTS, Budget, readable
+from oncequant.cost import COSTS, readable
 from oncequant.data import Data, calibration_batches, eval_batches, native_size
 from oncequant.evaluate import calibrated_subnet, measure
 from oncequant.files import read_json, write_json
 from oncequant.methods import oqat
-from oncequant.models.mobilenet_v3 import PRESETS, MobileNetV3Config, mobilenet_v3_space
+from oncequant.models.mobilenet_v3 import PRESETS, mobilenet_v3_space
+from oncequant.options import (
+    Cost,
+    Device,
+    Evaluate,
+    Export,
+    Info,
+    Report,
+    Run,
+    Search,
+    SearchOptions,
+    Train,
+)
 from oncequant.progress import console, track
 from oncequant.run_folder import RunSettings, check_fingerprint, create_run, open_run
 from oncequant.search import SEARCHERS
 from oncequant.search.measurements import all_costs
-
-RunFolder = Annotated[Path, tyro.conf.Positional]
-Device = Literal["auto", "cpu", "cuda"]
-
-
-@dataclass(frozen=True)
-class ModelOptions:
-    """The supernet. Fields left at None keep the preset's value."""
-
-    preset: Literal["auto", "nano", "cifar", "imagenet"] = "auto"
-    """auto: nano for images up to 20 px (median shorter side), cifar for all larger ones."""
-    width: float = 1.0
-    """Multiplies all channel counts (rounded to multiples of 8)."""
-    resolutions: tuple[int, ...] | None = None
-    """Input resolutions in pixels, for example 24 28 32."""
-    depths: tuple[int, ...] | None = None
-    """Blocks per stage to choose from."""
-    kernel_sizes: tuple[int, ...] | None = None
-    """Depthwise kernel sizes to choose from (odd)."""
-    expand_ratios: tuple[int, ...] | None = None
-    """Expand ratios to choose from."""
-    edge_bits: Literal[8, 32] = 8
-    """First convolution and classifier of quantized networks; 32 leaves them in float, as the paper."""
-    se_bits: Literal[8, 32] = 8
-    """Squeeze-and-excite of quantized networks; 32 leaves it in float, as the paper."""
-    signed_activations: bool = True
-    """Signed grid after linear bottlenecks; --no-signed-activations clips at zero, as the official code."""
-
-    def config(self, preset: str, num_classes: int, channels: int) -> MobileNetV3Config:
-        """Configuration for a data set."""
-        names = ("resolutions", "depths", "kernel_sizes", "expand_ratios")
-        given = {name: tuple(sorted(value)) for name in names if (value := getattr(self, name)) is not None}
-        return replace(
-            PRESETS[preset],
-            num_classes=num_classes,
-            image_channels=channels,
-            width=self.width,
-            edge_bits=self.edge_bits,
-            se_bits=self.se_bits,
-            signed_activations=self.signed_activations,
-            **given,
-        )
-
-
-@dataclass(frozen=True)
-class Train:
-    """Train the supernets: float, then every bit-width of the schedule by bit inheritance.
-
-    Interrupted? The same command goes on where it stopped.
-    """
-
-    data: str = "digits"
-    """digits (bundled), a folder of class folders, a folder of Hugging Face parquet files, or a hub name."""
-    run: Path | None = None
-    """Folder of this run; default runs/<data>."""
-    method: Literal["oqat"] = "oqat"
-    """oqat: Once Quantization-Aware Training."""
-    model: Annotated[ModelOptions, tyro.conf.arg(name="")] = field(default_factory=ModelOptions)
-    training: Annotated[oqat.Config, tyro.conf.arg(name="")] = field(default_factory=oqat.Config)
-    validation_fraction: float = 0.15
-    """Part of the training images held out for search, if there is no validation split."""
-    test_fraction: float = 0.2
-    """Part of the images held out for the final test, if there is no test split."""
-    flip: bool | None = None
-    """Mirror training images at random; default yes, no for digits."""
-    max_train: int | None = None
-    """Use only so many training images (a fixed random subset)."""
-    device: Device = "auto"
-
-
-@dataclass(frozen=True)
-class SearchOptions:
-    """The search over trained supernets."""
-
-    budget: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Bound like "bitops<=1.2G" or "weight_bytes<=90k"; may be given several times. Without one, a family S, M, L
-    along the front is chosen for each bit-width."""
-    searcher: Literal["coarse_to_fine", "nsga2", "random"] = "coarse_to_fine"
-    """coarse_to_fine: the paper's; nsga2: genetic; random: the baseline."""
-    evaluations: int = 60
-    """Subnets measured per bit-width."""
-    front: Literal["bitops", "weight_bytes", "macs", "params"] = "bitops"
-    """Cost axis of the front."""
-
-    def config(self) -> oqat.SearchConfig:
-        """Parsed options. Raises ValueError for a malformed budget."""
-        budgets = tuple(Budget.parse(text) for text in self.budget)
-        return oqat.SearchConfig(budgets, self.searcher, self.evaluations, self.front)
-
-
-@dataclass(frozen=True)
-class Run:
-    """Everything: train, search, export, report. With no arguments on the bundled digits."""
-
-    train: Annotated[Train, tyro.conf.arg(name="")] = field(default_factory=Train)
-    search: Annotated[SearchOptions, tyro.conf.arg(name="")] = field(default_factory=SearchOptions)
-
-
-@dataclass(frozen=True)
-class Search:
-    """Choose subnets of a trained run, without retraining, under any number of budgets."""
-
-    run: RunFolder
-    """Run folder made by `oncequant train`."""
-    search: Annotated[SearchOptions, tyro.conf.arg(name="")] = field(default_factory=SearchOptions)
-    device: Device = "auto"
-
-
-@dataclass(frozen=True)
-class Evaluate:
-    """Measure one architecture of a trained run."""
-
-    run: RunFolder
-    arch: Annotated[str, tyro.conf.Positional]
-    """Name of a chosen subnet (as `oncequant info RUN` lists them), a JSON file, or largest | smallest."""
-    stage: str | None = None
-    """float, 4bit, ...; default: the named subnet's own, or the lowest bit-width."""
-    split: Literal["validation", "test"] = "validation"
-    device: Device = "auto"
-
-
-@dataclass(frozen=True)
-class Export:
-    """Write chosen subnets as packed ONNX and safetensors files and verify them in ONNX Runtime."""
-
-    run: RunFolder
-    names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """Names of chosen subnets; default all of them."""
-    device: Device = "auto"
-
-
-@dataclass(frozen=True)
-class Report:
-    """Write RUN/report: one HTML page that works offline, pictures and tables."""
-
-    run: RunFolder
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Costs of architectures: one JSON object in, one JSON object out a line."""
-
-    archs: Annotated[str, tyro.conf.Positional]
-    """File with one architecture a line, or - for standard input. Choices with one value and the bits of absent
-    blocks may be left out; missing bit-widths are --bits."""
-    model: Literal["mobilenet_v3"] = "mobilenet_v3"
-    preset: Literal["nano", "cifar", "imagenet"] = "imagenet"
-    width: float = 1.0
-    bits: int = FLOAT_BITS
-    """Bit-width of weights and activations that an architecture does not name."""
-    edge_bits: int = FLOAT_BITS
-    """The same for the first convolution and the classifier."""
-    se_bits: int = FLOAT_BITS
-    """Bit-width of squeeze-and-excite."""
-    num_classes: int | None = None
-
-
-@dataclass(frozen=True)
-class Info:
-    """What is in a run folder; without one, the presets, their space sizes and the costs."""
-
-    run: Annotated[Path | None, tyro.conf.Positional] = None
 
 
 def main() -> None:
@@ -403,7 +252,9 @@ def _export(run_dir: Path, settings: RunSettings, data: Data, names: tuple[str, 
 
 def _print_exports(rows: list[dict]) -> None:
     title = "Exported files, verified in ONNX Runtime on every test image"
-    table = Table("subnet", "test %", "deployed %", "ONNX kB", "package kB", "weights kB", "ms", "float ms", title=title)
+    table = Table(
+        "subnet", "test %", "deployed %", "ONNX kB", "package kB", "weights kB", "ms", "float ms", title=title
+    )
     for row in rows:
         accuracies = [f"{100 * row[key]:.2f}" for key in ("top1_plain", "top1_deployed")]
         sizes = [f"{row[key] / 1000:.1f}" for key in ("onnx_bytes", "package_bytes", "ideal_bytes")]

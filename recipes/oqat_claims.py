@@ -24,12 +24,12 @@ import tyro
 
 from oncequant.arch import Arch
 from oncequant.checkpoint import load_supernet
-from oncequant.cli import ModelOptions
 from oncequant.data import calibration_batches, eval_batches, native_size
 from oncequant.evaluate import measure
 from oncequant.files import read_json, write_json
 from oncequant.methods import oqat
 from oncequant.models.mobilenet_v3 import MobileNetV3, mobilenet_v3_space, with_bits
+from oncequant.options import ModelOptions
 from oncequant.run_folder import RunSettings, device_name
 from oncequant.train import Schedule
 

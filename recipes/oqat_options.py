@@ -20,12 +20,12 @@ import numpy as np
 import tyro
 
 from oncequant.checkpoint import load_supernet
-from oncequant.cli import ModelOptions
 from oncequant.data import calibration_batches, eval_batches, load_data, native_size
 from oncequant.evaluate import measure
 from oncequant.files import read_json, write_json
 from oncequant.methods import oqat
 from oncequant.models.mobilenet_v3 import PRESETS
+from oncequant.options import ModelOptions
 from oncequant.search.measurements import all_costs
 
 CHANGES = {

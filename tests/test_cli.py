@@ -138,7 +138,7 @@ def test_errors_are_one_line_that_names_the_cause(digits_run, tmp_path, monkeypa
 
 def test_an_unwritable_folder_is_a_clear_error(tmp_path, monkeypatch, capsys):
     (tmp_path / "file").write_text("not a folder")
-    message = fails(monkeypatch, capsys, "train", "--run", tmp_path / "file" / "run", *QUICK, *SMALL)
+    message = fails(monkeypatch, capsys, "run", "--run", tmp_path / "file" / "run", *QUICK, *SMALL)
     assert "cannot write" in message and "run.json" in message
 
 

@@ -21,6 +21,7 @@ LAYERS = [  # a module may import modules of lines above it, and of its own pack
     {"train", "search", "run_folder"},
     {"export", "report"},
     {"methods"},
+    {"options"},
     {"cli"},
     {"__main__"},
 ]

@@ -46,7 +46,7 @@ def search(
     """Measure (top-1 of an architecture) `evaluations` different architectures within all budgets."""
     rng = np.random.default_rng(seed)
     trials = Trials(space, measure, budgets=budgets, cost=cost, evaluations=evaluations, progress=progress)
-    size = min(max(8, evaluations // 8), evaluations)
+    size = min(max(8, round(evaluations**0.5)), evaluations)  # population, 14 for 200 evaluations
     at_limit = size // 2 if budgets else 0
     first = covering_codes(space, budgets, cost, rng, size - at_limit)
     if at_limit:
