@@ -52,7 +52,7 @@ class Config:
     batch_size: int = 64
     lr: float = 3e-3
     """Peak learning rate of the float supernet."""
-    quantized_lr: float = 4e-3
+    quantized_lr: float = 8e-3
     """Peak learning rate of the quantized supernets, which are fine-tuned."""
     optimizer: str = "adamw"
     """adamw or sgd (Nesterov)."""

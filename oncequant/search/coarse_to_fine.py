@@ -6,7 +6,7 @@ finer towards the end. The paper's description is short, so two things are ours:
 
 - "Best of the bin" is by the error relative to the trend of error over log cost, and neighbouring bins count with a
   penalty for the distance. What is good for its cost is a good start for a slightly different cost too; on synthetic
-  accuracies this gained half as much hypervolume again over random search as the bin's own best did.
+  accuracies the gain in hypervolume over random search was a third to a half larger than with the bin's own front.
 - With budgets, every second fine measurement is a mutant close to the limit of the tightest budget, of one of the most
   accurate architectures so far, since the best under a budget nearly uses it up.
 """
