@@ -27,7 +27,7 @@ class ElasticConv(nn.Module):
     Args:
         largest: the layer at its largest; `role`, `stride`, `bias`, ... are fixed, channels and kernel are maxima.
         kernel_sizes: ascending kernel sizes; a smaller kernel is the centre of the next larger one times a learned
-            matrix shared by all channels, starting at the identity (OFA, 1908.09791, section 3.2).
+            matrix shared by all channels, starting at the identity (OFA, 1908.09791).
         quantized: whether the layer has quantizers.
     """
 

@@ -215,8 +215,10 @@ def _table(split: str, table: Any) -> Records:
     types = {name: getattr(feature, "dtype", "") for name, feature in features.items()}
     labels = labels or [name for name in types if re.fullmatch(r"u?int\d+|(large_)?string", str(types[name]))]
     if len(labels) != 1 and "label" not in labels:
-        raise DataError(f"{len(labels)} columns, not 1, may hold labels (ClassLabel, else integer or string), "
-                        f"and none of them is called 'label'; {listing}")
+        raise DataError(
+            f"{len(labels)} columns, not 1, may hold labels (ClassLabel, else integer or string), "
+            f"and none of them is called 'label'; {listing}"
+        )
     image, label = images[0], "label" if "label" in labels else labels[0]
     if isinstance(features[image], datasets.Image):
         table = table.cast_column(image, datasets.Image(decode=False))

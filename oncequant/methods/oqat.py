@@ -91,7 +91,7 @@ class Config:
 
 
 def stage_name(bits: int) -> str:
-    """ "float" or "<K>bit"."""
+    """Name of the stage of a bit-width: float, 4bit, ..."""
     return "float" if bits == FLOAT_BITS else f"{bits}bit"
 
 
@@ -120,12 +120,13 @@ def train(
 
 
 def inherit_bits(higher: MobileNetV3, lower: MobileNetV3, data: Data, cfg: Config) -> None:
-    """Start a supernet from the one of the next higher bit-width (section 3.3).
+    """Bit inheritance: start a supernet from the one of the next higher bit-width.
 
     W_{K-1} = W_K and s_{K-1} = 2 s_K, so that |Q_{K-1}(v; 2s) - Q_K(v; s)| <= s for every v. From float, the step
     sizes are initialised from data. Layers that keep their bits (the 8-bit edges) keep their step sizes.
     """
-    lower.load_state_dict(higher.state_dict(), strict=False)  # from float, step sizes are missing
+    missing = lower.load_state_dict(higher.state_dict(), strict=False).missing_keys
+    assert all(key.endswith("step_size") for key in missing), missing  # from float there are no step sizes
     if higher.config.is_float:
         images, _ = next(train_batches(data, max(cfg.batch_size, 256), seed=cfg.seed, crop="none"))
         initialise_step_sizes(lower, images)
@@ -157,7 +158,7 @@ def initialise_step_sizes(supernet: MobileNetV3, images: torch.Tensor) -> None:
 
 
 def train_supernet(supernet: MobileNetV3, cfg: Config, data: Data, run_dir: Path, stage: str) -> None:
-    """Sandwich rule with in-place distillation over the whole space (section 3.2)."""
+    """Sandwich rule with in-place distillation over the whole space."""
 
     def step(images: torch.Tensor, labels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
         archs = sandwich_archs(supernet.space, cfg.random_subnets, rng)
@@ -210,7 +211,7 @@ class SearchConfig:
 
 
 def search(cfg: Config, options: SearchConfig, data: Data, run_dir: Path) -> list[dict[str, Any]]:
-    """Choose subnets of every bit-width by measured validation accuracy, without retraining (section 3.4).
+    """Choose subnets of every bit-width by measured validation accuracy, without retraining.
 
     Under budgets the most accurate subnet of each bit-width; without, three along its Pareto front (S, M, L), as the
     paper's OQATNets. Measurements append to `measurements.jsonl`; the choice is added to `family.json` with its test

@@ -1,7 +1,7 @@
 """Learned step size quantization (LSQ). Esser et al., 2019. https://arxiv.org/abs/1902.08153
 
-One learned step size `s` per tensor. In OQAT (2010.04354, section 3.2) the step of a layer is shared by all subnets
-that pass through it.
+One learned step size `s` per tensor. In OQAT (2010.04354) the step of a layer is shared by all subnets that pass
+through it.
 """
 
 import math
