@@ -78,7 +78,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     rows = []
-    *lines, last = path.read_text().split("\n")  # a complete file ends with a newline: `last` is empty
+    *lines, last = path.read_text(errors="replace").split("\n")  # a complete file ends with a newline: `last` is empty
     for number, line in enumerate(lines, start=1):
         try:
             rows.append(json.loads(line))

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
+from oncequant.quantizers import functional
 from oncequant.quantizers.functional import fake_quantize, initial_step_size, integer_range, quantize
 from oncequant.quantizers.lsq import LSQ
 
@@ -107,3 +108,43 @@ def test_state_survives_a_round_trip():
     second.load_state_dict(first.state_dict())
     x = torch.randn(50)
     assert torch.equal(first(x, 4, True), second(x, 4, True))
+
+
+def test_compiled_kernels_equal_the_eager_ones():
+    """Forward bit for bit; the step's gradient, a sum, to rounding. New shapes and bit-widths compile nothing."""
+    forward = torch.compile(functional._forward_kernel, dynamic=True)
+    backward = torch.compile(functional._backward_kernel, dynamic=True)
+    generator = torch.Generator().manual_seed(0)
+    counters = torch._dynamo.utils.counters
+    graphs = None
+    for n in (200, 5000, 77, 300_001, 4096):
+        x, grad = torch.randn(n, generator=generator), torch.randn(n, generator=generator)
+        for bits, signed in ((4, True), (2, False), (1, True), (8, False)):
+            arguments = (torch.tensor(0.07), *functional._bounds(bits, signed, x.device))
+            assert torch.equal(forward(x, *arguments), functional._forward_kernel(x, *arguments))
+            got, wanted = backward(x, grad, *arguments), functional._backward_kernel(x, grad, *arguments)
+            assert torch.equal(got[0], wanted[0])
+            assert_close(got[1], wanted[1], atol=1e-3, rtol=1e-4)
+        if n == 5000:
+            graphs = counters["stats"]["unique_graphs"]
+    assert counters["stats"]["unique_graphs"] == graphs
+
+
+def test_missing_compiler_falls_back_to_eager(monkeypatch):
+    def broken(*args, **kwargs):
+        raise RuntimeError("no C++ compiler")
+
+    monkeypatch.setenv("ONCEQUANT_KERNELS", "auto")
+    monkeypatch.setattr(torch, "compile", broken)
+    functional._kernels.cache_clear()
+    with pytest.warns(UserWarning, match="runs eagerly"):
+        assert functional._kernels() == (functional._forward_kernel, functional._backward_kernel)
+    functional._kernels.cache_clear()
+
+
+def test_unknown_kernel_choice_is_refused(monkeypatch):
+    monkeypatch.setenv("ONCEQUANT_KERNELS", "fast")
+    functional._kernels.cache_clear()
+    with pytest.raises(ValueError, match="auto, compiled or eager"):
+        functional._kernels()
+    functional._kernels.cache_clear()

@@ -100,15 +100,17 @@ def _kernels() -> tuple:
         raise ValueError(f"ONCEQUANT_KERNELS={choice!r}: use auto, compiled or eager")
     if choice == "eager":
         return _forward_kernel, _backward_kernel
-    kernels = torch.compile(_forward_kernel, dynamic=True), torch.compile(_backward_kernel, dynamic=True)
-    if choice == "auto":
-        try:  # compile now, so that a missing compiler shows here and not inside a training step
+    try:
+        kernels = torch.compile(_forward_kernel, dynamic=True), torch.compile(_backward_kernel, dynamic=True)
+        if choice == "auto":  # compile now, so that a missing compiler shows here and not inside a training step
             x, s = torch.linspace(-1, 1, 96), torch.tensor(0.1)
             kernels[0](x, s, *_bounds(4, True, x.device))
             kernels[1](x, x.clone(), s, *_bounds(4, True, x.device))
-        except Exception as error:  # whatever the compiler tool chain raises, eager kernels work
-            warnings.warn(f"fake-quantization runs eagerly (slower): torch.compile failed: {error}", stacklevel=2)
-            return _forward_kernel, _backward_kernel
+    except Exception as error:  # whatever the compiler tool chain raises, eager kernels work
+        if choice == "compiled":
+            raise
+        warnings.warn(f"fake-quantization runs eagerly (slower): torch.compile failed: {error}", stacklevel=2)
+        return _forward_kernel, _backward_kernel
     return kernels
 
 
