@@ -6,6 +6,8 @@ for seed in 0 1 2; do
     oncequant run --data digits --seed $seed --run runs/digits-seed$seed
 done
 for seed in 0 1 2; do
+    mkdir -p runs/digits-options/seed$seed/default # the supernets of the runs above are the default
+    cp runs/digits-seed$seed/*.safetensors runs/digits-options/seed$seed/default
     python recipes/oqat_options.py --data digits --seed $seed --out runs/digits-options
 done
 python recipes/oqat_options.py --out runs/digits-options --summarise results/digits_oqat-options_cpu_202611.csv

@@ -4,8 +4,8 @@
     python recipes/oqat_options.py --out runs/options --summarise results/NAME.csv
 
 Options: the default (signed grid after linear bottlenecks, 8-bit edges, 8-bit squeeze-and-excite); unsigned everywhere
-(the official code); float edges; float squeeze-and-excite; and the last three together (the official network). All
-start from one float supernet. Accuracy is the mean test top-1 over the same architectures, costs are of the largest.
+(the official code); float first convolution, classifier and squeeze-and-excite (the official code too). All start from
+one float supernet. Accuracy is the mean test top-1 over the same architectures, costs are of the largest.
 """
 
 import csv
@@ -31,9 +31,7 @@ from oncequant.search.measurements import all_costs
 CHANGES = {
     "default": {},
     "unsigned activations": {"signed_activations": False},
-    "float edges": {"edge_bits": 32},
-    "float squeeze-and-excite": {"se_bits": 32},
-    "official network": {"signed_activations": False, "edge_bits": 32, "se_bits": 32},
+    "float edges and squeeze-and-excite": {"edge_bits": 32, "se_bits": 32},
 }
 
 
