@@ -8,6 +8,7 @@ killed and resumed run equals an uninterrupted one bit for bit on CPU.
 import io
 import json
 import math
+import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -113,7 +114,8 @@ def fit(
     optimizer = make_optimizer(net, schedule)
     start = _load_checkpoint(checkpoint, net, optimizer, settings) if checkpoint.exists() else 0
     log = _MetricsLog(run_dir, stage, start)
-    batches = train_batches(data, schedule.batch_size, seed=seed, start_step=start)
+    workers = min(8, os.cpu_count() or 1)  # processes that decode streamed images; resident data need none
+    batches = train_batches(data, schedule.batch_size, seed=seed, start_step=start, workers=workers)
     log_every = max(1, min(20, schedule.steps // 20))
     evaluate_at = {round((i + 1) * schedule.steps / evaluations) for i in range(evaluations)} if evaluate else set()
     last_save, metrics = time.monotonic(), {}

@@ -269,6 +269,16 @@ def test_one_architecture_can_be_trained_alone(tmp_path):
     assert net.space.size() == 1 and dict(only).items() <= dict(net.space.largest()).items()
 
 
+def test_streamed_data_train_the_same_way(tmp_path):
+    """Images decoded by worker processes at every access, crops included; resume is as exact as with resident data."""
+    data = load_data("digits", size=8, max_train=60, resident_limit_bytes=0)
+    config = replace(CONFIG, bit_schedule=(4,))
+    oqat.train(config, TINY, data, tmp_path / "first")
+    oqat.train(config, TINY, data, tmp_path / "second")
+    first, second = (read_tensors(tmp_path / n / "4bit.safetensors")[0] for n in ("first", "second"))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
 # -- evaluation
 
 

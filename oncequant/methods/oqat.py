@@ -183,8 +183,8 @@ def validation_metrics(supernet: MobileNetV3, cfg: Config, data: Data) -> Callab
 
     def evaluate() -> dict[str, float]:
         ends = {"top1_largest": supernet.space.largest(), "top1_smallest": supernet.space.smallest()}
-        batches = list(eval_batches(data, data.validation))
-        return {name: measure(supernet, arch, calibration, batches) for name, arch in ends.items()}
+        validation = lambda: eval_batches(data, data.validation)  # noqa: E731
+        return {name: measure(supernet, arch, calibration, validation()) for name, arch in ends.items()}
 
     return evaluate
 
@@ -222,7 +222,6 @@ def search(cfg: Config, options: SearchConfig, data: Data, run_dir: Path) -> lis
     for stage in quantized:
         check_reachable(supernets[stage].space, options.budgets)
     calibration = calibration_batches(data, cfg.calibration_images, 250, cfg.seed)
-    validation, test = list(eval_batches(data, data.validation)), list(eval_batches(data, data.test))
 
     family_path = run_dir / "family.json"
     family = {entry["name"]: entry for entry in (read_json(family_path) if family_path.exists() else [])}
@@ -232,7 +231,11 @@ def search(cfg: Config, options: SearchConfig, data: Data, run_dir: Path) -> lis
         space = supernets[stage].space
         brief = dict(space.brief(arch))
         known = [e for e in family.values() if e["stage"] == stage and e["arch"] == brief]
-        top1_test = known[0]["top1_test"] if known else measure(supernets[stage], arch, calibration, test)
+        top1_test = (
+            known[0]["top1_test"]
+            if known
+            else measure(supernets[stage], arch, calibration, eval_batches(data, data.test))
+        )
         bits = FLOAT_BITS if stage == "float" else int(stage.removesuffix("bit"))
         costs = all_costs(space, arch)
         return dict(
@@ -240,11 +243,12 @@ def search(cfg: Config, options: SearchConfig, data: Data, run_dir: Path) -> lis
         )
 
     largest = supernets["float"].space.largest()
-    chosen = [choose("float-max", "float", largest, measure(supernets["float"], largest, calibration, validation))]
+    top1 = measure(supernets["float"], largest, calibration, eval_batches(data, data.validation))
+    chosen = [choose("float-max", "float", largest, top1)]
     for stage in quantized:
         supernet = supernets[stage]
         memory = MeasurementFile(run_dir / "measurements.jsonl", stage)
-        found = _search_stage(supernet, memory, options, calibration, validation, stage, cfg.seed)
+        found = _search_stage(supernet, memory, options, calibration, data, stage, cfg.seed)
         for name, measurement in found.items():
             arch = supernet.space.complete(measurement.arch)
             chosen.append(choose(f"{stage}-{name}", stage, arch, measurement.top1))
@@ -253,7 +257,7 @@ def search(cfg: Config, options: SearchConfig, data: Data, run_dir: Path) -> lis
     return chosen
 
 
-def _search_stage(supernet, memory, options, calibration, validation, stage, seed) -> dict[str, Measurement]:
+def _search_stage(supernet, memory, options, calibration, data, stage, seed) -> dict[str, Measurement]:
     """Search one bit-width; the chosen measurements by name."""
     space = supernet.space
     with track(f"search {stage}", options.evaluations) as bar:
@@ -261,7 +265,7 @@ def _search_stage(supernet, memory, options, calibration, validation, stage, see
 
         def top1(arch: Arch) -> float:
             nonlocal best
-            value = measure(supernet, arch, calibration, validation)
+            value = measure(supernet, arch, calibration, eval_batches(data, data.validation))
             best = max(best, value)
             return value
 
