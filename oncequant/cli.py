@@ -61,7 +61,7 @@ def main() -> None:
         HANDLERS[type(options)](options)
     except (ValueError, OSError, training.TrainingError) as error:
         # every error that is the user's to mend is one of these (DataError, BudgetError, FileError, ...)
-        console.print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        print(f"error: {error}", file=sys.stderr)
         if os.environ.get("ONCEQUANT_TRACEBACK"):
             raise
         sys.exit(1)
@@ -76,11 +76,12 @@ class UsageError(ValueError):
 
 def run(options: Run) -> None:
     """`oncequant run`."""
-    options.search.config()  # a malformed budget is refused before training
-    run_dir, settings, data = _train(options.train, "run")
+    run_dir, settings, data = _train(options.train, "run", options.search.config())
     _search(run_dir, settings, data, options.search)
-    _export(run_dir, settings, data, ())
+    problems = _export(run_dir, settings, data, ())
     report(Report(run_dir))
+    if problems:
+        raise UsageError(problems)
 
 
 def train(options: Train) -> None:
@@ -91,13 +92,13 @@ def train(options: Train) -> None:
 def search(options: Search) -> None:
     """`oncequant search`."""
     options.search.config()
-    settings, data = _open(options.run, options.device)
+    settings, data = _open(options.run, options.data, options.device)
     _search(options.run, settings, data, options.search)
 
 
 def evaluate(options: Evaluate) -> None:
     """`oncequant evaluate`."""
-    settings, data = _open(options.run, options.device)
+    settings, data = _open(options.run, options.data, options.device)
     cfg = _method_config(settings)
     arch, stage = options.arch, options.stage
     family = {entry["name"]: entry for entry in _family(options.run)}
@@ -121,8 +122,9 @@ def evaluate(options: Evaluate) -> None:
 
 def export(options: Export) -> None:
     """`oncequant export`."""
-    settings, data = _open(options.run, options.device)
-    _export(options.run, settings, data, options.names)
+    settings, data = _open(options.run, options.data, options.device)
+    if problems := _export(options.run, settings, data, options.names):
+        raise UsageError(problems)
 
 
 def report(options: Report) -> None:
@@ -182,15 +184,18 @@ HANDLERS = {
 # -- parts that several commands share
 
 
-def _train(options: Train, command: str) -> tuple[Path, RunSettings, Data]:
+def _train(
+    options: Train, command: str, search_options: oqat.SearchConfig | None = None
+) -> tuple[Path, RunSettings, Data]:
     device = _device(options.device)
     preset = options.model.preset
     if preset == "auto":
         preset = "nano" if native_size(options.data) <= 20 else "cifar"
     run_dir = options.run or Path("runs") / (Path(options.data).name or "data")
     resolutions = options.model.resolutions or PRESETS[preset].resolutions
+    source = Path(options.data)
     settings = RunSettings(
-        data=options.data,
+        data=str(source.resolve()) if source.exists() else options.data,  # a folder is found from anywhere
         preset=preset,
         model=replace(PRESETS[preset], resolutions=tuple(sorted(resolutions))),
         method=options.method,
@@ -203,9 +208,17 @@ def _train(options: Train, command: str) -> tuple[Path, RunSettings, Data]:
     )
     data = settings.load_data(device)
     settings = replace(settings, model=options.model.config(preset, len(data.classes), data.channels))
+    if search_options:
+        oqat.check_budgets(options.training, search_options, settings.model)
     create_run(run_dir, settings, data, shlex.join(["oncequant", command, *sys.argv[2:]]))
     counts = f"{len(data.train)} training, {len(data.validation)} validation, {len(data.test)} test images"
-    console.print(f"{data.name}: {len(data.classes)} classes, {counts}; preset {preset}; run folder {run_dir}")
+    console.print(
+        f"{data.name}: {len(data.classes)} classes, {counts}; preset {preset}; run folder {run_dir}", soft_wrap=True
+    )
+    if data.flip:
+        console.print(
+            "training images are mirrored at random; use --flip False where that changes the label", soft_wrap=True
+        )
     oqat.train(options.training, settings.model, data, run_dir)
     return run_dir, settings, data
 
@@ -215,8 +228,8 @@ def _search(run_dir: Path, settings: RunSettings, data: Data, options: SearchOpt
     _print_family(chosen)
 
 
-def _export(run_dir: Path, settings: RunSettings, data: Data, names: tuple[str, ...]) -> None:
-    """Export and verify chosen subnets; rows of exports.json are written as they come."""
+def _export(run_dir: Path, settings: RunSettings, data: Data, names: tuple[str, ...]) -> str:
+    """Export and verify chosen subnets; rows of exports.json are written as they come. Returns what is wrong, or ""."""
     try:
         from oncequant.export.verify import VerificationError, export_network
     except ImportError as error:
@@ -230,6 +243,8 @@ def _export(run_dir: Path, settings: RunSettings, data: Data, names: tuple[str, 
     calibration = calibration_batches(data, cfg.calibration_images, 250, cfg.seed)
     path = run_dir / "exports.json"
     rows = {row["name"]: row for row in (read_json(path) if path.exists() else [])}
+    # a name may stand for another network after a new search
+    rows = {name: row for name, row in rows.items() if name in family and row["arch"] == family[name]["arch"]}
     wanted = names or tuple(family)
     with track("export", len(wanted)) as bar:
         for done, name in enumerate(wanted, start=1):
@@ -242,12 +257,14 @@ def _export(run_dir: Path, settings: RunSettings, data: Data, names: tuple[str, 
             preprocessing = (data.mean, data.std, data.classes)
             try:
                 found = asdict(export_network(subnet, arch, *preprocessing, calibration, images, folder))
-            except VerificationError as error:
-                raise UsageError(str(error)) from error
-            rows[name] = {"name": name, "stage": entry["stage"], "folder": f"exports/{name}", **found}
+            except VerificationError:  # its findings are in the file and at the end of this command
+                found = read_json(folder / "verification.json")
+            place = {"stage": entry["stage"], "arch": entry["arch"], "folder": f"exports/{name}"}
+            rows[name] = {"name": name, **place, **found}
             write_json(path, list(rows.values()))
             bar(done, {"top-1": found["top1_deployed"]})
     _print_exports([rows[name] for name in wanted])
+    return "; ".join(f"{name} cannot be trusted: {'; '.join(p)}" for name in wanted if (p := rows[name]["problems"]))
 
 
 def _print_exports(rows: list[dict]) -> None:
@@ -262,8 +279,9 @@ def _print_exports(rows: list[dict]) -> None:
     console.print(table)
 
 
-def _open(run_dir: Path, device: Device) -> tuple[RunSettings, Data]:
+def _open(run_dir: Path, data: str | None, device: Device) -> tuple[RunSettings, Data]:
     settings = open_run(run_dir)
+    settings = replace(settings, data=data or settings.data)
     data = settings.load_data(_device(device))
     check_fingerprint(run_dir, data)
     return settings, data

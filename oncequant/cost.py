@@ -66,7 +66,7 @@ class Budget:
     @staticmethod
     def parse(text: str) -> "Budget":
         """Read `COST<=NUMBER[k|M|G|T]`. Raises ValueError naming the allowed costs and the form."""
-        match = re.fullmatch(r"\s*(\w+)\s*<=\s*([0-9.]+(?:e[0-9]+)?)\s*([kMGT]?)\s*", text)
+        match = re.fullmatch(r"\s*(\w+)\s*<=\s*(\d+(?:\.\d*)?(?:e\d+)?)\s*([kMGT]?)\s*", text)
         if not match or match[1] not in COSTS:
             raise ValueError(
                 f"budget {text!r}: write COST<=NUMBER with an optional k, M, G or T, COST one of {', '.join(COSTS)}; "
@@ -79,12 +79,12 @@ class Budget:
         return COSTS[self.cost](specs) <= self.limit
 
     def __str__(self) -> str:
-        return f"{self.cost}<={readable(self.limit)}"
+        return f"{self.cost}<={readable(self.limit, digits=12)}"
 
 
-def readable(value: float) -> str:
-    """A number with four digits and a suffix, as budgets are written: 1.2G, 90k, 512."""
+def readable(value: float, digits: int = 4) -> str:
+    """A number with a suffix, as budgets are written: 1.2G, 90k, 512."""
     for suffix in ("T", "G", "M", "k"):
         if abs(value) >= _SUFFIX[suffix]:
-            return f"{value / _SUFFIX[suffix]:.4g}{suffix}"
-    return f"{value:.4g}"
+            return f"{value / _SUFFIX[suffix]:.{digits}g}{suffix}"
+    return f"{value:.{digits}g}"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -310,7 +310,17 @@ def train_batches(
             pin_memory=data.device.type == "cuda",
             generator=torch.Generator(),  # otherwise a loader advances the global one
         )
-    return _augmented(data, zip(plan(), fetched), seed, max(1, data.size // 8) if crop == "pad" else 0)
+    return _augmented(
+        data, zip(plan(), _one_line_errors(fetched)), seed, max(1, data.size // 8) if crop == "pad" else 0
+    )
+
+
+def _one_line_errors(fetched: Iterable[Tensor]) -> Iterator[Tensor]:
+    """The same batches; an error that a loader worker wraps in its traceback becomes its last line again."""
+    try:
+        yield from fetched
+    except DataError as error:
+        raise DataError(str(error).strip().splitlines()[-1].rpartition("DataError: ")[2]) from None
 
 
 def _plan(data: Data, batch_size: int, seed: int, step: int) -> Iterator[tuple[int, Tensor]]:

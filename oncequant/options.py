@@ -115,6 +115,8 @@ class Search:
     run: RunFolder
     """Run folder made by `oncequant train`."""
     search: Annotated[SearchOptions, tyro.conf.arg(name="")] = field(default_factory=SearchOptions)
+    data: str | None = None
+    """Where the run's images are now, if they have moved."""
     device: Device = "auto"
 
 
@@ -128,6 +130,8 @@ class Evaluate:
     stage: str | None = None
     """float, 4bit, ...; default: the named subnet's own, or the lowest bit-width."""
     split: Literal["validation", "test"] = "validation"
+    data: str | None = None
+    """Where the run's images are now, if they have moved."""
     device: Device = "auto"
 
 
@@ -138,6 +142,8 @@ class Export:
     run: RunFolder
     names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """Names of chosen subnets; default all of them."""
+    data: str | None = None
+    """Where the run's images are now, if they have moved."""
     device: Device = "auto"
 
 

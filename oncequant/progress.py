@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-console = Console()
+console = Console(markup=False, highlight=False)  # texts hold users' paths, which may look like markup
 if not console.is_terminal:
-    console = Console(width=120)  # a log file has no width of its own
+    console = Console(markup=False, highlight=False, width=120)  # a log file has no width of its own
 Update = Callable[[int, dict[str, float]], None]
 SECONDS_BETWEEN_LINES = 20
 

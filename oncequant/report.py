@@ -7,6 +7,7 @@ Files hold fractions, people read percent.
 
 import csv
 import html
+import io
 import json
 import math
 import re
@@ -248,6 +249,8 @@ def top1_axis(values: Sequence[float]) -> dict[str, Any]:
             at = stretch(tick / 1000)
             if low <= at <= high and all(abs(at - other) > (high - low) / 14 for other in ticks):
                 ticks[at] = f"{tick / 10:g} %"
+    if not ticks:  # values so close that no tenth of a percent lies between them
+        ticks = {stretch(value): f"{100 * value:.3f} %" for value in (min(values), max(values))}
     return {"low": low, "high": high, "ticks": sorted(ticks.items())}
 
 
@@ -272,11 +275,12 @@ def write_csv(path: Path, records: list[dict]) -> None:
     """One row per record; each cost gets a column, an architecture is JSON in one cell."""
     rows = [{**record, **record.get("costs", {})} for record in records]
     columns = [name for name in dict.fromkeys(key for row in rows for key in row) if name != "costs"]
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, extrasaction="ignore")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({k: json.dumps(v) if isinstance(v, (dict, list)) else v for k, v in row.items()})
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns, extrasaction="ignore")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({k: json.dumps(v) if isinstance(v, (dict, list)) else v for k, v in row.items()})
+    write_atomically(path, text.getvalue().encode())
 
 
 def _panels(width: float, height: float, count: int):
@@ -324,7 +328,13 @@ def draw_pareto(data: dict[str, Any], path: Path) -> None:
     axes.xaxis.set_major_formatter(lambda cost, _: f"{cost / 1000:,g} k")
     axes.minorticks_off()
     axes.legend(frameon=False, loc="lower right")
-    figure.savefig(path)
+    _save(figure, path)
+
+
+def _save(figure, path: Path) -> None:
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    write_atomically(path, content.getvalue())
 
 
 def draw_training(data: dict[str, Any], path: Path) -> None:
@@ -341,4 +351,4 @@ def draw_training(data: dict[str, Any], path: Path) -> None:
     right.set(xlabel="step", ylabel="validation top-1 (%)")
     for axes in (left, right):
         axes.legend(frameon=False, fontsize=7.5)
-    figure.savefig(path)
+    _save(figure, path)

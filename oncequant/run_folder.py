@@ -62,7 +62,13 @@ def create_run(run_dir: Path, settings: RunSettings, data: Data, command: str) -
     if path.exists():
         found = read_json(path)
         before = found.get("settings", {})
-        different = [f"{k} (there {before.get(k)!r}, now {wanted[k]!r})" for k in wanted if before.get(k) != wanted[k]]
+        # images may have moved (the fingerprint tells), and how often to save changes no result
+        compared = [key for key in wanted if key != "data"]
+        for values in (before, wanted):
+            values.get("method_config", {}).pop("checkpoint_seconds", None)
+        different = [
+            f"{k} (there {before.get(k)!r}, now {wanted[k]!r})" for k in compared if before.get(k) != wanted[k]
+        ]
         if found.get("data", {}).get("fingerprint") != data.fingerprint:
             different.append("the images")
         if different:

@@ -40,7 +40,7 @@ class Schedule:
     """Peak learning rate; cosine to 0 after `warmup` steps."""
     warmup: int = 0
     weight_decay: float = 3e-5
-    """Of convolution and linear weights; none on batch norm, biases and step sizes."""
+    """Of convolution and linear weights and kernel transforms; none on batch norm, biases and step sizes."""
     optimizer: str = "adamw"
     """adamw, or sgd (Nesterov momentum 0.9)."""
     clip_norm: float = 10.0
@@ -106,10 +106,12 @@ def fit(
         checkpoint_seconds: time between checkpoints; 0 writes one every step.
 
     Raises:
-        TrainingError: the loss is not finite. The last checkpoint is from before that.
+        TrainingError: the loss or a gradient is not finite. The last checkpoint is from before that.
         FileError: the run folder cannot be written, or its checkpoint is damaged or from other settings.
     """
     checkpoint = run_dir / f"{stage}.resume.pt"
+    for leftover in run_dir.glob(f".{checkpoint.name}.*"):  # half files of a kill while writing
+        leftover.unlink()
     settings = {"schedule": asdict(schedule), "seed": seed, "data": data.fingerprint}
     optimizer = make_optimizer(net, schedule)
     start = _load_checkpoint(checkpoint, net, optimizer, settings) if checkpoint.exists() else 0
@@ -118,7 +120,7 @@ def fit(
     batches = train_batches(data, schedule.batch_size, seed=seed, start_step=start, workers=workers)
     log_every = max(1, min(20, schedule.steps // 20))
     evaluate_at = {round((i + 1) * schedule.steps / evaluations) for i in range(evaluations)} if evaluate else set()
-    last_save, metrics = time.monotonic(), {}
+    last_save, metrics, gradients_finite = time.monotonic(), {}, torch.tensor(True)
     net.train()
     with track(f"train {stage}", schedule.steps, start) as bar:
         for step in range(start, schedule.steps):
@@ -128,13 +130,14 @@ def fit(
             torch.manual_seed(int(step_rng(seed, step).integers(2**31)))  # dropout
             optimizer.zero_grad(set_to_none=True)
             loss = step_function(images, labels, step_rng(seed, step))
-            torch.nn.utils.clip_grad_norm_(net.parameters(), schedule.clip_norm)
+            norm = torch.nn.utils.clip_grad_norm_(net.parameters(), schedule.clip_norm)
+            gradients_finite = torch.isfinite(norm) & gradients_finite.to(norm.device)  # looked at when logging
             optimizer.step()
             done = step + 1
             should_save = time.monotonic() - last_save >= checkpoint_seconds and done < schedule.steps
             if done % log_every == 0 or done in evaluate_at or should_save or done == schedule.steps:
                 value = float(loss)
-                if not math.isfinite(value):
+                if not (math.isfinite(value) and bool(gradients_finite)):
                     raise TrainingError(_not_finite(stage, done, schedule, checkpoint))
                 if done in evaluate_at:
                     metrics = evaluate()
@@ -202,7 +205,7 @@ def _load_checkpoint(path: Path, net: nn.Module, optimizer, settings: dict) -> i
     """Restore a checkpoint and return its step. Raises FileError if it is damaged, foreign or from other settings."""
     try:
         state = torch.load(path, weights_only=True, map_location=next(net.parameters()).device)
-        found, step = state["settings"], state["step"]
+        found, step = dict(state["settings"]), state["step"]
         if found == settings:
             net.load_state_dict(state["net"])
             optimizer.load_state_dict(state["optimizer"])
@@ -220,6 +223,6 @@ def _load_checkpoint(path: Path, net: nn.Module, optimizer, settings: dict) -> i
 def _not_finite(stage: str, step: int, schedule: Schedule, checkpoint: Path) -> str:
     saved = f"the last good state is {checkpoint}" if checkpoint.exists() else "no checkpoint had been written yet"
     return (
-        f"stage {stage}: the loss is not finite at step {step}; {saved}. "
+        f"stage {stage}: the loss or its gradient is not finite at step {step}; {saved}. "
         f"Try a learning rate below {schedule.lr:g}, a longer warm-up, or a smaller clip norm."
     )

@@ -27,7 +27,7 @@ def fails(monkeypatch, capsys, *arguments):
     with pytest.raises(SystemExit) as stopped:
         call(monkeypatch, *arguments)
     assert stopped.value.code == 1
-    return " ".join(capsys.readouterr().out.split())
+    return " ".join(capsys.readouterr().err.split())
 
 
 @pytest.fixture(scope="module")
@@ -96,8 +96,76 @@ def _model(run):
     return config_from_json(read_json(run / "run.json")["model"]["config"])
 
 
+def test_run_refuses_impossible_budgets_before_training(tmp_path, monkeypatch, capsys):
+    message = fails(monkeypatch, capsys, "run", "--run", tmp_path / "run", "--budget", "params<=10", *QUICK, *SMALL)
+    assert "smallest params" in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_partly_trained_runs_can_be_searched_from_anywhere(tmp_path, monkeypatch):
+    source = image_folder(tmp_path / "images", 2, 20, 12, "L")
+    monkeypatch.chdir(tmp_path)
+    call(
+        monkeypatch,
+        "train",
+        "--data",
+        "images",
+        "--run",
+        tmp_path / "run",
+        *[w for w in QUICK if w not in ("--evaluations",)][:6],
+        "--bit-schedule",
+        "4",
+        "2",
+        *SMALL,
+    )
+    (tmp_path / "run" / "2bit.safetensors").unlink()
+    monkeypatch.chdir("/")
+    call(monkeypatch, "search", tmp_path / "run", "--evaluations", "3")
+    assert {e["stage"] for e in read_json(tmp_path / "run" / "family.json")} == {"float", "4bit"}
+    source.rename(tmp_path / "moved")
+    call(monkeypatch, "search", tmp_path / "run", "--evaluations", "4", "--data", tmp_path / "moved")
+
+
+def test_a_failed_verification_does_not_stop_the_run(digits_run, monkeypatch, capsys):
+    from oncequant.export import verify
+
+    monkeypatch.setattr(verify, "_problems", lambda *_: ["made up"])
+    message = fails(monkeypatch, capsys, "export", digits_run)
+    family = [e["name"] for e in read_json(digits_run / "family.json")]
+    rows = {row["name"]: row for row in read_json(digits_run / "exports.json")}
+    assert set(family) == set(rows) and all(row["problems"] == ["made up"] for row in rows.values())
+    assert message.count("cannot be trusted") == len(family)
+    monkeypatch.undo()
+    call(monkeypatch, "export", digits_run)
+
+
 @pytest.mark.parametrize(
-    "budget, named", [("speed<=3", "speed<=3"), ("bitops<3", "bitops<3"), ("bitops<=", "bitops"), ("bitops<=3Q", "3Q")]
+    "options, named",
+    [
+        (["--kernel-sizes", "4"], "kernel_sizes"),
+        (["--depths", "0", "1"], "depths"),
+        (["--width", "0"], "width"),
+        (["--resolutions", "1", "2"], "resolutions"),
+    ],
+)
+def test_impossible_model_options_are_refused(tmp_path, monkeypatch, capsys, options, named):
+    assert named in fails(monkeypatch, capsys, "train", "--run", tmp_path / "run", *options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_errors_keep_what_looks_like_markup(tmp_path, monkeypatch, capsys):
+    assert "[old]" in fails(monkeypatch, capsys, "search", tmp_path / "run [old]")
+
+
+@pytest.mark.parametrize(
+    "budget, named",
+    [
+        ("speed<=3", "speed<=3"),
+        ("bitops<=1.2.3", "bitops<=1.2.3"),
+        ("bitops<3", "bitops<3"),
+        ("bitops<=", "bitops"),
+        ("bitops<=3Q", "3Q"),
+    ],
 )
 def test_malformed_budgets_are_refused_before_training(tmp_path, monkeypatch, capsys, budget, named):
     message = fails(monkeypatch, capsys, "run", "--run", tmp_path / "run", "--budget", budget)

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from oncequant.arch import Arch
-from oncequant.cost import bitops, macs, params, weight_bytes
+from oncequant.cost import bitops, layer_macs, macs, params, weight_bytes
 from oncequant.models.mobilenet_v3 import PRESETS, mobilenet_v3_space, with_bits
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -52,6 +53,24 @@ def test_batch_equals_one_by_one():
     for cost in (macs, bitops, params, weight_bytes):
         batch = cost(space.layers_batch(codes))
         assert [cost(space.layers(space.decode(row))) for row in codes] == batch.tolist()
+
+
+def test_costs_of_expectations_are_differentiable():
+    """Bits as torch tensors: an expectation over precisions has gradients, and integer values give the same cost."""
+    space = mobilenet_v3_space(with_bits(PRESETS["nano"], 4))
+    arch = space.largest()
+    specs = space.layers(arch)
+    bits = {name: torch.tensor(4.0, requires_grad=True) for name in specs}
+    expected = {name: replace(s, weight_bits=bits[name], act_bits=torch.tensor(4.0)) for name, s in specs.items()}
+    quantized = {name: replace(s, weight_bits=4, act_bits=4) for name, s in specs.items()}
+    for cost in (bitops, weight_bytes, macs, params):
+        assert float(torch.as_tensor(cost(expected)).detach()) == float(cost(quantized))
+    bitops(expected).backward()
+    for name, spec in specs.items():
+        assert float(bits[name].grad) == 4 * layer_macs(spec)
+    present = torch.tensor(0.5, requires_grad=True)
+    half = macs({"stem": replace(specs["stem"], present=present)})
+    assert float(half.detach()) == 0.5 * layer_macs(specs["stem"]) and half.requires_grad
 
 
 def test_arch_round_trips():

@@ -63,15 +63,17 @@ def test_training_is_reproducible(trained, tmp_path):
 def test_sigkill_at_random_times_changes_nothing(trained, tmp_path, request):
     """Kill the training process several times; the resumed run ends with the same bits and the same log."""
     command = [sys.executable, "-c", SCRIPT.format(tests=str(request.path.parent)), str(tmp_path)]
-    rng = random.Random(time.time_ns())
-    kills = 0
+    rng = random.Random(0)
+    log, kills = tmp_path / "metrics.jsonl", 0
+    size = lambda: log.stat().st_size if log.exists() else 0  # noqa: E731
     for _ in range(3):
+        before = size()
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + 120
-        while not (tmp_path / "metrics.jsonl").exists() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.05)
+        while size() <= before and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)  # until it trains
         try:
-            process.wait(timeout=rng.uniform(0.1, 1.5))
+            process.wait(timeout=rng.uniform(0.0, 0.6))
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.wait()
@@ -119,6 +121,7 @@ def test_interruption_inside_a_stage_resumes_bit_identically(tmp_path, at):
 
 
 def small_fit(tmp_path, step=None, steps=3, **schedule):
+    torch.manual_seed(0)
     net = MobileNetV3(TINY)
     step = step or (lambda images, labels, rng: sandwich_step(net, images, labels, [net.space.smallest()]))
     fit(net, step, digits(), Schedule(steps, 16, **{"lr": 1e-3, **schedule}), stage="s", run_dir=tmp_path, seed=0,
@@ -136,6 +139,25 @@ def test_a_loss_that_is_not_finite_stops_with_advice(tmp_path):
         small_fit(tmp_path, step, steps=5)
     state = torch.load(tmp_path / "s.resume.pt", weights_only=True)
     assert state["step"] == 2
+
+
+@pytest.mark.parametrize("at", [3, 5])
+def test_a_gradient_that_is_not_finite_stops_too(tmp_path, at):
+    """The loss of the largest subnet is still finite when a smaller one's backward pass goes wrong, at the end too."""
+    net = MobileNetV3(TINY)
+    calls = []
+
+    def step(images, labels, rng):
+        calls.append(1)
+        loss = sandwich_step(net, images, labels, [net.space.smallest()])
+        if len(calls) == at:
+            net.stem.weight.grad[0, 0, 0, 0] = float("nan")
+        return loss
+
+    with pytest.raises(TrainingError, match=f"not finite at step {at}"):
+        fit(net, step, digits(), Schedule(5, 16, 1e-3), stage="s", run_dir=tmp_path, seed=0, checkpoint_seconds=0)
+    state = torch.load(tmp_path / "s.resume.pt", weights_only=True)
+    assert state["step"] == at - 1 and all(v.isfinite().all() for v in state["net"].values())
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 not a checkpoint", b"\x80\x04cposix\nsystem\n(S'true'\ntR."])
@@ -175,19 +197,38 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
 def test_a_full_disk_is_a_clear_error_and_leaves_no_half_file(tmp_path, monkeypatch):
     import os
 
-    def full(_):
-        raise OSError(28, "No space left on device")
+    def run(fail_at):
+        """Train with a disk that is full from the given write on; the checkpoint's bytes before that."""
+        writes, real = [], os.fsync
+        kept = {}
 
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(FileError, match="No space left on device"):
-        small_fit(tmp_path)
-    assert not list(tmp_path.glob(".*")) and not (tmp_path / "s.resume.pt").exists()
+        def full(handle):
+            writes.append(1)
+            if len(writes) >= fail_at:
+                path = tmp_path / "s.resume.pt"
+                kept["before"] = path.read_bytes() if path.exists() else None
+                raise OSError(28, "No space left on device")
+            real(handle)
+
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(FileError, match="cannot .*No space left on device"):
+            small_fit(tmp_path, steps=6)
+        monkeypatch.setattr(os, "fsync", real)
+        return kept["before"]
+
+    for fail_at in (1, 3, 5, 6):  # among them writes of the log and of the checkpoint
+        before = run(fail_at)
+        path = tmp_path / "s.resume.pt"
+        assert (path.read_bytes() if path.exists() else None) == before
+        assert not list(tmp_path.glob(".*"))
+    assert before is not None
+    small_fit(tmp_path, steps=6)  # and it goes on when there is space again
 
 
 def test_training_lowers_the_loss(tmp_path):
-    small_fit(tmp_path, steps=40, lr=1e-2)
+    small_fit(tmp_path, steps=100, lr=2e-2)
     losses = [row["loss"] for row in read_lines(tmp_path / "metrics.jsonl")]
-    assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.15
+    assert np.mean(losses[-5:]) < np.mean(losses[:5]) - 0.3
 
 
 def test_metrics_are_complete(trained):
@@ -270,11 +311,11 @@ def test_one_architecture_can_be_trained_alone(tmp_path):
 
 
 def test_streamed_data_train_the_same_way(tmp_path):
-    """Images decoded by worker processes at every access, crops included; resume is as exact as with resident data."""
+    """Images decoded by worker processes at every access, crops included, reproducibly."""
     data = load_data("digits", size=8, max_train=60, resident_limit_bytes=0)
     config = replace(CONFIG, bit_schedule=(4,))
     oqat.train(config, TINY, data, tmp_path / "first")
-    oqat.train(config, TINY, data, tmp_path / "second")
+    oqat.train(replace(config, checkpoint_seconds=60), TINY, data, tmp_path / "second")
     first, second = (read_tensors(tmp_path / n / "4bit.safetensors")[0] for n in ("first", "second"))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
@@ -291,18 +332,26 @@ def test_measuring_never_changes_the_supernet(trained):
     assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
 
 
-def test_calibrated_statistics_are_those_of_the_subnet(trained):
-    """One calibration batch: evaluation on it equals the forward with batch statistics (biased variance)."""
-    net = oqat.load_supernet(trained, "float")
-    images = torch.randn(32, 1, 8, 8)
-    arch = net.space.smallest()
+def test_calibrated_subnet_repeats_the_forward_with_batch_statistics():
+    """One calibration batch: every layer's stored mean and biased variance are those of that batch."""
+    torch.manual_seed(0)
+    net = MobileNetV3(replace(TINY, dropout=0.0))
+    images, arch = torch.randn(32, 1, 8, 8), net.space.sample(np.random.default_rng(0))
     subnet = calibrated_subnet(net, arch, [(images, None)])
     with torch.no_grad():
-        stem = subnet.stem
-        spec = subnet.space.layers(arch)["stem"]
-        x = torch.nn.functional.interpolate(images, (6, 6), mode="bilinear", antialias=True)
-        evaluated, trained_mode = stem.eval()(x, spec), stem.train()(x, spec)
-    torch.testing.assert_close(evaluated, trained_mode, atol=1e-5, rtol=1e-4)
+        scale = torch.cat([m.running_var for m in subnet.modules() if hasattr(m, "running_var")]).min()
+        assert scale < 0.9  # not the initial ones
+        # batch_norm normalises with the biased variance in training, and calibrate stores the biased one
+        torch.testing.assert_close(subnet.eval()(images, arch), subnet.train()(images, arch), atol=1e-4, rtol=1e-3)
+
+
+def test_calibration_weighs_batches_by_images():
+    net = MobileNetV3(TINY)
+    images, arch = torch.randn(30, 1, 8, 8), net.space.largest()
+    subnet = calibrated_subnet(net, arch, [(images[:24], None), (images[24:], None)])
+    with torch.no_grad():
+        x = torch.nn.functional.conv2d(images, subnet.stem.weight, padding=1)  # the stem's first batch norm sees this
+    torch.testing.assert_close(subnet.stem.norm.running_mean, x.mean((0, 2, 3)), atol=1e-6, rtol=1e-4)
 
 
 def test_run_files_are_plain(trained):

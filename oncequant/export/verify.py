@@ -195,6 +195,7 @@ def session(source: Path | bytes, optimise: bool = True, save_optimised: Path | 
     """A one-thread CPU `onnxruntime.InferenceSession` of a file or serialized model."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.x64quantprecision", "1")  # exact sums on CPUs without VNNI too
     options.log_severity_level = 3  # it warns that an optimised model fits this machine only
     levels = onnxruntime.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimise else levels.ORT_DISABLE_ALL

@@ -7,7 +7,7 @@ are deployed from the supernets without retraining, after their batch norm has b
 
 Symbols.  K: bits   s: step_size   W: weight   Q_K(v; s): fake_quantize(v, s, K)
 
-Differences from the paper and the official evaluation code, measured in docs/oqat.md: (1) a signed activation grid
+Differences from the paper and the official evaluation code are numbered in docs/oqat.md: (1) a signed activation grid
 after linear bottlenecks; (2) 8-bit first convolution, classifier and squeeze-and-excite; (3) the sandwich rule for
 the float supernet, where OFA shrinks progressively.
 
@@ -106,6 +106,7 @@ def train(
     previous = FLOAT_BITS
     for bits in (FLOAT_BITS, *cfg.bit_schedule):
         stage = stage_name(bits)
+        resume = run_dir / f"{stage}.resume.pt"
         if not (run_dir / f"{stage}.safetensors").exists():
             torch.manual_seed(cfg.seed)
             config = with_bits(model, bits)
@@ -115,7 +116,7 @@ def train(
                 inherit_bits(load_supernet(run_dir, stage_name(previous), data.device), supernet, data, cfg)
             train_supernet(supernet, cfg, data, run_dir, stage)
             save_supernet(run_dir, stage, supernet)
-            (run_dir / f"{stage}.resume.pt").unlink(missing_ok=True)
+        resume.unlink(missing_ok=True)
         previous = bits
 
 
@@ -210,15 +211,23 @@ class SearchConfig:
             raise ValueError("evaluations is at least 1")
 
 
+def check_budgets(cfg: Config, options: SearchConfig, model: MobileNetV3Config) -> None:
+    """Raise BudgetError if a budget is below the smallest subnet of a bit-width, before anything is trained."""
+    for bits in cfg.bit_schedule:
+        check_reachable(mobilenet_v3_space(with_bits(model, bits)), options.budgets)
+
+
 def search(cfg: Config, options: SearchConfig, data: Data, run_dir: Path) -> list[dict[str, Any]]:
     """Choose subnets of every bit-width by measured validation accuracy, without retraining.
 
     Under budgets the most accurate subnet of each bit-width; without, three along its Pareto front (S, M, L), as the
-    paper's OQATNets. Measurements append to `measurements.jsonl`; the choice is added to `family.json` with its test
-    accuracy, and returned. Raises BudgetError before any measurement if a budget cannot be met.
+    paper's OQATNets. Works on the stages trained so far. Measurements append to `measurements.jsonl`; the choice is
+    added to `family.json` with its test accuracy, and returned. Raises BudgetError before any measurement if a budget
+    cannot be met, FileError if no stage is trained.
     """
-    supernets = {stage: load_supernet(run_dir, stage, data.device) for stage in cfg.stages}
-    quantized = [stage for stage in cfg.stages if stage != "float"]
+    trained = [stage for stage in cfg.stages if (run_dir / f"{stage}.safetensors").exists()]
+    supernets = {stage: load_supernet(run_dir, stage, data.device) for stage in trained or cfg.stages[:1]}
+    quantized = [stage for stage in trained if stage != "float"]
     for stage in quantized:
         check_reachable(supernets[stage].space, options.budgets)
     calibration = calibration_batches(data, cfg.calibration_images, 250, cfg.seed)
@@ -252,6 +261,9 @@ def search(cfg: Config, options: SearchConfig, data: Data, run_dir: Path) -> lis
         for name, measurement in found.items():
             arch = supernet.space.complete(measurement.arch)
             chosen.append(choose(f"{stage}-{name}", stage, arch, measurement.top1))
+    if not options.budgets:  # an earlier family of these stages may have had more members
+        replaced = {f"{stage}-{letter}" for stage in quantized for letter in "SML"}
+        family = {name: entry for name, entry in family.items() if name not in replaced}
     family.update((entry["name"], entry) for entry in chosen)
     write_json(family_path, list(family.values()))
     return chosen

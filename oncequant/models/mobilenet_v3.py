@@ -55,6 +55,26 @@ class MobileNetV3Config:
     """Signed activation grid after linear bottlenecks; False is the official OQA behaviour."""
     dropout: float = 0.1
 
+    def __post_init__(self):
+        """Refuse impossible options, naming the field and its allowed values."""
+        rules = {
+            "kernel_sizes": (lambda v: v % 2 == 1 and v > 0, "odd numbers"),
+            "expand_ratios": (lambda v: v >= 1, "whole numbers from 1"),
+            "depths": (lambda v: 1 <= v <= 9, "whole numbers from 1 to 9"),
+            "resolutions": (lambda v: v >= 4, "pixels from 4"),
+            "weight_bits": (lambda v: 1 <= v <= 8 or v == FLOAT_BITS, "1 to 8, or 32 for float"),
+            "act_bits": (lambda v: 1 <= v <= 8 or v == FLOAT_BITS, "1 to 8, or 32 for float"),
+        }
+        for name, (allowed, text) in rules.items():
+            values = getattr(self, name)
+            if not values or not all(map(allowed, values)):
+                raise ValueError(f"{name} = {list(values)}: use {text}")
+        if self.width <= 0:
+            raise ValueError(f"width = {self.width}: use a number above 0")
+        for name in ("edge_bits", "se_bits"):
+            if getattr(self, name) not in (8, FLOAT_BITS):
+                raise ValueError(f"{name} = {getattr(self, name)}: use 8, or 32 for float")
+
     @property
     def is_float(self) -> bool:
         """No layer is quantized (edges and squeeze-and-excite follow the blocks)."""

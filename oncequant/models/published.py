@@ -80,6 +80,8 @@ def import_published(state: dict[str, Tensor], bits: int = FLOAT_BITS) -> Mobile
             if has_steps
             else "no step sizes for quantized bits"
         )
+    if "classifier.linear.bias" not in state:
+        raise ValueError("keys do not fit: classifier.linear.bias is missing")
     classes = len(state["classifier.linear.bias"])
     config = replace(PRESETS["imagenet"], width=widths[stem.shape[0]], num_classes=classes, signed_activations=False)
     supernet = MobileNetV3(with_bits(config, bits))

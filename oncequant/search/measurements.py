@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 from oncequant.arch import Arch
 from oncequant.cost import COSTS
-from oncequant.files import read_lines
+from oncequant.files import FileError, read_lines
 from oncequant.space import SearchSpace
 
 
@@ -102,12 +102,15 @@ class MeasurementFile:
         self._credited.add((measurement.arch, measurement.searcher))
 
     def _append(self, measurement: Measurement) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a+b") as file:
-            _cut_partial_line(file)
-            file.write(measurement.to_json().encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a+b") as file:
+                _cut_partial_line(file)
+                file.write(measurement.to_json().encode() + b"\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise FileError(f"cannot append to {self.path}: {error.strerror or error}") from error
         self._remember(measurement)
 
 
