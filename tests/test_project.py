@@ -94,6 +94,22 @@ def test_every_readme_command_parses(monkeypatch):
     assert len(seen) == len(commands()) >= 5
 
 
+def test_readme_python_example_runs(tmp_path, monkeypatch):
+    """As printed, but with fewer steps and a narrower network."""
+    import numpy as np
+
+    code = re.search(r"^```python\n(.*?)^network = ", README, re.MULTILINE | re.DOTALL)[1]
+    quick = "oqat.Config(bit_schedule=(4,), epochs=1, float_epochs=1, min_steps=2, calibration_images=16)"
+    code = code.replace("oqat.Config()", quick).replace("SearchConfig()", "SearchConfig(evaluations=3)")
+    code = code.replace('replace(PRESETS["cifar"], ', 'replace(PRESETS["cifar"], width=0.25, depths=(1, 2), ')
+    rng = np.random.default_rng(0)
+    dataset = [(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8), i % 2) for i in range(40)]
+    monkeypatch.chdir(tmp_path)
+    names = {"my_torch_dataset": dataset}
+    exec(code, names)
+    assert {entry["stage"] for entry in names["family"]} == {"float", "4bit"}
+
+
 @pytest.mark.slow
 def test_readme_first_command_on_digits_meets_its_bars(tmp_path):
     """`oncequant run` with no arguments: accuracies on the digits' test split, and the size of the 2-bit file."""
