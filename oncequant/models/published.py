@@ -75,11 +75,8 @@ def import_published(state: dict[str, Tensor], bits: int = FLOAT_BITS) -> Mobile
     renamed = {our_key(key): tensor for key, tensor in state.items() if not key.endswith("num_batches_tracked")}
     has_steps = any(key.endswith("step_size") for key in renamed)
     if has_steps != (bits < FLOAT_BITS):
-        raise ValueError(
-            "this is an OQA checkpoint with step sizes: give its bits"
-            if has_steps
-            else "no step sizes for quantized bits"
-        )
+        no_steps = f"no step sizes for {bits} bits: an OFA checkpoint"
+        raise ValueError("this is an OQA checkpoint: give its bits" if has_steps else no_steps)
     if "classifier.linear.bias" not in state:
         raise ValueError("keys do not fit: classifier.linear.bias is missing")
     classes = len(state["classifier.linear.bias"])
