@@ -18,7 +18,7 @@ from oncequant import train as training
 from oncequant.arch import FLOAT_BITS, Arch
 from oncequant.checkpoint import load_supernet
 from oncequant.cost import COSTS, readable
-from oncequant.data import Data, calibration_batches, eval_batches, native_size
+from oncequant.data import Data, calibration_batches, eval_batches
 from oncequant.evaluate import calibrated_subnet, measure
 from oncequant.files import read_json, write_json
 from oncequant.methods import oqat
@@ -36,7 +36,7 @@ from oncequant.options import (
     Train,
 )
 from oncequant.progress import console, track
-from oncequant.run_folder import RunSettings, check_fingerprint, create_run, open_run
+from oncequant.run_folder import RunSettings, check_fingerprint, create_run, open_run, preset_for
 from oncequant.search import SEARCHERS
 from oncequant.search.measurements import all_costs
 
@@ -190,7 +190,7 @@ def _train(
     device = _device(options.device)
     preset = options.model.preset
     if preset == "auto":
-        preset = "nano" if native_size(options.data) <= 20 else "cifar"
+        preset = preset_for(options.data)
     run_dir = options.run or Path("runs") / (Path(options.data).name or "data")
     resolutions = options.model.resolutions or PRESETS[preset].resolutions
     source = Path(options.data)
@@ -244,7 +244,7 @@ def _export(run_dir: Path, settings: RunSettings, data: Data, names: tuple[str, 
     path = run_dir / "exports.json"
     rows = {row["name"]: row for row in (read_json(path) if path.exists() else [])}
     # a name may stand for another network after a new search
-    rows = {name: row for name, row in rows.items() if name in family and row["arch"] == family[name]["arch"]}
+    rows = {name: row for name, row in rows.items() if name in family and row.get("arch") == family[name]["arch"]}
     wanted = names or tuple(family)
     with track("export", len(wanted)) as bar:
         for done, name in enumerate(wanted, start=1):

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from oncequant.checkpoint import config_from_json
-from oncequant.data import Data, load_data
+from oncequant.data import Data, load_data, native_size
 from oncequant.files import FileError, read_json, write_json
 from oncequant.models.mobilenet_v3 import MobileNetV3Config
 
@@ -53,6 +53,11 @@ class RunSettings:
             max_train=self.max_train,
             device=device,
         )
+
+
+def preset_for(source: str) -> str:
+    """The preset for images of this size: nano up to 20 px (median shorter side), else cifar. Raises DataError."""
+    return "nano" if native_size(source) <= 20 else "cifar"
 
 
 def create_run(run_dir: Path, settings: RunSettings, data: Data, command: str) -> None:

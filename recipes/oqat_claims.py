@@ -11,8 +11,6 @@ The float supernet is shared by the three ways to lower bits. Accuracies are on 
 here: architectures are the largest, the smallest and random ones fixed by the seed. Every part resumes after a kill.
 """
 
-import csv
-import json
 import shutil
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
@@ -21,16 +19,17 @@ from typing import Annotated
 
 import numpy as np
 import tyro
+from tables import over_seeds, publish
 
 from oncequant.arch import Arch
 from oncequant.checkpoint import load_supernet
-from oncequant.data import calibration_batches, eval_batches, native_size
+from oncequant.data import calibration_batches, eval_batches
 from oncequant.evaluate import measure
 from oncequant.files import read_json, write_json
 from oncequant.methods import oqat
 from oncequant.models.mobilenet_v3 import MobileNetV3, mobilenet_v3_space, with_bits
 from oncequant.options import ModelOptions
-from oncequant.run_folder import RunSettings, device_name
+from oncequant.run_folder import RunSettings, device_name, preset_for
 from oncequant.train import Schedule
 
 
@@ -56,7 +55,7 @@ def main(options: Options) -> None:
     if options.summarise:
         return summarise(options.out, options.summarise)
     cfg = replace(options.training, bit_schedule=(4, 3, 2))
-    preset = options.model.preset if options.model.preset != "auto" else _preset(options.data)
+    preset = options.model.preset if options.model.preset != "auto" else preset_for(options.data)
     model = options.model.config(preset, 2, 1)
     settings = RunSettings(options.data, preset, model, "oqat", {}, cfg.seed, 0.15, 0.2, None, options.max_train)
     data = settings.load_data("cpu")
@@ -123,25 +122,8 @@ def summarise(out: Path, csv_path: Path | None) -> None:
     for path in sorted(out.glob("seed*/claims.json")):
         for row in read_json(path)["rows"]:
             groups[row["claim"], row["bits"], row["way"]][row["seed"]].append(row["top1"])
-    table = []
-    for (claim, bits, way), seeds in groups.items():
-        means = [100 * float(np.mean(values)) for values in seeds.values()]
-        spread = float(np.std(means, ddof=1)) if len(means) > 1 else float("nan")
-        table.append(
-            dict(claim=claim, bits=bits, way=way, seeds=len(means), architectures=len(next(iter(seeds.values()))),
-                 top1_percent=round(float(np.mean(means)), 2), std_over_seeds=round(spread, 2))
-        )  # fmt: skip
-    for row in table:
-        print(json.dumps(row))
-    if csv_path:
-        with csv_path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, table[0].keys())
-            writer.writeheader()
-            writer.writerows(table)
-
-
-def _preset(data: str) -> str:
-    return "nano" if native_size(data) <= 20 else "cifar"
+    rows = [dict(claim=c, bits=bits, way=way) | over_seeds(top1) for (c, bits, way), top1 in groups.items()]
+    publish(rows, csv_path)
 
 
 def _steps(cfg: oqat.Config, data) -> int:

@@ -8,8 +8,6 @@ Options: the default (signed grid after linear bottlenecks, 8-bit edges, 8-bit s
 one float supernet. Accuracy is the mean test top-1 over the same architectures, costs are of the largest.
 """
 
-import csv
-import json
 import shutil
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
@@ -18,14 +16,16 @@ from typing import Annotated
 
 import numpy as np
 import tyro
+from tables import over_seeds, publish
 
 from oncequant.checkpoint import load_supernet
-from oncequant.data import calibration_batches, eval_batches, load_data, native_size
+from oncequant.data import calibration_batches, eval_batches, load_data
 from oncequant.evaluate import measure
 from oncequant.files import read_json, write_json
 from oncequant.methods import oqat
 from oncequant.models.mobilenet_v3 import PRESETS
 from oncequant.options import ModelOptions
+from oncequant.run_folder import preset_for
 from oncequant.search.measurements import all_costs
 
 CHANGES = {
@@ -53,8 +53,7 @@ def main(options: Options) -> None:
     if options.summarise:
         return summarise(options.out, options.summarise)
     cfg = options.training
-    preset = options.model.preset
-    preset = ("nano" if native_size(options.data) <= 20 else "cifar") if preset == "auto" else preset
+    preset = options.model.preset if options.model.preset != "auto" else preset_for(options.data)
     resolutions = options.model.resolutions or PRESETS[preset].resolutions
     data = load_data(options.data, size=max(resolutions), seed=cfg.seed)
     base = options.model.config(preset, len(data.classes), data.channels)
@@ -81,26 +80,17 @@ def main(options: Options) -> None:
 
 def summarise(out: Path, csv_path: Path | None) -> None:
     """Mean over architectures for each seed, then mean and standard deviation over seeds."""
-    groups: dict[tuple, list[dict]] = defaultdict(list)
+    groups: dict[tuple, dict[int, dict]] = defaultdict(dict)
     for path in sorted(out.glob("seed*/options.json")):
         for row in read_json(path):
-            groups[row["stage"], row["options"]].append(row)
+            groups[row["stage"], row["options"]][row["seed"]] = row
     table = []
     for (stage, name), rows in groups.items():
-        means = [100 * float(np.mean(row["top1"])) for row in rows]
-        spread = float(np.std(means, ddof=1)) if len(means) > 1 else float("nan")
-        costs = {f"largest_{cost}": round(rows[0]["costs"][cost]) for cost in ("bitops", "weight_bytes")}
-        table.append(
-            dict(stage=stage, options=name, seeds=len(rows), top1_percent=round(float(np.mean(means)), 2),
-                 std_over_seeds=round(spread, 2), **costs)
-        )  # fmt: skip
-    for row in table:
-        print(json.dumps(row))
-    if csv_path:
-        with csv_path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, table[0].keys())
-            writer.writeheader()
-            writer.writerows(table)
+        costs = next(iter(rows.values()))["costs"]
+        largest = {f"largest_{cost}": round(costs[cost]) for cost in ("bitops", "weight_bytes")}
+        statistics = over_seeds({seed: row["top1"] for seed, row in rows.items()})
+        table.append(dict(stage=stage, options=name) | statistics | largest)
+    publish(table, csv_path)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,28 @@
+"""Tables over seeds for the recipes in this folder."""
+
+import csv
+import json
+import statistics
+from pathlib import Path
+
+
+def over_seeds(top1: dict[int, list[float]]) -> dict[str, float]:
+    """Mean over the architectures of each seed, then mean and standard deviation over seeds, in percent."""
+    means = [100 * statistics.mean(values) for values in top1.values()]
+    return {
+        "seeds": len(means),
+        "architectures": len(next(iter(top1.values()))),
+        "top1_percent": round(statistics.mean(means), 2),
+        "std_over_seeds": round(statistics.stdev(means), 2) if len(means) > 1 else None,
+    }
+
+
+def publish(rows: list[dict], path: Path | None) -> None:
+    """Print a table, one JSON line a row, and write it as CSV if there is a path."""
+    for row in rows:
+        print(json.dumps(row))
+    if path:
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0].keys())
+            writer.writeheader()
+            writer.writerows(rows)
