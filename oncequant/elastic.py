@@ -11,6 +11,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
 
 from oncequant.arch import FLOAT_BITS, LayerSpec
+from oncequant.quantizers.functional import activate
 from oncequant.quantizers.lsq import LSQ
 
 
@@ -46,17 +47,23 @@ class ElasticConv(nn.Module):
         else:
             nn.init.normal_(self.weight, std=(2 / (kernel * kernel * largest.out_channels)) ** 0.5)  # "he_fout"
 
-    def forward(self, x: Tensor, spec: LayerSpec) -> Tensor:  # (N, C_in, H, W) -> (N, C_out, H', W')
-        """The layer that `spec` describes, applied to x."""
+    def forward(  # (N, C_in, H, W) -> (N, C_out, H', W')
+        self, x: Tensor, spec: LayerSpec, activation: str | None = None
+    ) -> Tensor:
+        """The layer that `spec` describes, applied to activation(x); activation is relu, hardswish or None."""
         weight = self.sliced_weight(spec)
         if spec.weight_bits < FLOAT_BITS:
             weight = self.weight_quantizer(weight, spec.weight_bits, signed=True)
         bias = None if self.bias is None else self.bias[: spec.out_channels]
         conv = dict(bias=bias, stride=spec.stride, padding=spec.kernel_size // 2, groups=spec.groups)
         if spec.act_bits < FLOAT_BITS:
-            y = _conv_of_quantized(x, lambda v: self.act_quantizer(v, spec.act_bits, spec.signed_input), weight, **conv)
+
+            def quantize(v: Tensor) -> Tensor:
+                return self.act_quantizer(v, spec.act_bits, spec.signed_input, activation)
+
+            y = _conv_of_quantized(x, quantize, weight, **conv)
         else:
-            y = F.conv2d(x, weight, **conv)
+            y = F.conv2d(activate(x, activation), weight, **conv)
         return y if self.norm is None else self.norm(y)
 
     def sliced_weight(self, spec: LayerSpec) -> Tensor:  # (C_out, C_in / groups, K, K)

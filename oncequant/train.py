@@ -68,9 +68,9 @@ def make_optimizer(net: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
     ]
     groups = [group for group in groups if group["params"]]
     if schedule.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=schedule.lr, momentum=0.9, nesterov=True)
+        return torch.optim.SGD(groups, lr=schedule.lr, momentum=0.9, nesterov=True, fused=True)
     if schedule.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=schedule.lr)
+        return torch.optim.AdamW(groups, lr=schedule.lr, fused=True)
     raise ValueError(f"optimizer {schedule.optimizer!r}: use sgd or adamw")
 
 

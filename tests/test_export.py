@@ -45,6 +45,7 @@ from oncequant.models.mobilenet_v3 import (
     mobilenet_v3_space,
     with_bits,
 )
+from oncequant.quantizers.functional import activate
 
 MEAN, STD = {1: (0.3,), 3: (0.31, 0.28, 0.33)}, {1: (0.37,), 3: (0.35, 0.4, 0.38)}
 CLASSES = tuple("0123456789")
@@ -76,7 +77,8 @@ def initialise(net, arch, images):
 
     def hook(name):
         def start(layer, inputs):
-            x, spec = inputs
+            x, spec, activation = (*inputs, None)[:3]
+            x = activate(x, activation)
             if layer.act_quantizer is not None:  # other subnets may quantize what this one keeps in float
                 act_bits, weight_bits = (4 if b == 32 else b for b in (spec.act_bits, spec.weight_bits))
                 layer.act_quantizer.initialise(x, act_bits, spec.signed_input)
@@ -203,11 +205,13 @@ def test_every_lowered_layer_is_the_trained_layer(bits, signed):
     nodes = graph.by_name()
     seen = {}
     for name, layer in elastic_layers(subnet):
-        layer.register_forward_hook(lambda layer, inputs, y, name=name: seen.update({name: (inputs[0], y)}))
+        layer.register_forward_hook(lambda layer, inputs, y, name=name: seen.update({name: (inputs, y)}))
     with torch.no_grad():
         subnet(digits(1)[0][:20], arch)
     assert any((node.weights.scale < 0).any() for node in graph.nodes if node.weights)
-    for name, (x, y) in seen.items():
+    for name, (inputs, y) in seen.items():
+        x, _, activation = (*inputs, None)[:3]
+        x = activate(x, activation)
         weights, grid = nodes[name].weights, nodes[nodes[name].inputs[0]].grid
         assert (grid.bits, grid.zero_point) == (8, 0) if name == "classifier" else grid.bits
         unit = weights.scale * grid.step

@@ -10,7 +10,6 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from oncequant.arch import FLOAT_BITS, Arch, LayerSpec
 from oncequant.elastic import ElasticConv, resize
@@ -74,8 +73,8 @@ def _training_graph(subnet: MobileNetV3, arch: Arch, mean, std, classes, as_floa
             weights = replace(weights, weight=weights.weight.flatten(1))
         return add(name, op, x, weights=weights)
 
-    def activation(x: str, function) -> str:
-        return add(f"{x}.act", "hardswish" if function is F.hardswish else "relu", x)
+    def activation(x: str, kind: str) -> str:
+        return add(f"{x}.act", kind, x)
 
     def block(name: str, module: Block, x: str) -> str:
         h = x
@@ -84,20 +83,20 @@ def _training_graph(subnet: MobileNetV3, arch: Arch, mean, std, classes, as_floa
         h = activation(conv(f"{name}.depthwise", module.depthwise, h), module.activation)
         if module.has_se:
             gate = add(f"{name}.se_mean", "mean", h)
-            gate = activation(conv(f"{name}.se_reduce", module.se_reduce, gate), F.relu)
+            gate = activation(conv(f"{name}.se_reduce", module.se_reduce, gate), "relu")
             gate = add(f"{name}.se_gate", "hardsigmoid", conv(f"{name}.se_expand", module.se_expand, gate))
             h = add(f"{name}.se", "multiply", h, gate)
         h = conv(f"{name}.project", module.project, h)
         return add(f"{name}.sum", "add", x, h) if module.residual else h
 
-    x = activation(conv("stem", subnet.stem, "normalised"), F.hardswish)
+    x = activation(conv("stem", subnet.stem, "normalised"), "hardswish")
     x = block("block0", subnet.block0, x)
     for s in range(1, len(subnet.config.stage_widths) + 1):
         for b in range(1, arch[f"stage{s}.depth"] + 1):
             x = block(f"stage{s}.block{b}", getattr(subnet, f"stage{s}")[f"block{b}"], x)
-    x = activation(conv("final_expand", subnet.final_expand, x), F.hardswish)
+    x = activation(conv("final_expand", subnet.final_expand, x), "hardswish")
     x = add("pool", "mean", x)
-    x = activation(conv("feature_mix", subnet.feature_mix, x), F.hardswish)
+    x = activation(conv("feature_mix", subnet.feature_mix, x), "hardswish")
     # flattened before the classifier's quantizer: between the two, ONNX Runtime would not see its QGemm pattern
     conv("classifier", subnet.classifier, add("flat", "flatten", x), op="linear")
     return Graph(tuple(nodes), arch, tuple(mean), tuple(std), tuple(classes))

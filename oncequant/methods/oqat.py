@@ -30,6 +30,7 @@ from oncequant.evaluate import measure
 from oncequant.files import read_json, write_json
 from oncequant.models.mobilenet_v3 import MobileNetV3, MobileNetV3Config, elastic_layers, mobilenet_v3_space, with_bits
 from oncequant.progress import track
+from oncequant.quantizers.functional import activate
 from oncequant.search import SEARCHERS
 from oncequant.search.budget import check_reachable
 from oncequant.search.measurements import Measurement, MeasurementFile, all_costs, read_measurements
@@ -146,9 +147,9 @@ def initialise_step_sizes(supernet: MobileNetV3, images: torch.Tensor) -> None:
     """LSQ's s = 2 mean|v| / sqrt(q_max) in every layer, from the largest subnet on `images` (N, C, S, S)."""
 
     def initialise(layer, inputs) -> None:
-        x, spec = inputs
+        x, spec, activation = (*inputs, None)[:3]
         if layer.weight_quantizer is not None:
-            layer.act_quantizer.initialise(x, spec.act_bits, spec.signed_input)
+            layer.act_quantizer.initialise(activate(x, activation), spec.act_bits, spec.signed_input)
             layer.weight_quantizer.initialise(layer.sliced_weight(spec), spec.weight_bits, signed=True)
 
     hooks = [layer.register_forward_pre_hook(initialise) for _, layer in elastic_layers(supernet)]

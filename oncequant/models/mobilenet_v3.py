@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from oncequant.arch import FLOAT_BITS, Arch, LayerSpec, Number
 from oncequant.elastic import ElasticConv, resize
+from oncequant.quantizers.functional import activate
 from oncequant.space import SearchSpace
 
 
@@ -235,21 +236,26 @@ class Block(nn.Module):
         super().__init__()
         for name, layer in layers.items():
             self.add_module(name, layer)
-        self.activation = F.hardswish if hswish else F.relu
+        self.activation = "hardswish" if hswish else "relu"
         self.has_se = "se_reduce" in layers
         self.has_expand = "expand" in layers
         self.residual = residual
 
     def forward(self, x: Tensor, specs: Mapping[str, LayerSpec], name: str) -> Tensor:  # (N, C, H, W)
         """Run the block with the LayerSpecs `name.*` of `specs`."""
-        h = x
+        # An activation is applied by the layer that reads it, within its quantizer.
         if self.has_expand:
-            h = self.activation(self.expand(h, specs[f"{name}.expand"]))
-        h = self.activation(self.depthwise(h, specs[f"{name}.depthwise"]))
+            h = self.expand(x, specs[f"{name}.expand"])
+            h = self.depthwise(h, specs[f"{name}.depthwise"], self.activation)
+        else:
+            h = self.depthwise(x, specs[f"{name}.depthwise"])
         if self.has_se:
-            gate = F.relu(self.se_reduce(h.mean((2, 3), keepdim=True), specs[f"{name}.se_reduce"]))
-            h = h * F.hardsigmoid(self.se_expand(gate, specs[f"{name}.se_expand"]))
-        h = self.project(h, specs[f"{name}.project"])
+            h = activate(h, self.activation)
+            gate = self.se_reduce(h.mean((2, 3), keepdim=True), specs[f"{name}.se_reduce"])
+            gate = self.se_expand(gate, specs[f"{name}.se_expand"], "relu")
+            h = self.project(h * F.hardsigmoid(gate), specs[f"{name}.project"])
+        else:
+            h = self.project(h, specs[f"{name}.project"], self.activation)
         return x + h if self.residual else h
 
 

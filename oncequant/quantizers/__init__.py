@@ -1,1 +1,1 @@
-"""Fake-quantizers: `forward(x, bits, signed)` and `initialise(x, bits, signed)`."""
+"""Fake-quantizers: `forward(x, bits, signed, activation)` and `initialise(x, bits, signed)`."""

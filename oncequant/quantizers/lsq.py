@@ -23,10 +23,10 @@ class LSQ(nn.Module):
         super().__init__()
         self.step_size = nn.Parameter(torch.tensor(float("nan")))
 
-    def forward(self, x: Tensor, bits: int, signed: bool) -> Tensor:
-        """Fake-quantized x of the same shape; gradient scale 1 / sqrt(numel(x) q_max)."""
+    def forward(self, x: Tensor, bits: int, signed: bool, activation: str | None = None) -> Tensor:
+        """Fake-quantized activation(x) of the same shape; gradient scale 1 / sqrt(numel(x) q_max)."""
         grad_scale = 1 / math.sqrt(x.numel() * integer_range(bits, signed)[1])
-        return fake_quantize(x, self.step_size, bits, signed, grad_scale)
+        return fake_quantize(x, self.step_size, bits, signed, grad_scale, activation=activation)
 
     @torch.no_grad()
     def initialise(self, x: Tensor, bits: int, signed: bool) -> None:
