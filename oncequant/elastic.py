@@ -48,12 +48,13 @@ class ElasticConv(nn.Module):
             nn.init.normal_(self.weight, std=(2 / (kernel * kernel * largest.out_channels)) ** 0.5)  # "he_fout"
 
     def forward(  # (N, C_in, H, W) -> (N, C_out, H', W')
-        self, x: Tensor, spec: LayerSpec, activation: str | None = None
+        self, x: Tensor, spec: LayerSpec, activation: str | None = None, shared: "SharedWeights | None" = None
     ) -> Tensor:
-        """The layer that `spec` describes, applied to activation(x); activation is relu, hardswish or None."""
-        weight = self.sliced_weight(spec)
-        if spec.weight_bits < FLOAT_BITS:
-            weight = self.weight_quantizer(weight, spec.weight_bits, signed=True)
+        """The layer that `spec` describes, applied to activation(x); activation is relu, hardswish or None.
+
+        Its weights come from `shared` where several subnets of a step use them.
+        """
+        weight = self.quantized_weight(spec) if shared is None else shared.weight(self, spec)
         bias = None if self.bias is None else self.bias[: spec.out_channels]
         conv = dict(bias=bias, stride=spec.stride, padding=spec.kernel_size // 2, groups=spec.groups)
         if spec.act_bits < FLOAT_BITS:
@@ -66,9 +67,16 @@ class ElasticConv(nn.Module):
             y = F.conv2d(activate(x, activation), weight, **conv)
         return y if self.norm is None else self.norm(y)
 
-    def sliced_weight(self, spec: LayerSpec) -> Tensor:  # (C_out, C_in / groups, K, K)
-        """The first output and input channels, kernel reduced step by step to the spec's size."""
-        weight = self.weight[: spec.out_channels, : spec.group_channels]
+    def quantized_weight(self, spec: LayerSpec, all_channels: bool = False) -> Tensor:
+        """`sliced_weight`, fake-quantized."""
+        weight = self.sliced_weight(spec, all_channels)
+        if spec.weight_bits == FLOAT_BITS:
+            return weight
+        return self.weight_quantizer(weight, spec.weight_bits, signed=True)
+
+    def sliced_weight(self, spec: LayerSpec, all_channels: bool = False) -> Tensor:  # (C_out, C_in / groups, K, K)
+        """The first output and input channels, or all of them; kernel reduced step by step to the spec's size."""
+        weight = self.weight if all_channels else self.weight[: spec.out_channels, : spec.group_channels]
         for kernel in sorted((int(k) for k in self.kernel_transforms), reverse=True):
             if kernel >= spec.kernel_size:
                 centre = _centre(weight, kernel).flatten(2)  # (C_out, C_in / groups, kernel^2)
@@ -113,6 +121,31 @@ class ElasticBatchNorm(nn.Module):
     def tensors(self) -> tuple[Tensor, ...]:
         """weight, bias, running_mean, running_var."""
         return self.weight, self.bias, self.running_mean, self.running_var
+
+
+class SharedWeights:
+    """The weights of one training step, transformed and quantized once for all its subnets.
+
+    Every subnet gets slices of one tensor per layer, kernel size and bit-width, where its gradient accumulates;
+    `backward` passes the sums on, once, to the quantizers and parameters.
+    """
+
+    def __init__(self):
+        self._made: dict[tuple[ElasticConv, int, int], tuple[Tensor, Tensor]] = {}  # (with history, leaf)
+
+    def weight(self, layer: ElasticConv, spec: LayerSpec) -> Tensor:  # (C_out, C_in / groups, K, K)
+        """The layer's quantized weight, as `ElasticConv.quantized_weight(spec)`."""
+        key = (layer, spec.kernel_size, spec.weight_bits)
+        if key not in self._made:
+            whole = layer.quantized_weight(spec, all_channels=True)
+            self._made[key] = whole, whole.detach().requires_grad_()
+        return self._made[key][1][: spec.out_channels, : spec.group_channels]
+
+    def backward(self) -> None:
+        """Add the gradients of all subnets so far to those of the parameters."""
+        used = [(whole, leaf.grad) for whole, leaf in self._made.values() if leaf.grad is not None]
+        torch.autograd.backward([whole for whole, _ in used], [grad for _, grad in used])
+        self._made.clear()
 
 
 def _centre(weight: Tensor, kernel: int) -> Tensor:

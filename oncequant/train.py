@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from oncequant.arch import Arch
 from oncequant.data import Data, train_batches
+from oncequant.elastic import SharedWeights
 from oncequant.files import FileError, append_line, read_lines, write_atomically
 from oncequant.progress import track
 from oncequant.space import SearchSpace
@@ -158,12 +159,14 @@ def sandwich_step(
     The first architecture, the largest, learns from the labels; the others learn from its soft answers. Subnets run
     one after the other, so that memory is that of the largest alone. Returns the loss of the largest, 0-dim.
     """
-    logits = net(images, archs[0])  # (N, classes)
+    shared = SharedWeights()
+    logits = net(images, archs[0], shared)  # (N, classes)
     largest_loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
     (largest_loss / len(archs)).backward()
     teacher = logits.detach().softmax(1)
     for arch in archs[1:]:
-        (F.cross_entropy(net(images, arch), teacher) / len(archs)).backward()
+        (F.cross_entropy(net(images, arch, shared), teacher) / len(archs)).backward()
+    shared.backward()
     return largest_loss.detach()
 
 

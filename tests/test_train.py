@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from oncequant.data import load_data
+from oncequant.elastic import SharedWeights
 from oncequant.evaluate import calibrated_subnet, measure
 from oncequant.files import FileError, read_lines, read_tensors
 from oncequant.methods import oqat
@@ -254,6 +255,31 @@ def test_sandwich_step_accumulates_the_average_gradient():
     for name, p in net.named_parameters():
         if p.grad is not None:
             torch.testing.assert_close(got[name], p.grad, atol=1e-6, rtol=1e-4)
+
+
+def test_shared_weights_give_the_gradients_of_separate_subnets():
+    """Equal but for the weight step sizes, whose gradient scale then counts all channels (docs/oqat.md)."""
+    net = supernet(4)
+    oqat.initialise_step_sizes(net, torch.randn(16, 1, 8, 8))
+    net.config = replace(net.config, dropout=0.0)
+    images, labels = torch.randn(8, 1, 8, 8), torch.arange(8)
+    rng = np.random.default_rng(0)
+    archs = [net.space.largest(), net.space.smallest(), *(net.space.sample(rng) for _ in range(3))]
+    for choice in (archs[:1], archs):
+        gradients = []
+        for shared in (SharedWeights(), None):
+            net.zero_grad()
+            for arch in choice:
+                torch.nn.functional.cross_entropy(net(images, arch, shared), labels).backward()
+            if shared:
+                assert all(p.grad is None for n, p in net.named_parameters() if n.endswith("stem.weight"))
+                shared.backward()
+            gradients.append({n: p.grad for n, p in net.named_parameters() if p.grad is not None})
+        together, apart = gradients
+        assert together.keys() == apart.keys()
+        for name, grad in together.items():
+            if len(choice) == 1 or not name.endswith("weight_quantizer.step_size"):
+                torch.testing.assert_close(grad, apart[name], atol=1e-5, rtol=1e-3)
 
 
 # -- OQAT's own rules

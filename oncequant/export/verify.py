@@ -141,7 +141,7 @@ def verify(
         count["images"] += len(labels)
         differing = (answers["unfused"] != answers["package"]).nonzero().flatten()
         count["argmax"] += len(differing)
-        count["near_tie"] += near_ties(network.graph, onnx_path, pixels[differing])
+        count["near_tie"] += near_ties(network.graph, onnx_path, pixels, differing)
         count["simulator"] += (answers["simulated"] != answers["deployed"]).sum().item()
         count["bit_equal"] += (logits["simulated"] == logits["deployed"]).all(1).sum().item()
     if not count["images"]:
@@ -246,36 +246,37 @@ def latencies_ms(graph: Graph, *paths: Path, rounds: int = 15, repeats: int = 10
 # -- are differences rounding?
 
 
-def near_ties(graph: Graph, onnx_path: Path, pixels: Tensor) -> int:
-    """Number of the images whose first differing codes, unfused ONNX Runtime against torch, are near ties.
+def near_ties(graph: Graph, onnx_path: Path, pixels: Tensor, images: Tensor) -> int:
+    """Number of `images` (indices into the batch) whose first differing codes, unfused ONNX Runtime against torch, are
+    near ties.
 
     Both compute the same float network and differ in summation order. An image counts if, at the first quantizer
     where any code differs, all differences are one level and the value lies within `NEAR_TIE` steps of a rounding
     boundary; everything behind it follows. Without a differing code, the two largest logits must be `NEAR_EQUAL`.
+    The whole batch is computed again: torch sums in another order for one image than for many.
     """
-    if not len(pixels):
+    if not len(images):
         return 0
     model = onnx.load(onnx_path)
     names = {node.name: codes_name(node) for node in graph.nodes if node.grid}
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names.values())
     runtime = session(model.SerializeToString(), optimise=False)
-    parameters = float_parameters(graph)
-    explained = 0
-    for image in pixels.split(1):
-        theirs = dict(zip(names, runtime.run(list(names.values()), {"pixels": image.numpy()})))
-        values = {}
-        for node, value in float_values(graph, image, parameters):
-            values[node.name] = value
-            if node.grid is None:
-                continue
-            source = values[node.inputs[0]]
-            gap = torch.from_numpy(theirs[node.name].astype(np.float32)) - node.grid.quantize(source)
-            if gap.any():
-                scaled = (source / node.grid.step)[gap != 0]
+    theirs = dict(zip(names, runtime.run(list(names.values()), {"pixels": pixels.numpy()})))
+    values: dict[str, Tensor] = {}  # of `images`
+    undecided, explained = torch.ones(len(images), dtype=torch.bool), 0
+    for node, value in float_values(graph, pixels, float_parameters(graph)):
+        values[node.name] = value[images]
+        if node.grid is None:
+            continue
+        source = values[node.inputs[0]]
+        gaps = torch.from_numpy(theirs[node.name].astype(np.float32))[images] - node.grid.quantize(source)
+        for i in undecided.nonzero().flatten():
+            if gaps[i].any():
+                undecided[i] = False
+                scaled = (source[i] / node.grid.step)[gaps[i] != 0]
                 distance = (scaled - scaled.floor() - 0.5).abs()
-                explained += bool(gap.abs().max() == 1 and distance.max() < NEAR_TIE)
-                break
-        else:
-            first, second = value[0].topk(2).values
-            explained += bool(first - second < NEAR_EQUAL * value.abs().max())
+                explained += bool(gaps[i].abs().max() == 1 and distance.max() < NEAR_TIE)
+    for logits in values[graph.nodes[-1].name][undecided]:
+        first, second = logits.topk(2).values
+        explained += bool(first - second < NEAR_EQUAL * logits.abs().max())
     return explained

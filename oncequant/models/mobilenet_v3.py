@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from oncequant.arch import FLOAT_BITS, Arch, LayerSpec, Number
-from oncequant.elastic import ElasticConv, resize
+from oncequant.elastic import ElasticConv, SharedWeights, resize
 from oncequant.quantizers.functional import activate
 from oncequant.space import SearchSpace
 
@@ -241,21 +241,22 @@ class Block(nn.Module):
         self.has_expand = "expand" in layers
         self.residual = residual
 
-    def forward(self, x: Tensor, specs: Mapping[str, LayerSpec], name: str) -> Tensor:  # (N, C, H, W)
+    def forward(  # (N, C, H, W)
+        self, x: Tensor, specs: Mapping[str, LayerSpec], name: str, shared: SharedWeights | None = None
+    ) -> Tensor:
         """Run the block with the LayerSpecs `name.*` of `specs`."""
+
+        def layer(kind: str, x: Tensor, activation: str | None = None) -> Tensor:
+            return getattr(self, kind)(x, specs[f"{name}.{kind}"], activation, shared)
+
         # An activation is applied by the layer that reads it, within its quantizer.
-        if self.has_expand:
-            h = self.expand(x, specs[f"{name}.expand"])
-            h = self.depthwise(h, specs[f"{name}.depthwise"], self.activation)
-        else:
-            h = self.depthwise(x, specs[f"{name}.depthwise"])
+        h = layer("depthwise", layer("expand", x), self.activation) if self.has_expand else layer("depthwise", x)
         if self.has_se:
             h = activate(h, self.activation)
-            gate = self.se_reduce(h.mean((2, 3), keepdim=True), specs[f"{name}.se_reduce"])
-            gate = self.se_expand(gate, specs[f"{name}.se_expand"], "relu")
-            h = self.project(h * F.hardsigmoid(gate), specs[f"{name}.project"])
+            gate = layer("se_reduce", h.mean((2, 3), keepdim=True))
+            h = layer("project", h * F.hardsigmoid(layer("se_expand", gate, "relu")))
         else:
-            h = self.project(h, specs[f"{name}.project"], self.activation)
+            h = layer("project", h, self.activation)
         return x + h if self.residual else h
 
 
@@ -297,21 +298,21 @@ class MobileNetV3(nn.Module):
         self.feature_mix = layer("feature_mix")
         self.classifier = layer("classifier")
 
-    def forward(self, images: Tensor, arch: Mapping[str, int]) -> Tensor:
+    def forward(self, images: Tensor, arch: Mapping[str, int], shared: SharedWeights | None = None) -> Tensor:
         """Logits (N, num_classes) of the subnet `arch` on normalised images (N, C, S, S)."""
         specs = self.space.layers(arch)
         x = resize(images, arch["resolution"]).contiguous(memory_format=torch.channels_last)
-        x = F.hardswish(self.stem(x, specs["stem"]))
-        x = self.block0(x, specs, "block0")
+        x = F.hardswish(self.stem(x, specs["stem"], None, shared))
+        x = self.block0(x, specs, "block0", shared)
         for s in range(1, len(self.config.stage_widths) + 1):
             stage = getattr(self, f"stage{s}")
             for b in range(1, arch[f"stage{s}.depth"] + 1):
-                x = stage[f"block{b}"](x, specs, f"stage{s}.block{b}")
-        x = F.hardswish(self.final_expand(x, specs["final_expand"]))
+                x = stage[f"block{b}"](x, specs, f"stage{s}.block{b}", shared)
+        x = F.hardswish(self.final_expand(x, specs["final_expand"], None, shared))
         x = x.mean((2, 3), keepdim=True)  # (N, C, 1, 1)
-        x = F.hardswish(self.feature_mix(x, specs["feature_mix"]))
+        x = F.hardswish(self.feature_mix(x, specs["feature_mix"], None, shared))
         x = F.dropout(x, self.config.dropout, self.training)
-        return self.classifier(x, specs["classifier"]).flatten(1)
+        return self.classifier(x, specs["classifier"], None, shared).flatten(1)
 
 
 def extract_subnet(supernet: MobileNetV3, arch: Arch) -> MobileNetV3:
