@@ -100,13 +100,13 @@ class ElasticConv(nn.Module):
 class ElasticBatchNorm(nn.Module):
     """Batch norm over the first C channels of its parameters.
 
-    Training uses the statistics of the batch and stores nothing; evaluation uses the stored ones, which belong to one
-    subnet and are set by `oncequant.evaluate.calibrate`.
+    Training uses the statistics of the batch; evaluation uses the stored ones, which belong to one subnet, set by
+    `oncequant.evaluate.calibrate`. Training stores nothing unless `store` is set, and then those of the last batch.
     """
 
     def __init__(self, channels: int, eps: float = 1e-5):
         super().__init__()
-        self.eps = eps
+        self.eps, self.store = eps, False
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
         self.register_buffer("running_mean", torch.zeros(channels))
@@ -115,8 +115,8 @@ class ElasticBatchNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # (N, C, H, W)
         """Normalise with batch statistics in training, with the stored ones in evaluation."""
         c = x.shape[1]
-        stored = (None, None) if self.training else (self.running_mean[:c], self.running_var[:c])
-        return F.batch_norm(x, *stored, self.weight[:c], self.bias[:c], self.training, 0.0, self.eps)
+        stored = (self.running_mean[:c], self.running_var[:c]) if self.store or not self.training else (None, None)
+        return F.batch_norm(x, *stored, self.weight[:c], self.bias[:c], self.training, 1.0, self.eps)
 
     def tensors(self) -> tuple[Tensor, ...]:
         """weight, bias, running_mean, running_var."""

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from oncequant.arch import Arch
 from oncequant.elastic import ElasticBatchNorm
@@ -21,17 +21,21 @@ def calibrate(subnet: MobileNetV3, arch: Arch, batches: Batches) -> None:
     """
     norms = {module: [] for module in subnet.modules() if isinstance(module, ElasticBatchNorm)}
 
-    def record(module: nn.Module, inputs: tuple[Tensor]) -> None:
-        variance, mean = torch.var_mean(inputs[0], (0, 2, 3), correction=0)
-        norms[module].append((len(inputs[0]), mean, variance))
+    def record(norm: ElasticBatchNorm, inputs: tuple[Tensor], output: Tensor) -> None:
+        values = output.numel() // output.shape[1]  # of a channel; batch norm stores the unbiased variance
+        biased = norm.running_var * ((values - 1) / values)
+        norms[norm].append((len(output), norm.running_mean.clone(), biased))
 
-    hooks = [norm.register_forward_pre_hook(record) for norm in norms]
+    hooks = [norm.register_forward_hook(record) for norm in norms]
     subnet.train()
     try:
+        for norm in norms:
+            norm.store = True
         for images, _ in batches:
             subnet(images, arch)
     finally:
-        for hook in hooks:
+        for norm, hook in zip(norms, hooks):
+            norm.store = False
             hook.remove()
         subnet.eval()
     for norm, seen in norms.items():
