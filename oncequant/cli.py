@@ -14,6 +14,7 @@ import torch
 import tyro
 from rich.table import Table
 
+from oncequant import distributed
 from oncequant import train as training
 from oncequant.arch import FLOAT_BITS, Arch
 from oncequant.checkpoint import load_supernet
@@ -58,10 +59,16 @@ def main() -> None:
     )
     try:
         options = tyro.extras.subcommand_cli_from_dict(commands, prog="oncequant", description=description)
-        HANDLERS[type(options)](options)
+        devices = _devices(options)
+        if devices > 1 and not distributed.was_launched():
+            sys.exit(distributed.launch(devices, sys.argv[1:]))
+        console.quiet = not distributed.is_main()
+        with distributed.session():
+            HANDLERS[type(options)](options)
     except (ValueError, OSError, training.TrainingError) as error:
         # every error that is the user's to mend is one of these (DataError, BudgetError, FileError, ...)
-        print(f"error: {error}", file=sys.stderr)
+        if distributed.is_main():
+            print(f"error: {error}", file=sys.stderr)
         if os.environ.get("ONCEQUANT_TRACEBACK"):
             raise
         sys.exit(1)
@@ -78,6 +85,8 @@ def run(options: Run) -> None:
     """`oncequant run`."""
     run_dir, settings, data = _train(options.train, "run", options.search.config())
     _search(run_dir, settings, data, options.search)
+    if not distributed.is_main():
+        return
     problems = _export(run_dir, settings, data, ())
     report(Report(run_dir))
     if problems:
@@ -210,7 +219,8 @@ def _train(
     settings = replace(settings, model=options.model.config(preset, len(data.classes), data.channels))
     if search_options:
         oqat.check_budgets(options.training, search_options, settings.model)
-    create_run(run_dir, settings, data, shlex.join(["oncequant", command, *sys.argv[2:]]))
+    command = shlex.join(["oncequant", command, *sys.argv[2:]])
+    distributed.from_main(lambda: create_run(run_dir, settings, data, command))
     counts = f"{len(data.train)} training, {len(data.validation)} validation, {len(data.test)} test images"
     console.print(
         f"{data.name}: {len(data.classes)} classes, {counts}; preset {preset}; run folder {run_dir}", soft_wrap=True
@@ -305,6 +315,17 @@ def _print_family(family: list[dict]) -> None:
         accuracies = [f"{100 * entry[key]:.2f}" for key in ("top1_validation", "top1_test")]
         table.add_row(entry["name"], *accuracies, *numbers)
     console.print(table)
+
+
+def _devices(options: object) -> int:
+    """Processes that a command asks for. Raises UsageError if there cannot be so many."""
+    options = options.train if isinstance(options, Run) else options
+    devices, device = getattr(options, "devices", 1), getattr(options, "device", "cpu")
+    if devices < 1:
+        raise UsageError(f"--devices {devices}: use a number from 1")
+    if _device(device).type == "cuda" and devices > torch.cuda.device_count():
+        raise UsageError(f"--devices {devices}: this machine has {torch.cuda.device_count()} GPUs")
+    return devices
 
 
 def _device(name: Device) -> torch.device:

@@ -273,22 +273,32 @@ class _Pixels:
     split: Split
     seed: int
     resized: bool
+    shard: tuple[int, int]
 
     def __getitem__(self, batch: tuple[int, list[int] | Tensor]) -> Tensor:
         step, indices = batch
+        mine = _part(len(indices), self.shard)
         uniform = torch.rand(len(indices), 4, generator=_generator("crop", self.seed, step)) if self.resized else None
-        return self.split.images(torch.as_tensor(indices), uniform)
+        return self.split.images(torch.as_tensor(indices)[mine], uniform[mine] if self.resized else None)
 
 
 def train_batches(
-    data: Data, batch_size: int, *, seed: int, start_step: int = 0, crop: str = "auto", workers: int = 0
+    data: Data,
+    batch_size: int,
+    *,
+    seed: int,
+    start_step: int = 0,
+    crop: str = "auto",
+    workers: int = 0,
+    shard: tuple[int, int] = (0, 1),
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Endless augmented batches from step `start_step` on: float32 (N, C, S, S) normalised, int64 (N,), on the device.
 
     The batch of a step is a function of (data, batch_size, seed, step) alone, so a resumed run sees what an
     uninterrupted one sees. N = min(batch_size, training images); the incomplete batch at the end of an epoch is
     dropped. `crop`: "pad" shifts by up to S / 8 with reflection, "resized" cuts out 1/4 to all of the area, "none";
-    "auto" is "pad" for resident and "resized" for streaming data. `workers` processes decode streaming data.
+    "auto" is "pad" for resident and "resized" for streaming data. `workers` processes decode streaming data. `shard`
+    (i, n) yields the i-th of n parts of every batch, which together are the whole batch.
 
     Raises `DataError` for an argument that is out of range, and for a broken image of streaming data."""
     if crop not in CROPS:
@@ -298,7 +308,7 @@ def train_batches(
     resident = isinstance(data.train, ResidentSplit)
     crop = crop if crop != "auto" else "pad" if resident else "resized"
     plan = partial(_plan, data, min(batch_size, len(data.train)), seed, start_step)
-    pixels = _Pixels(data.train, seed, crop == "resized")
+    pixels = _Pixels(data.train, seed, crop == "resized", shard)
     if resident:
         fetched = map(pixels.__getitem__, plan())
     else:
@@ -310,9 +320,8 @@ def train_batches(
             pin_memory=data.device.type == "cuda",
             generator=torch.Generator(),  # otherwise a loader advances the global one
         )
-    return _augmented(
-        data, zip(plan(), _one_line_errors(fetched)), seed, max(1, data.size // 8) if crop == "pad" else 0
-    )
+    pad = max(1, data.size // 8) if crop == "pad" else 0
+    return _augmented(data, zip(plan(), _one_line_errors(fetched)), seed, pad, shard)
 
 
 def _one_line_errors(fetched: Iterable[Tensor]) -> Iterator[Tensor]:
@@ -332,20 +341,30 @@ def _plan(data: Data, batch_size: int, seed: int, step: int) -> Iterator[tuple[i
             step += 1
 
 
-def _augmented(data: Data, batches: Iterator, seed: int, pad: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _part(n: int, shard: tuple[int, int]) -> slice:
+    return slice(n * shard[0] // shard[1], n * (shard[0] + 1) // shard[1])
+
+
+def _augmented(
+    data: Data, batches: Iterator, seed: int, pad: int, shard: tuple[int, int]
+) -> Iterator[tuple[Tensor, Tensor]]:
     labels, normalise = data.train.labels.to(data.device), _normaliser(data)
     for (step, indices), pixels in batches:
-        pixels = pixels.to(data.device, non_blocking=True)
+        pixels, mine = pixels.to(data.device, non_blocking=True), _part(len(indices), shard)
         if pad or data.flip:
-            pixels = _shift_flip(pixels, pad, data.flip, _generator("shift", seed, step))
-        yield normalise(pixels), labels[indices.to(data.device)]
+            generator, n = _generator("shift", seed, step), len(indices)
+            shift = torch.randint(-pad, pad + 1, (2, n, 1), generator=generator)[:, mine]
+            mirror = (torch.rand(n, 1, generator=generator) < (0.5 if data.flip else 0))[mine]
+            pixels = _shift_flip(pixels, shift, mirror)
+        yield normalise(pixels), labels[indices[mine].to(data.device)]
 
 
-def _shift_flip(pixels: Tensor, pad: int, flip: bool, generator: torch.Generator) -> Tensor:
-    """Reflect-pad by `pad`, crop at random, mirror half of the images: one gather of rows, one of columns."""
+def _shift_flip(pixels: Tensor, shift: Tensor, mirror: Tensor) -> Tensor:
+    """Shift images by `shift` (2, N, 1) rows and columns, reflecting at the border, and mirror those with `mirror`
+    (N, 1): one gather of rows, one of columns."""
     n, channels, side, _ = pixels.shape
-    shift = torch.randint(-pad, pad + 1, (2, n, 1), generator=generator).to(pixels.device, non_blocking=True)
-    mirror = (torch.rand(n, 1, generator=generator) < (0.5 if flip else 0)).to(pixels.device, non_blocking=True)
+    shift = shift.to(pixels.device, non_blocking=True)
+    mirror = mirror.to(pixels.device, non_blocking=True)
     source = (torch.arange(side, device=pixels.device) + shift).abs()
     rows, columns = (side - 1) - ((side - 1) - source).abs()  # (N, S) each: reflected at both borders
     columns = torch.where(mirror, columns.flip(1), columns)

@@ -11,6 +11,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
 
 from oncequant.arch import FLOAT_BITS, LayerSpec
+from oncequant.distributed import AllSum, world_size
 from oncequant.quantizers.functional import activate
 from oncequant.quantizers.lsq import LSQ
 
@@ -60,7 +61,7 @@ class ElasticConv(nn.Module):
         if spec.act_bits < FLOAT_BITS:
 
             def quantize(v: Tensor) -> Tensor:
-                return self.act_quantizer(v, spec.act_bits, spec.signed_input, activation)
+                return self.act_quantizer(v, spec.act_bits, spec.signed_input, activation, world_size())
 
             y = _conv_of_quantized(x, quantize, weight, **conv)
         else:
@@ -102,11 +103,12 @@ class ElasticBatchNorm(nn.Module):
 
     Training uses the statistics of the batch; evaluation uses the stored ones, which belong to one subnet, set by
     `oncequant.evaluate.calibrate`. Training stores nothing unless `store` is set, and then those of the last batch.
+    With `synchronised`, the batch is that of all processes.
     """
 
     def __init__(self, channels: int, eps: float = 1e-5):
         super().__init__()
-        self.eps, self.store = eps, False
+        self.eps, self.store, self.synchronised = eps, False, False
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
         self.register_buffer("running_mean", torch.zeros(channels))
@@ -115,12 +117,22 @@ class ElasticBatchNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # (N, C, H, W)
         """Normalise with batch statistics in training, with the stored ones in evaluation."""
         c = x.shape[1]
+        if self.synchronised and self.training and world_size() > 1:
+            return _batch_norm_of_all(x, self.weight[:c], self.bias[:c], self.eps)
         stored = (self.running_mean[:c], self.running_var[:c]) if self.store or not self.training else (None, None)
         return F.batch_norm(x, *stored, self.weight[:c], self.bias[:c], self.training, 1.0, self.eps)
 
     def tensors(self) -> tuple[Tensor, ...]:
         """weight, bias, running_mean, running_var."""
         return self.weight, self.bias, self.running_mean, self.running_var
+
+
+def _batch_norm_of_all(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Training batch norm of (N, C, H, W) with the statistics of all processes, which have equal N."""
+    mean = AllSum.apply(x.mean((0, 2, 3))) / world_size()
+    centred = x - mean[:, None, None]
+    variance = AllSum.apply(centred.square().mean((0, 2, 3))) / world_size()
+    return centred * (weight * (variance + eps).rsqrt())[:, None, None] + bias[:, None, None]
 
 
 class SharedWeights:

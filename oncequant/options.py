@@ -78,6 +78,9 @@ class Train:
     max_train: int | None = None
     """Use only so many training images (a fixed random subset)."""
     device: Device = "auto"
+    devices: int = 1
+    """Processes that share the work on this machine, each on one GPU or on a share of the CPU's cores. Several
+    machines: torchrun ... -m oncequant -- train ..."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,8 @@ class Search:
     data: str | None = None
     """Where the run's images are now, if they have moved."""
     device: Device = "auto"
+    devices: int = 1
+    """Processes that share the measurements."""
 
 
 @dataclass(frozen=True)

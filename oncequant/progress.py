@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from oncequant.distributed import is_main
+
 console = Console(markup=False, highlight=False)  # texts hold users' paths, which may look like markup
 if not console.is_terminal:
     console = Console(markup=False, highlight=False, width=120)  # a log file has no width of its own
@@ -17,6 +19,9 @@ SECONDS_BETWEEN_LINES = 20
 @contextmanager
 def track(title: str, total: int, start: int = 0) -> Iterator[Update]:
     """Show the progress of one long job; yields `update(done, metrics by name)`."""
+    if not is_main():
+        yield lambda done, metrics: None
+        return
     if not console.is_terminal:
         yield _lines(title, total, start)
         return

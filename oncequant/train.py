@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from oncequant import distributed
 from oncequant.arch import Arch
 from oncequant.data import Data, train_batches
 from oncequant.elastic import SharedWeights
@@ -69,7 +70,7 @@ def make_optimizer(net: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
     ]
     groups = [group for group in groups if group["params"]]
     if schedule.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=schedule.lr, momentum=0.9, nesterov=True, fused=True)
+        return torch.optim.SGD(groups, lr=schedule.lr, momentum=0.9, nesterov=True)
     if schedule.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=schedule.lr, fused=True)
     raise ValueError(f"optimizer {schedule.optimizer!r}: use sgd or adamw")
@@ -98,27 +99,38 @@ def fit(
 ) -> None:
     """Train `net` in place for `schedule.steps` steps, resuming from the stage's checkpoint if there is one.
 
-    Writes `metrics.jsonl` and TensorBoard events in `run_dir`, and `<stage>.resume.pt` in it while training.
+    Writes `metrics.jsonl` and TensorBoard events in `run_dir`, and `<stage>.resume.pt` in it while training. Several
+    processes (oncequant.distributed) share every batch and average their gradients, once a step.
 
     Args:
         step_function: runs forward and backward passes of one batch (gradients are zeroed before it) and returns the
             loss as a 0-dim tensor without synchronising the device.
-        evaluate: metrics by name, measured `evaluations` times in the stage and logged.
+        evaluate: metrics by name, measured `evaluations` times in the stage and logged; all processes call it.
         checkpoint_seconds: time between checkpoints; 0 writes one every step.
 
     Raises:
         TrainingError: the loss or a gradient is not finite. The last checkpoint is from before that.
         FileError: the run folder cannot be written, or its checkpoint is damaged or from other settings.
+        ValueError: the batch cannot be shared equally among the processes.
     """
+    rank, processes = distributed.rank(), distributed.world_size()
+    if schedule.batch_size % processes:
+        raise ValueError(
+            f"batch_size {schedule.batch_size} is not a multiple of the {processes} processes that share it"
+        )
     checkpoint = run_dir / f"{stage}.resume.pt"
-    for leftover in run_dir.glob(f".{checkpoint.name}.*"):  # half files of a kill while writing
-        leftover.unlink()
+    if distributed.is_main():
+        for leftover in run_dir.glob(f".{checkpoint.name}.*"):  # half files of a kill while writing
+            leftover.unlink(missing_ok=True)
     settings = {"schedule": asdict(schedule), "seed": seed, "data": data.fingerprint}
     optimizer = make_optimizer(net, schedule)
-    start = _load_checkpoint(checkpoint, net, optimizer, settings) if checkpoint.exists() else 0
-    log = _MetricsLog(run_dir, stage, start)
+    resume = distributed.from_main(checkpoint.exists)
+    start = _load_checkpoint(checkpoint, net, optimizer, settings) if resume else 0
+    distributed.broadcast_state(net)
+    log = _MetricsLog(run_dir, stage, start) if distributed.is_main() else None
     workers = min(8, os.cpu_count() or 1)  # processes that decode streamed images; resident data need none
-    batches = train_batches(data, schedule.batch_size, seed=seed, start_step=start, workers=workers)
+    shard = rank, processes
+    batches = train_batches(data, schedule.batch_size, seed=seed, start_step=start, workers=workers, shard=shard)
     log_every = max(1, min(20, schedule.steps // 20))
     evaluate_at = {round((i + 1) * schedule.steps / evaluations) for i in range(evaluations)} if evaluate else set()
     last_save, metrics, gradients_finite = time.monotonic(), {}, torch.tensor(True)
@@ -128,14 +140,16 @@ def fit(
             images, labels = next(batches)
             for group in optimizer.param_groups:
                 group["lr"] = schedule.lr_at(step) * group["scale"]
-            torch.manual_seed(int(step_rng(seed, step).integers(2**31)))  # dropout
+            torch.manual_seed(int(step_rng(seed, step).integers(2**31)) + rank)  # dropout
             optimizer.zero_grad(set_to_none=True)
             loss = step_function(images, labels, step_rng(seed, step))
+            distributed.average_gradients(net)
             norm = torch.nn.utils.clip_grad_norm_(net.parameters(), schedule.clip_norm)
             gradients_finite = torch.isfinite(norm) & gradients_finite.to(norm.device)  # looked at when logging
             optimizer.step()
             done = step + 1
             should_save = time.monotonic() - last_save >= checkpoint_seconds and done < schedule.steps
+            should_save &= distributed.is_main()
             if done % log_every == 0 or done in evaluate_at or should_save or done == schedule.steps:
                 value = float(loss)
                 if not (math.isfinite(value) and bool(gradients_finite)):
@@ -144,7 +158,8 @@ def fit(
                     metrics = evaluate()
                     net.train()
                 row = metrics if done in evaluate_at else {}
-                log.write(done, schedule.steps, {"loss": value, "lr": schedule.lr_at(step), **row})
+                if log:
+                    log.write(done, schedule.steps, {"loss": value, "lr": schedule.lr_at(step), **row})
                 bar(done, {"loss": value, **metrics})
             if should_save:
                 _save_checkpoint(checkpoint, net, optimizer, done, settings)

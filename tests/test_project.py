@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [  # a module may import modules of lines above it, and of its own package
+    {"distributed"},
     {"arch", "files", "progress"},
     {"space", "cost"},
     {"quantizers"},

@@ -14,7 +14,7 @@ the float supernet, where OFA shrinks progressively.
 Run. `oncequant run --data digits`, recipes/oqat_cifar10.sh.      Results. results/README.md
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from oncequant import distributed
 from oncequant.arch import FLOAT_BITS, Arch
 from oncequant.checkpoint import load_supernet, save_supernet
 from oncequant.cost import Budget
 from oncequant.data import Data, calibration_batches, eval_batches, steps_per_epoch, train_batches
+from oncequant.elastic import ElasticBatchNorm
 from oncequant.evaluate import measure
 from oncequant.files import read_json, write_json
 from oncequant.models.mobilenet_v3 import MobileNetV3, MobileNetV3Config, elastic_layers, mobilenet_v3_space, with_bits
@@ -51,6 +53,7 @@ class Config:
     min_steps: int = 150
     """Least steps per stage, for small data sets."""
     batch_size: int = 64
+    """Images per step, of all processes together."""
     lr: float = 3e-3
     """Peak learning rate of the float supernet."""
     quantized_lr: float = 8e-3
@@ -63,6 +66,10 @@ class Config:
     label_smoothing: float = 0.1
     calibration_images: int = 2000
     """Training images from which batch-norm statistics of a subnet are estimated."""
+    independent_archs: bool = False
+    """With several processes: each draws its own random architectures, so that a step trains more of them."""
+    sync_batch_norm: bool = False
+    """With several processes: batch-norm statistics of the whole batch instead of each process's part."""
     checkpoint_seconds: float = 60.0
     """Time between checkpoints within a stage; 0 writes one every step."""
     seed: int = 0
@@ -72,6 +79,10 @@ class Config:
         widths = self.bit_schedule
         if any(not 2 <= bits <= 8 for bits in widths) or list(widths) != sorted(set(widths), reverse=True):
             raise ValueError(f"bit_schedule {widths}: use falling bit-widths from 8 to 2, for example 4 3 2")
+        if self.independent_archs and self.sync_batch_norm:
+            raise ValueError(
+                "sync_batch_norm needs the same architectures in every process: not with independent_archs"
+            )
         if self.random_subnets < 0 or self.epochs < 1 or self.float_epochs < 1 or self.batch_size < 2:
             raise ValueError("epochs and float_epochs are at least 1, batch_size at least 2, random_subnets at least 0")
 
@@ -108,7 +119,7 @@ def train(
     for bits in (FLOAT_BITS, *cfg.bit_schedule):
         stage = stage_name(bits)
         resume = run_dir / f"{stage}.resume.pt"
-        if not (run_dir / f"{stage}.safetensors").exists():
+        if not distributed.from_main((run_dir / f"{stage}.safetensors").exists):
             torch.manual_seed(cfg.seed)
             config = with_bits(model, bits)
             supernet = MobileNetV3(config, mobilenet_v3_space(config).restrict(only or {}))
@@ -116,8 +127,9 @@ def train(
             if bits < FLOAT_BITS:
                 inherit_bits(load_supernet(run_dir, stage_name(previous), data.device), supernet, data, cfg)
             train_supernet(supernet, cfg, data, run_dir, stage)
-            save_supernet(run_dir, stage, supernet)
-        resume.unlink(missing_ok=True)
+            distributed.from_main(lambda: save_supernet(run_dir, stage, supernet))  # noqa: B023
+        if distributed.is_main():
+            resume.unlink(missing_ok=True)
         previous = bits
 
 
@@ -162,7 +174,13 @@ def initialise_step_sizes(supernet: MobileNetV3, images: torch.Tensor) -> None:
 def train_supernet(supernet: MobileNetV3, cfg: Config, data: Data, run_dir: Path, stage: str) -> None:
     """Sandwich rule with in-place distillation over the whole space."""
 
+    for module in supernet.modules():
+        if isinstance(module, ElasticBatchNorm):
+            module.synchronised = cfg.sync_batch_norm
+
     def step(images: torch.Tensor, labels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+        if cfg.independent_archs:
+            rng = rng.spawn(distributed.world_size())[distributed.rank()]
         archs = sandwich_archs(supernet.space, cfg.random_subnets, rng)
         return sandwich_step(supernet, images, labels, archs, cfg.label_smoothing)
 
@@ -184,9 +202,11 @@ def validation_metrics(supernet: MobileNetV3, cfg: Config, data: Data) -> Callab
     calibration = calibration_batches(data, cfg.calibration_images, 250, cfg.seed)
 
     def evaluate() -> dict[str, float]:
-        ends = {"top1_largest": supernet.space.largest(), "top1_smallest": supernet.space.smallest()}
-        validation = lambda: eval_batches(data, data.validation)  # noqa: E731
-        return {name: measure(supernet, arch, calibration, validation()) for name, arch in ends.items()}
+        def top1(arch: Arch) -> float:
+            return measure(supernet, arch, calibration, eval_batches(data, data.validation))
+
+        ends = distributed.shared_map(top1, [supernet.space.largest(), supernet.space.smallest()])
+        return dict(zip(("top1_largest", "top1_smallest"), ends))
 
     return evaluate
 
@@ -236,38 +256,33 @@ def search(cfg: Config, options: SearchConfig, data: Data, run_dir: Path) -> lis
     family_path = run_dir / "family.json"
     family = {entry["name"]: entry for entry in (read_json(family_path) if family_path.exists() else [])}
 
-    def choose(name: str, stage: str, arch: Arch, top1: float) -> dict[str, Any]:
-        """An entry of the family; the test split is used once for each chosen subnet."""
-        space = supernets[stage].space
-        brief = dict(space.brief(arch))
-        known = [e for e in family.values() if e["stage"] == stage and e["arch"] == brief]
-        top1_test = (
-            known[0]["top1_test"]
-            if known
-            else measure(supernets[stage], arch, calibration, eval_batches(data, data.test))
-        )
-        bits = FLOAT_BITS if stage == "float" else int(stage.removesuffix("bit"))
-        costs = all_costs(space, arch)
-        return dict(
-            name=name, stage=stage, bits=bits, arch=brief, top1_validation=top1, top1_test=top1_test, costs=costs
-        )
-
     largest = supernets["float"].space.largest()
     top1 = measure(supernets["float"], largest, calibration, eval_batches(data, data.validation))
-    chosen = [choose("float-max", "float", largest, top1)]
+    chosen = [("float-max", "float", largest, top1)]
     for stage in quantized:
         supernet = supernets[stage]
         memory = MeasurementFile(run_dir / "measurements.jsonl", stage)
         found = _search_stage(supernet, memory, options, calibration, data, stage, cfg.seed)
-        for name, measurement in found.items():
-            arch = supernet.space.complete(measurement.arch)
-            chosen.append(choose(f"{stage}-{name}", stage, arch, measurement.top1))
+        chosen += [(f"{stage}-{name}", stage, supernet.space.complete(m.arch), m.top1) for name, m in found.items()]
+
+    def entry(choice: tuple[str, str, Arch, float]) -> dict[str, Any]:
+        """What family.json says of a chosen subnet; the test split is used once for each."""
+        name, stage, arch, top1 = choice
+        space = supernets[stage].space
+        brief = dict(space.brief(arch))
+        known = [e["top1_test"] for e in family.values() if e["stage"] == stage and e["arch"] == brief]
+        test = known[0] if known else measure(supernets[stage], arch, calibration, eval_batches(data, data.test))
+        bits = FLOAT_BITS if stage == "float" else int(stage.removesuffix("bit"))
+        costs = all_costs(space, arch)
+        return dict(name=name, stage=stage, bits=bits, arch=brief, top1_validation=top1, top1_test=test, costs=costs)
+
+    entries = distributed.shared_map(entry, chosen)
     if not options.budgets:  # an earlier family of these stages may have had more members
         replaced = {f"{stage}-{letter}" for stage in quantized for letter in "SML"}
         family = {name: entry for name, entry in family.items() if name not in replaced}
-    family.update((entry["name"], entry) for entry in chosen)
-    write_json(family_path, list(family.values()))
-    return chosen
+    family.update((entry["name"], entry) for entry in entries)
+    distributed.from_main(lambda: write_json(family_path, list(family.values())))
+    return entries
 
 
 def _search_stage(supernet, memory, options, calibration, data, stage, seed) -> dict[str, Measurement]:
@@ -277,21 +292,24 @@ def _search_stage(supernet, memory, options, calibration, data, stage, seed) -> 
         best = 0.0
 
         def top1(arch: Arch) -> float:
+            return measure(supernet, arch, calibration, eval_batches(data, data.validation))
+
+        def all_top1(archs: Sequence[Arch]) -> Iterator[float]:
             nonlocal best
-            value = measure(supernet, arch, calibration, eval_batches(data, data.validation))
-            best = max(best, value)
-            return value
+            for value in memory.measured(space, top1, options.searcher)(archs):
+                best = max(best, value)
+                yield value
 
         SEARCHERS[options.searcher](
             space,
-            memory.measured(space, top1, options.searcher),
+            all_top1,
             budgets=options.budgets,
             cost=options.cost,
             evaluations=options.evaluations,
             seed=seed,
             progress=lambda done, total: bar(done, {"best top-1": best}),
         )
-    everything = [m for m in read_measurements(memory.path) if m.stage == stage]
+    everything = distributed.from_main(lambda: [m for m in read_measurements(memory.path) if m.stage == stage])
     if options.budgets:
         return {
             "-".join(str(b).replace("<=", "") for b in options.budgets): best_under(everything, options.budgets, space)

@@ -23,9 +23,12 @@ class LSQ(nn.Module):
         super().__init__()
         self.step_size = nn.Parameter(torch.tensor(float("nan")))
 
-    def forward(self, x: Tensor, bits: int, signed: bool, activation: str | None = None) -> Tensor:
-        """Fake-quantized activation(x) of the same shape; gradient scale 1 / sqrt(numel(x) q_max)."""
-        grad_scale = 1 / math.sqrt(x.numel() * integer_range(bits, signed)[1])
+    def forward(self, x: Tensor, bits: int, signed: bool, activation: str | None = None, shards: int = 1) -> Tensor:
+        """Fake-quantized activation(x) of the same shape; gradient scale 1 / sqrt(numel(x) shards q_max).
+
+        `shards`: the number of processes whose inputs together are one batch.
+        """
+        grad_scale = 1 / math.sqrt(x.numel() * shards * integer_range(bits, signed)[1])
         return fake_quantize(x, self.step_size, bits, signed, grad_scale, activation=activation)
 
     @torch.no_grad()

@@ -15,9 +15,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from oncequant.arch import Arch
 from oncequant.cost import Budget
 from oncequant.search.budget import cost_batch, covering_codes, slack
+from oncequant.search.measurements import MeasureAll
 from oncequant.search.trials import Trial, Trials
 from oncequant.space import SearchSpace
 
@@ -27,12 +27,13 @@ REDRAWN = (4.0, 1.0)  # expected number of choices that a mutation redraws, at t
 MUTANTS = 64  # candidates per measurement
 DISTANCE_PENALTY = 3.0  # standard deviations of the error, from one end of the cost range to the other
 NEAR_LIMIT = 0.1  # log(limit / cost) that counts as close to the limit
+AT_ONCE = 4  # fine measurements proposed together, which several processes can share
 BEST = 3  # most accurate architectures that are mutated close to the limit
 
 
 def search(
     space: SearchSpace,
-    measure: Callable[[Arch], float],
+    measure: MeasureAll,
     *,
     budgets: Sequence[Budget] = (),
     cost: str = "bitops",
@@ -40,34 +41,43 @@ def search(
     seed: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Trial]:
-    """Measure (top-1 of an architecture) `evaluations` different architectures within all budgets."""
+    """Measure (top-1 of architectures) `evaluations` different architectures within all budgets."""
     rng = np.random.default_rng(seed)
     trials = Trials(space, measure, budgets=budgets, cost=cost, evaluations=evaluations, progress=progress)
     trials.measure(covering_codes(space, budgets, cost, rng, max(1, round(COARSE * evaluations))))
     step = 0
     while trials.remaining:
-        step += 1
-        redrawn = REDRAWN[0] * (REDRAWN[1] / REDRAWN[0]) ** (len(trials.trials) / evaluations)
-        at_limit = bool(budgets) and step % 2 == 0
-        if at_limit:
-            parent = rng.choice(np.argsort(trials.errors)[:BEST])
-        else:
-            centre = (step // (2 if budgets else 1) % BINS + 0.5) / BINS
-            parent = best_near(trials.log_costs, trials.errors, centre)
-        probability = min(1.0, redrawn / max(1, len(space.free)))
-        mutants = space.mutate_codes(np.repeat(trials.codes[[parent]], MUTANTS, axis=0), probability, rng)
-        mutants = trials.unseen(mutants)
-        mutants = mutants if len(mutants) else trials.draw(rng)
-        if not len(mutants):  # every architecture within the budgets is measured
+        proposed = [propose(trials, step + i, rng) for i in range(min(AT_ONCE, trials.remaining))]
+        proposed = [mutant for mutant in proposed if mutant is not None]
+        if not proposed:  # every architecture within the budgets is measured
             break
-        if at_limit:
-            excess = slack(space, budgets, mutants) - NEAR_LIMIT
-        else:
-            position = relative(trials.log_costs, np.log(cost_batch(space, cost, mutants)))
-            excess = abs(position - centre) - 0.5 / BINS
-        # the first mutant in the wanted range, else the closest to it
-        trials.measure(mutants[[np.maximum(excess, 0).argmin()]])
+        trials.measure(np.array(proposed))
+        step += AT_ONCE
     return trials.trials
+
+
+def propose(trials: Trials, step: int, rng: np.random.Generator) -> np.ndarray | None:
+    """The architecture (genes,) to measure at one step of the fine phase; None if there is none left."""
+    space, budgets = trials.space, trials.budgets
+    redrawn = REDRAWN[0] * (REDRAWN[1] / REDRAWN[0]) ** (len(trials.trials) / trials.evaluations)
+    at_limit = bool(budgets) and step % 2 == 1
+    if at_limit:
+        parent = rng.choice(np.argsort(trials.errors)[:BEST])
+    else:
+        centre = (step // (2 if budgets else 1) % BINS + 0.5) / BINS
+        parent = best_near(trials.log_costs, trials.errors, centre)
+    probability = min(1.0, redrawn / max(1, len(space.free)))
+    mutants = space.mutate_codes(np.repeat(trials.codes[[parent]], MUTANTS, axis=0), probability, rng)
+    mutants = trials.unseen(mutants)
+    mutants = mutants if len(mutants) else trials.draw(rng)
+    if not len(mutants):
+        return None
+    if at_limit:
+        excess = slack(space, budgets, mutants) - NEAR_LIMIT
+    else:
+        position = relative(trials.log_costs, np.log(cost_batch(space, trials.cost, mutants)))
+        excess = abs(position - centre) - 0.5 / BINS
+    return mutants[np.maximum(excess, 0).argmin()]  # the first mutant in the wanted range, else the closest to it
 
 
 def relative(log_costs: np.ndarray, values: np.ndarray) -> np.ndarray:

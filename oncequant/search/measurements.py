@@ -6,15 +6,19 @@ on the same file is answered from it up to the point of the kill, and at most on
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from oncequant.arch import Arch
 from oncequant.cost import COSTS
+from oncequant.distributed import is_main, shared_map, world_size
 from oncequant.files import FileError, read_lines
 from oncequant.space import SearchSpace
+
+MeasureAll = Callable[[Sequence[Arch]], Iterable[float]]
+"""Top-1 in [0, 1] of architectures, in order, measured as the result is iterated."""
 
 
 @dataclass(frozen=True)
@@ -65,28 +69,39 @@ class MeasurementFile:
             if measurement.stage == stage:
                 self._remember(measurement)
 
-    def measured(self, space: SearchSpace, measure: Callable[[Arch], float], searcher: str) -> Callable[[Arch], float]:
-        """`measure` (top-1 in [0, 1] of an architecture of `space`) with the memory of this file.
+    def measured(self, space: SearchSpace, measure: Callable[[Arch], float], searcher: str) -> MeasureAll:
+        """`measure` (top-1 in [0, 1] of an architecture of `space`) for many, with the memory of this file.
 
         An architecture of this stage is measured once. When another searcher comes to it, the value is reused and a
-        line with that searcher's name is added, so that the file holds each searcher's own list. The function raises
-        ValueError for a top-1 outside [0, 1], and if the stored costs are not those of `space`: then the file belongs
-        to another one.
+        line with that searcher's name is added, so that the file holds each searcher's own list. Every value is in the
+        file before the next is measured; several processes measure one architecture each at a time. The function
+        raises ValueError for a top-1 outside [0, 1], and if the stored costs are not those of `space`: then the file
+        belongs to another one.
         """
 
-        def measure_once(arch: Arch) -> float:
-            key, costs = space.brief(arch), all_costs(space, arch)
-            known = self._by_arch.get(key)
-            if known:
-                self._check_same_network(known, costs)
-            top1 = known.top1 if known else float(measure(arch))
-            if not 0 <= top1 <= 1:
-                raise ValueError(f"top-1 must be in [0, 1], measured {top1} for {key}")
-            if (key, searcher) not in self._credited:
-                self._append(Measurement(key, top1, costs, self.stage, searcher))
-            return top1
+        def top1_of(arch: Arch) -> float:
+            known = self._by_arch.get(space.brief(arch))
+            return known.top1 if known else float(measure(arch))
 
-        return measure_once
+        def measure_all(archs: Sequence[Arch]) -> Iterator[float]:
+            for start in range(0, len(archs), world_size()):
+                group = archs[start : start + world_size()]
+                for arch, top1 in zip(group, shared_map(top1_of, group)):
+                    self._note(Measurement(space.brief(arch), top1, all_costs(space, arch), self.stage, searcher))
+                    yield top1
+
+        return measure_all
+
+    def _note(self, new: Measurement) -> None:
+        """Check a measurement and append it, unless this searcher has it already."""
+        if not 0 <= new.top1 <= 1:
+            raise ValueError(f"top-1 must be in [0, 1], measured {new.top1} for {new.arch}")
+        if known := self._by_arch.get(new.arch):
+            self._check_same_network(known, new.costs)
+        if (new.arch, new.searcher) not in self._credited:
+            if is_main():
+                self._append(new)
+            self._remember(new)
 
     def _check_same_network(self, known: Measurement, costs: dict[str, float]) -> None:
         """In another space a brief architecture means another network; its costs give it away."""
@@ -111,7 +126,6 @@ class MeasurementFile:
                 os.fsync(file.fileno())
         except OSError as error:
             raise FileError(f"cannot append to {self.path}: {error.strerror or error}") from error
-        self._remember(measurement)
 
 
 def all_costs(space: SearchSpace, arch: Arch) -> dict[str, float]:

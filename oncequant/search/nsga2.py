@@ -22,9 +22,9 @@ from pymoo.operators.crossover.ux import UniformCrossover
 from pymoo.operators.selection.tournament import TournamentSelection
 from pymoo.problems.static import StaticProblem
 
-from oncequant.arch import Arch
 from oncequant.cost import Budget
 from oncequant.search.budget import cost_batch, covering_codes, limit_codes
+from oncequant.search.measurements import MeasureAll
 from oncequant.search.trials import Trial, Trials
 from oncequant.space import SearchSpace
 
@@ -35,7 +35,7 @@ WORST = 1.0  # error that an architecture over budget, hence not measured, is ra
 
 def search(
     space: SearchSpace,
-    measure: Callable[[Arch], float],
+    measure: MeasureAll,
     *,
     budgets: Sequence[Budget] = (),
     cost: str = "bitops",
@@ -43,7 +43,7 @@ def search(
     seed: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Trial]:
-    """Measure (top-1 of an architecture) `evaluations` different architectures within all budgets."""
+    """Measure (top-1 of architectures) `evaluations` different architectures within all budgets."""
     rng = np.random.default_rng(seed)
     trials = Trials(space, measure, budgets=budgets, cost=cost, evaluations=evaluations, progress=progress)
     size = min(max(8, round(evaluations**0.5)), evaluations)  # population, 14 for 200 evaluations

@@ -4,15 +4,15 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from oncequant.arch import Arch
 from oncequant.cost import Budget
+from oncequant.search.measurements import MeasureAll
 from oncequant.search.trials import Trial, Trials
 from oncequant.space import SearchSpace
 
 
 def search(
     space: SearchSpace,
-    measure: Callable[[Arch], float],
+    measure: MeasureAll,
     *,
     budgets: Sequence[Budget] = (),
     cost: str = "bitops",
@@ -20,7 +20,7 @@ def search(
     seed: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Trial]:
-    """Measure (top-1 of an architecture) `evaluations` different random architectures within all budgets."""
+    """Measure (top-1 of architectures) `evaluations` different random architectures within all budgets."""
     rng = np.random.default_rng(seed)
     trials = Trials(space, measure, budgets=budgets, cost=cost, evaluations=evaluations, progress=progress)
     while trials.remaining and len(codes := trials.draw(rng)):

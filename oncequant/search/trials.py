@@ -13,6 +13,7 @@ import numpy as np
 from oncequant.arch import Arch
 from oncequant.cost import COSTS, Budget
 from oncequant.search.budget import check_reachable, cost_batch, feasible_by_growth, feasible_codes, within
+from oncequant.search.measurements import MeasureAll
 from oncequant.space import SearchSpace
 
 
@@ -32,7 +33,7 @@ class Trials:
     def __init__(
         self,
         space: SearchSpace,
-        measure: Callable[[Arch], float],
+        measure: MeasureAll,
         *,
         budgets: Sequence[Budget],
         cost: str,
@@ -82,9 +83,9 @@ class Trials:
     def measure(self, codes: np.ndarray) -> None:
         """Measure the rows of `codes` that are `unseen`, as many as evaluations remain."""
         codes = self.unseen(codes)[: self.remaining]
-        for row, log_cost in zip(codes, np.log(cost_batch(self.space, self.cost, codes))):
-            arch = self.space.decode(row)
-            top1 = self._measure(arch)
+        archs = [self.space.decode(row) for row in codes]
+        log_costs = np.log(cost_batch(self.space, self.cost, codes))
+        for row, arch, log_cost, top1 in zip(codes, archs, log_costs, self._measure(archs)):
             self.trials.append(Trial(arch, top1))
             self.codes = np.concatenate([self.codes, row[None]])
             self.errors = np.append(self.errors, 1 - top1)

@@ -1,0 +1,168 @@
+"""Several processes that train one network, started by `torchrun` or by `oncequant ... --devices N`.
+
+In a single process every function here does nothing or just calls its argument, so callers need not ask. All processes
+run the same program: they see different parts of each batch, and the main one (rank 0) writes the files. Run folders
+must be on a file system that all hosts see.
+"""
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+Item, Result = TypeVar("Item"), TypeVar("Result")
+
+
+def rank() -> int:
+    """Number of this process, from 0."""
+    return int(os.environ.get("RANK", "0")) if was_launched() else 0
+
+
+def world_size() -> int:
+    """Number of processes."""
+    return int(os.environ["WORLD_SIZE"]) if was_launched() else 1
+
+
+def is_main() -> bool:
+    """Whether this process writes files and prints."""
+    return rank() == 0
+
+
+def was_launched() -> bool:
+    """Whether torchrun or `launch` started this process as one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+@contextmanager
+def session() -> Iterator[None]:
+    """Join the other processes, if there are any, for the duration of the program."""
+    if not was_launched():
+        yield
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    if parent := os.environ.get("ONCEQUANT_PARENT"):
+        threading.Thread(target=_end_with, args=(int(parent),), daemon=True).start()
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def launch(processes: int, arguments: Sequence[str]) -> int:
+    """Run `python -m oncequant *arguments` in so many processes on this machine; the first failure ends all.
+
+    Returns the exit status. Processes on the CPU share its cores.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
+    common["ONCEQUANT_PARENT"] = str(os.getpid())
+    if sys.platform == "linux":
+        common.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a host's own name need not resolve
+    if not torch.cuda.is_available():
+        common.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    started = []
+    try:
+        for number in range(processes):
+            environment = {**common, "RANK": str(number), "LOCAL_RANK": str(number)}
+            started.append(subprocess.Popen([sys.executable, "-m", "oncequant", *arguments], env=environment))
+        while any(process.poll() is None for process in started):
+            if failed := [process.returncode for process in started if process.returncode]:
+                return failed[0]
+            time.sleep(0.1)
+        return max((abs(process.returncode) for process in started), default=0)
+    finally:
+        for process in started:
+            process.terminate()
+        for process in started:
+            process.wait()
+
+
+def from_main(function: Callable[[], Result]) -> Result:
+    """The main process's result of `function`, in every process; an error of it is raised in every process."""
+    if world_size() == 1:
+        return function()
+    message: list[Any] = [None, None]
+    if is_main():
+        try:
+            message[0] = function()
+        except Exception as error:
+            message[1] = error
+    dist.broadcast_object_list(message, device=torch.device("cpu"))
+    if message[1] is not None:
+        raise message[1]
+    return message[0]
+
+
+def shared_map(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    """[function(item) for item in items], every process doing its share; all get all results, in order."""
+    processes = world_size()
+    mine = [function(item) for item in items[rank() :: processes]]
+    if processes == 1:
+        return mine
+    parts: list[list[Result]] = [[] for _ in range(processes)]
+    dist.all_gather_object(parts, mine)
+    return [parts[i % processes][i // processes] for i in range(len(items))]
+
+
+@torch.no_grad()
+def broadcast_state(net: nn.Module) -> None:
+    """Give every process the main one's parameters and buffers."""
+    if world_size() > 1:
+        for tensor in net.state_dict().values():
+            dist.broadcast(tensor, 0)
+
+
+@torch.no_grad()
+def average_gradients(net: nn.Module) -> None:
+    """Mean over processes of every gradient, by one reduction. A parameter that no process used keeps none.
+
+    Which parameters were used is settled on the CPU, so that a GPU is not waited for.
+    """
+    if world_size() == 1:
+        return
+    parameters = [p for p in net.parameters() if p.requires_grad]
+    used = torch.tensor([p.grad is not None for p in parameters], dtype=torch.uint8)
+    dist.all_reduce(used, dist.ReduceOp.MAX)
+    parameters = [p for p, by_any in zip(parameters, used.tolist()) if by_any]
+    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    flat = torch.cat([grad.flatten() for grad in grads])
+    dist.all_reduce(flat)
+    flat /= world_size()
+    for parameter, grad, mean in zip(parameters, grads, flat.split([grad.numel() for grad in grads])):
+        parameter.grad = grad.copy_(mean.view(grad.shape))
+
+
+class AllSum(torch.autograd.Function):
+    """Sum over processes, (...) -> (...); so is its gradient."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        """The sum, in every process."""
+        total = x.contiguous().clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        """The sum of the processes' gradients."""
+        return AllSum.apply(grad)
+
+
+def _end_with(parent: int) -> None:
+    """End this process when the one that launched it is gone, killed perhaps."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)

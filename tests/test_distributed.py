@@ -1,0 +1,219 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from test_train import CONFIG, TINY, digits
+
+from oncequant import distributed
+from oncequant.data import train_batches
+from oncequant.files import read_tensors
+from oncequant.methods import oqat
+
+TINY_OPTIONS = (
+    "--data digits --resolutions 8 --depths 1 --kernel-sizes 3 --expand-ratios 2 3 --width 0.5 --max-train 120 "
+    "--batch-size 16 --epochs 1 --float-epochs 1 --min-steps 12 --bit-schedule 4 --calibration-images 64"
+).split()
+
+
+def in_processes(function, *args, processes=2):
+    """Run function(rank, *args) in processes that have joined each other."""
+    mp.spawn(_joined, (processes, distributed_port(), function, args), processes)
+
+
+def _joined(rank, processes, port, function, args):
+    torch.set_num_threads(1)
+    os.environ |= dict(
+        RANK=str(rank), WORLD_SIZE=str(processes), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), LOCAL_RANK=str(rank)
+    )
+    with distributed.session():
+        function(rank, *args)
+
+
+def distributed_port():
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+# -- the parts
+
+
+def check_parts(rank):
+    assert (distributed.rank(), distributed.world_size(), distributed.is_main()) == (rank, 2, rank == 0)
+    assert distributed.shared_map(lambda item: (item, distributed.rank()), [5, 6, 7]) == [(5, 0), (6, 1), (7, 0)]
+    assert distributed.shared_map(str, []) == []
+    assert distributed.from_main(lambda: f"said by {distributed.rank()}") == "said by 0"
+
+    def fails():
+        raise FileNotFoundError("no such folder")
+
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        distributed.from_main(fails)
+
+    net = torch.nn.ModuleDict({name: torch.nn.Linear(3, 2, bias=False) for name in "abc"})
+    with torch.no_grad():
+        for layer in net.values():
+            layer.weight.fill_(rank + 1.0)
+    distributed.broadcast_state(net)
+    assert all((layer.weight == 1).all() for layer in net.values())
+    net["a"].weight.grad = torch.full((2, 3), 1.0 + rank)
+    if rank == 1:
+        net["b"].weight.grad = torch.full((2, 3), 5.0)
+    distributed.average_gradients(net)
+    assert (net["a"].weight.grad == 1.5).all() and (net["b"].weight.grad == 2.5).all()
+    assert net["c"].weight.grad is None  # nobody used it: no decay, no momentum, as in one process
+
+
+def test_parts():
+    in_processes(check_parts)
+
+
+def test_one_process_needs_nothing():
+    assert distributed.shared_map(str, [1, 2]) == ["1", "2"] and distributed.from_main(lambda: 3) == 3
+    assert (distributed.rank(), distributed.world_size()) == (0, 1)
+
+
+@pytest.mark.parametrize("crop", ["pad", "resized"])
+def test_parts_of_a_batch_make_the_batch(crop):
+    data = replace(digits(size=8), flip=True)
+    for start in (0, 5):
+        whole = train_batches(data, 12, seed=1, start_step=start, crop=crop)
+        parts = [train_batches(data, 12, seed=1, start_step=start, crop=crop, shard=(i, 3)) for i in range(3)]
+        for _ in range(3):
+            images, labels = next(whole)
+            together = [next(part) for part in parts]
+            assert torch.equal(torch.cat([x for x, _ in together]), images)
+            assert torch.equal(torch.cat([y for _, y in together]), labels)
+
+
+# -- two processes are one
+
+
+def train_tiny(rank, folder, options):
+    model = replace(TINY, dropout=0.0)
+    config = replace(CONFIG, optimizer="sgd", batch_size=16, min_steps=3, epochs=1, float_epochs=1, **options)
+    oqat.train(config, model, digits(train=48), folder)
+
+
+@pytest.mark.parametrize("synchronised", [True, False])
+def test_two_processes_equal_one_with_synchronised_batch_norm(synchronised, tmp_path):
+    """Float and quantized; weights, norms and step sizes. Without synchronisation they differ, slightly."""
+    options = dict(sync_batch_norm=synchronised, bit_schedule=(4,), lr=0.05, quantized_lr=0.01)
+    train_tiny(0, tmp_path / "one", options)
+    in_processes(train_tiny, tmp_path / "two", options)
+    assert {p.name for p in (tmp_path / "two").iterdir()} == {p.name for p in (tmp_path / "one").iterdir()}
+    for stage, tolerance in (("float", 1e-5), ("4bit", 2e-3)):  # a rounded value may flip on a tie
+        one, two = (read_tensors(tmp_path / which / f"{stage}.safetensors")[0] for which in ("one", "two"))
+        start = max((one[name] - two[name]).abs().max().item() for name in one)
+        assert (start <= tolerance) == synchronised, (stage, start)
+
+
+def train_independently(rank, folder):
+    train_tiny(rank, folder, dict(independent_archs=True, bit_schedule=(4,)))
+
+
+def test_independent_architectures_train(tmp_path):
+    in_processes(train_independently, tmp_path)
+    assert (tmp_path / "4bit.safetensors").exists()
+
+
+def refuses_odd_batches(rank, folder):
+    with pytest.raises(ValueError, match="batch_size 16 is not a multiple of the 3 processes"):
+        train_tiny(rank, folder, {})
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(tmp_path):
+    in_processes(refuses_odd_batches, tmp_path, processes=3)
+
+
+# -- the command line
+
+
+def oncequant(*arguments, **options):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    launcher = [*options["launcher"], "-m", "oncequant", "--"] if options else ["-m", "oncequant"]
+    command = [sys.executable, *launcher, *map(str, arguments)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process):
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    return output
+
+
+def test_devices_shares_training_and_search_and_prints_once(tmp_path):
+    output = finish(oncequant("train", *TINY_OPTIONS, "--run", tmp_path / "run", "--devices", 2))
+    assert output.count("digits: 10 classes") == 1 and output.count("train 4bit: 12/12") == 1
+    assert {p.name for p in (tmp_path / "run").iterdir()} == {
+        "run.json", "metrics.jsonl", "tensorboard", "float.safetensors", "4bit.safetensors"
+    }  # fmt: skip
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    finish(oncequant("search", tmp_path / "run", "--evaluations", 9, "--devices", 2))
+    finish(oncequant("search", tmp_path / "copy", "--evaluations", 9))
+    for name in ("measurements.jsonl", "family.json"):  # the result does not depend on the number of processes
+        assert (tmp_path / "run" / name).read_text() == (tmp_path / "copy" / name).read_text()
+
+
+def test_errors_of_several_processes_are_one_line(tmp_path):
+    process = oncequant("train", "--data", tmp_path / "nothing", "--devices", 2)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1 and errors.count("error:") == 1 and "nothing" in errors
+
+
+def workers_of(process):
+    listed = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
+    return [int(pid) for pid in listed]
+
+
+def wait_for(path, process):
+    while not path.exists():
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.02)
+
+
+def test_a_killed_rank_is_survived_under_torchrun(tmp_path):
+    """torchrun starts all ranks again; they go on from the checkpoint, to the weights of an undisturbed run."""
+    options = ["train", *TINY_OPTIONS, "--min-steps", "60", "--checkpoint-seconds", "0"]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    finish(oncequant(*options, "--run", tmp_path / "calm", launcher=torchrun))
+    process = oncequant(*options, "--run", tmp_path / "killed", launcher=[*torchrun, "--max-restarts=2"])
+    wait_for(tmp_path / "killed" / "float.resume.pt", process)
+    os.kill(workers_of(process)[-1], signal.SIGKILL)
+    finish(process)
+    lines = [json.loads(line) for line in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in lines if row["stage"] == "4bit"][-1] == 60
+    for stage in ("float", "4bit"):
+        calm, killed = (read_tensors(tmp_path / run / f"{stage}.safetensors")[0] for run in ("calm", "killed"))
+        assert calm.keys() == killed.keys() and all(torch.equal(calm[name], killed[name]) for name in calm)
+
+
+def test_no_process_outlives_a_killed_launcher(tmp_path):
+    process = oncequant("train", *TINY_OPTIONS, "--min-steps", "5000", "--run", tmp_path / "run", "--devices", 2)
+    wait_for(tmp_path / "run" / "metrics.jsonl", process)
+    workers = workers_of(process)
+    assert len(workers) == 2
+    process.kill()
+    process.communicate()
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{pid}").exists() for pid in workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("devices", ["0", "-1"])
+def test_impossible_numbers_of_processes_are_refused(devices):
+    process = oncequant("train", "--devices", devices)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1 and f"--devices {devices}" in errors
