@@ -5,7 +5,6 @@
 `layers + cost` starts from codes, so it includes decoding them and deriving all LayerSpecs.
 """
 
-import csv
 import json
 import os
 import statistics
@@ -18,6 +17,7 @@ import torch
 import tyro
 
 from oncequant.cost import COSTS
+from oncequant.files import write_csv
 from oncequant.models.mobilenet_v3 import PRESETS, mobilenet_v3_space, with_bits
 from oncequant.run_folder import device_name
 
@@ -62,10 +62,7 @@ def main(options: Options) -> None:
             )
             print(json.dumps(rows[-1]), flush=True)
     if options.out:
-        with options.out.open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0].keys())
-            writer.writeheader()
-            writer.writerows(rows)
+        write_csv(options.out, rows)
 
 
 if __name__ == "__main__":

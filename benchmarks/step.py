@@ -1,33 +1,41 @@
-"""Time and peak memory of a supernet step, quantized over float.
+"""Time and peak memory of a supernet step: ours in float and quantized, and the official code beside it.
 
-    OMP_WAIT_POLICY=passive python benchmarks/step.py [--out results/NAME.csv]
+    python benchmarks/step.py [--tune-allocator] [--out results/NAME.csv]
+    PEER_OFA=path/to/once-for-all PEER_OQA=path/to/OQA python benchmarks/step.py --presets imagenet
 
-A step is forward, cross entropy and backward of one subnet, without optimiser and data. Every setting runs in a process
-of its own, for its peak memory; float and quantized alternate within one run. Peak memory is what the step adds to the
+A step is forward, cross entropy and backward of one subnet, without optimiser and data. Every setting runs in processes
+of its own, for its peak memory; the settings of one line take turns within one run. Memory is what the step adds to the
 process with the network and the images in place. Quantized is what `oncequant run` trains by default: 4-bit blocks,
-8-bit first convolution, classifier and squeeze-and-excite.
+8-bit first convolution, classifier and squeeze-and-excite; the official OQA keeps those in float.
 """
 
-import csv
 import json
 import os
+import random
 import resource
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
-import numpy as np
-import torch
-import tyro
-from torch.nn import functional as F
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # as the command line does
 
-from oncequant.methods.oqat import initialise_step_sizes
-from oncequant.models.mobilenet_v3 import PRESETS, MobileNetV3, with_bits
-from oncequant.run_folder import device_name
+import numpy as np  # noqa: E402
+import peers  # noqa: E402
+import torch  # noqa: E402
+import tyro  # noqa: E402
+from torch import nn  # noqa: E402
+from torch.nn import functional as F  # noqa: E402
+
+from oncequant.allocator import keep_freed_memory  # noqa: E402
+from oncequant.files import write_csv  # noqa: E402
+from oncequant.methods.oqat import initialise_step_sizes  # noqa: E402
+from oncequant.models.mobilenet_v3 import PRESETS, MobileNetV3, with_bits  # noqa: E402
+from oncequant.run_folder import device_name  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -35,35 +43,56 @@ class Options:
     """What to measure."""
 
     presets: tuple[str, ...] = ("cifar", "imagenet")
-    size: int = 64
+    sizes: tuple[int, ...] = (64,)
+    subnets: tuple[str, ...] = ("max", "random")
     batch: int = 32
     bits: int = 4
     steps: int = 9
     passes: int = 3
     """Processes per setting; the median of their medians counts."""
+    tune_allocator: bool = False
+    """Our processes keep freed memory, as `oncequant train --tune-allocator`."""
     out: Path | None = None
     one: str | None = None
     """Internal: measure one setting (JSON) in this process."""
 
 
-def measure(preset: str, subnet: str, bits: int, size: int, batch: int, steps: int) -> dict[str, float]:
-    """Median step time in ms and peak memory in MiB of this process."""
-    config = with_bits(replace(PRESETS[preset], resolutions=(size,), edge_bits=8, se_bits=8), bits)
-    torch.manual_seed(0)
+def ours(preset: str, bits: int, images: torch.Tensor) -> tuple[Callable[[], torch.Tensor], nn.Module, Callable]:
+    """(forward of the set subnet, network, function that sets the largest or a random subnet)."""
+    config = with_bits(replace(PRESETS[preset], resolutions=(images.shape[-1],), edge_bits=8, se_bits=8), bits)
     net = MobileNetV3(config).to(memory_format=torch.channels_last)
-    images = torch.randn(batch, config.image_channels, size, size)
-    labels = torch.randint(0, config.num_classes, (batch,))
     if bits < 32:
         initialise_step_sizes(net, images)
     net.train()
-    rng = np.random.default_rng(0)
+    rng, current = np.random.default_rng(0), {}
+
+    def set_subnet(largest: bool) -> None:
+        current["arch"] = net.space.largest() if largest else net.space.sample(rng)
+
+    return lambda: net(images, current["arch"]), net, set_subnet
+
+
+def measure(
+    code: str, preset: str, subnet: str, bits: int, size: int, batch: int, steps: int, tune: bool
+) -> dict[str, float]:
+    """Median step time in ms and peak memory in MiB of this process."""
+    if tune and code == "ours":
+        assert keep_freed_memory()
+    torch.manual_seed(0)
+    random.seed(0)
+    images, labels = torch.randn(batch, 3, size, size), torch.randint(0, 10, (batch,))
+    if code == "ours":
+        forward, net, set_subnet = ours(preset, bits, images)
+    else:
+        net, set_subnet = peers.supernet(code, bits, images)
+        forward = lambda: net(images)  # noqa: E731
     before = _memory_mib()
     times = []
     for _ in range(steps + 2):
-        arch = net.space.largest() if subnet == "max" else net.space.sample(rng)
         start = time.perf_counter()
+        set_subnet(subnet == "max")
         net.zero_grad(set_to_none=True)
-        F.cross_entropy(net(images, arch), labels).backward()
+        F.cross_entropy(forward(), labels).backward()
         times.append(1000 * (time.perf_counter() - start))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {"ms": statistics.median(times[2:]), "mib": peak - before, "process_mib": peak}
@@ -81,46 +110,47 @@ def main(options: Options) -> None:
         print(json.dumps(measure(**json.loads(options.one))))
         return
     rows = []
-    for preset, subnet in product(options.presets, ("max", "random")):
-        found = {32: [], options.bits: []}
+    for preset, size, subnet in product(options.presets, options.sizes, options.subnets):
+        settings = [("ours", 32), ("ours", options.bits)]
+        if preset == "imagenet":
+            settings += [(name, 32 if name == "OFA" else options.bits) for name in peers.available()]
+        found = {setting: [] for setting in settings}
         for _ in range(options.passes):
-            for bits in found:
-                setting = dict(
-                    preset=preset, subnet=subnet, bits=bits, size=options.size, batch=options.batch, steps=options.steps
-                )
-                command = [sys.executable, __file__, "--one", json.dumps(setting)]
+            for code, bits in settings:
+                values = dict(code=code, preset=preset, subnet=subnet, bits=bits, size=size, batch=options.batch)
+                values |= dict(steps=options.steps, tune=options.tune_allocator)
+                command = [sys.executable, __file__, "--one", json.dumps(values)]
                 output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-                found[bits].append(json.loads(output.splitlines()[-1]))
-        median = {
-            bits: {key: statistics.median(r[key] for r in results) for key in results[0]}
-            for bits, results in found.items()
+                found[code, bits].append(json.loads(output.splitlines()[-1]))
+        medians = {
+            setting: {key: statistics.median(r[key] for r in results) for key in results[0]}
+            for setting, results in found.items()
         }
-        low, full = median[options.bits], median[32]
-        rows.append(
-            {
-                "preset": preset,
-                "subnet": subnet,
-                "size": options.size,
-                "batch": options.batch,
-                "bits": options.bits,
-                "float_ms": round(full["ms"], 1),
-                "quantized_ms": round(low["ms"], 1),
-                "time_ratio": round(low["ms"] / full["ms"], 3),
-                "float_mib": round(full["mib"]),
-                "quantized_mib": round(low["mib"]),
-                "memory_ratio": round(low["mib"] / full["mib"], 3),
-                "process_memory_ratio": round(low["process_mib"] / full["process_mib"], 3),
-                "load1": round(os.getloadavg()[0], 2),
-                "device": device_name(torch.device("cpu")),
-                "torch": torch.__version__,
-            }
-        )
-        print(json.dumps(rows[-1]), flush=True)
+        floor = medians["ours", 32]
+        for (code, bits), median in medians.items():
+            rows.append(
+                {
+                    "code": code if code == "ours" else f"official {code}",
+                    "preset": preset,
+                    "subnet": subnet,
+                    "size": size,
+                    "batch": options.batch,
+                    "bits": bits,
+                    "tuned_allocator": options.tune_allocator and code == "ours",
+                    "ms": round(median["ms"], 1),
+                    "mib": round(median["mib"]),
+                    "process_mib": round(median["process_mib"]),
+                    "time_over_our_float": round(median["ms"] / floor["ms"], 3),
+                    "memory_over_our_float": round(median["mib"] / floor["mib"], 3),
+                    "process_memory_over_our_float": round(median["process_mib"] / floor["process_mib"], 3),
+                    "load1": round(os.getloadavg()[0], 2),
+                    "device": device_name(torch.device("cpu")),
+                    "torch": torch.__version__,
+                }
+            )
+            print(json.dumps(rows[-1]), flush=True)
     if options.out:
-        with options.out.open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0].keys())
-            writer.writeheader()
-            writer.writerows(rows)
+        write_csv(options.out, rows)
 
 
 if __name__ == "__main__":

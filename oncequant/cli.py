@@ -16,6 +16,7 @@ from rich.table import Table
 
 from oncequant import distributed
 from oncequant import train as training
+from oncequant.allocator import keep_freed_memory
 from oncequant.arch import FLOAT_BITS, Arch
 from oncequant.checkpoint import load_supernet
 from oncequant.cost import COSTS, readable
@@ -196,6 +197,9 @@ HANDLERS = {
 def _train(
     options: Train, command: str, search_options: oqat.SearchConfig | None = None
 ) -> tuple[Path, RunSettings, Data]:
+    if options.tune_allocator:
+        done = keep_freed_memory()
+        console.print("allocator: " + ("freed memory is kept" if done else "cannot be tuned here, only with glibc"))
     device = _device(options.device)
     preset = options.model.preset
     if preset == "auto":

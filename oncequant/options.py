@@ -78,6 +78,8 @@ class Train:
     max_train: int | None = None
     """Use only so many training images (a fixed random subset)."""
     device: Device = "auto"
+    tune_allocator: bool = False
+    """Keep freed memory for the next tensors (Linux with glibc): faster where tensors are large."""
     devices: int = 1
     """Processes that share the work on this machine, each on one GPU or on a share of the CPU's cores. Several
     machines: torchrun ... -m oncequant -- train ..."""

@@ -5,7 +5,6 @@ tables and axes are worked out here; `report_page.html` and `report_page.js` onl
 Files hold fractions, people read percent.
 """
 
-import csv
 import html
 import io
 import json
@@ -22,7 +21,7 @@ import numpy as np
 from oncequant.arch import FLOAT_BITS, LayerSpec
 from oncequant.checkpoint import config_from_json
 from oncequant.cost import COSTS, layer_macs, weight_bytes
-from oncequant.files import FileError, read_json, read_lines, write_atomically
+from oncequant.files import FileError, read_json, read_lines, write_atomically, write_csv
 from oncequant.models.mobilenet_v3 import mobilenet_v3_space, with_bits
 from oncequant.search.pareto import hypervolume, pareto_front
 
@@ -78,7 +77,8 @@ def write_report(run_dir: Path) -> Path:
     folder.mkdir(exist_ok=True)
     for name in ("measurements", "family", "exports"):
         if records := getattr(run, name):
-            write_csv(folder / f"{name}.csv", records)
+            rows = [{k: v for k, v in (r | r.get("costs", {})).items() if k != "costs"} for r in records]
+            write_csv(folder / f"{name}.csv", rows)  # each cost has a column
     if data["points"] or data["family"]:
         draw_pareto(data, folder / "pareto.png")
     if data["curves"]:
@@ -269,18 +269,6 @@ def page_html(data: dict[str, Any]) -> str:
     }
     page = (here / "report_page.html").read_text(encoding="utf-8")
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], page)
-
-
-def write_csv(path: Path, records: list[dict]) -> None:
-    """One row per record; each cost gets a column, an architecture is JSON in one cell."""
-    rows = [{**record, **record.get("costs", {})} for record in records]
-    columns = [name for name in dict.fromkeys(key for row in rows for key in row) if name != "costs"]
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, columns, extrasaction="ignore")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({k: json.dumps(v) if isinstance(v, (dict, list)) else v for k, v in row.items()})
-    write_atomically(path, text.getvalue().encode())
 
 
 def _panels(width: float, height: float, count: int):

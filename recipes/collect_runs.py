@@ -3,13 +3,12 @@
 python recipes/collect_runs.py results/NAME.csv runs/digits-seed0 runs/digits-seed1 runs/digits-seed2
 """
 
-import csv
 import statistics
 import sys
 from collections import defaultdict
 from pathlib import Path
 
-from oncequant.files import read_json
+from oncequant.files import read_json, write_csv
 
 
 def main(out: Path, runs: list[Path]) -> None:
@@ -41,10 +40,7 @@ def main(out: Path, runs: list[Path]) -> None:
         for bits in {entry["bits"] for entry in family}:
             chosen = max((e for e in family if e["bits"] == bits), key=lambda e: e["top1_validation"])
             best[bits].append(chosen["top1_test"])
-    with out.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0].keys())
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(out, rows)
     for bits, values in sorted(best.items(), reverse=True):
         spread = statistics.stdev(values) if len(values) > 1 else float("nan")
         print(

@@ -1,9 +1,10 @@
 """Tables over seeds for the recipes in this folder."""
 
-import csv
 import json
 import statistics
 from pathlib import Path
+
+from oncequant.files import write_csv
 
 
 def over_seeds(top1: dict[int, list[float]]) -> dict[str, float]:
@@ -22,7 +23,4 @@ def publish(rows: list[dict], path: Path | None) -> None:
     for row in rows:
         print(json.dumps(row))
     if path:
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0].keys())
-            writer.writeheader()
-            writer.writerows(rows)
+        write_csv(path, rows)

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [  # a module may import modules of lines above it, and of its own package
-    {"distributed"},
+    {"distributed", "allocator"},
     {"arch", "files", "progress"},
     {"space", "cost"},
     {"quantizers"},
