@@ -118,7 +118,10 @@ def test_readme_first_command_on_digits_meets_its_bars(tmp_path):
 
     subprocess.run(["oncequant", "run", "--run", str(tmp_path / "run")], check=True)
     family = json.loads((tmp_path / "run" / "family.json").read_text())
-    best = {bits: max(e["top1_test"] for e in family if e["bits"] == bits) for bits in (32, 4, 3, 2)}
+    best = {}
+    for bits in (32, 4, 3, 2):  # chosen on validation
+        chosen = max((e for e in family if e["bits"] == bits), key=lambda e: e["top1_validation"])
+        best[bits] = chosen["top1_test"]
     assert best[32] >= 0.985 and best[4] >= 0.98 and best[3] >= 0.975 and best[2] >= 0.965
     for row in json.loads((tmp_path / "run" / "exports.json").read_text()):
         assert not row["problems"]

@@ -50,8 +50,8 @@ class Config:
     """Epochs per quantized bit-width."""
     float_epochs: int = 16
     """Epochs of the float supernet."""
-    min_steps: int = 150
-    """Least steps per stage, for small data sets."""
+    min_steps: int = 650
+    """Least steps per stage: small data sets need more epochs."""
     batch_size: int = 64
     """Images per step, of all processes together."""
     lr: float = 3e-3
