@@ -218,6 +218,7 @@ def _train(
         test_fraction=options.test_fraction,
         flip=options.flip,
         max_train=options.max_train,
+        resident_gib=options.resident_gib,
     )
     data = settings.load_data(device)
     settings = replace(settings, model=options.model.config(preset, len(data.classes), data.channels))

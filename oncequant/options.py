@@ -77,6 +77,9 @@ class Train:
     """Mirror training images at random; default yes, no for digits."""
     max_train: int | None = None
     """Use only so many training images (a fixed random subset)."""
+    resident_gib: float = 2.0
+    """Decoded images are kept in memory up to this size; larger sets are decoded by worker processes as they are
+    needed, and training images are cropped and scaled at random."""
     device: Device = "auto"
     tune_allocator: bool = False
     """Keep freed memory for the next tensors (Linux with glibc): faster where tensors are large."""

@@ -12,7 +12,7 @@ report/             index.html, pictures, tables
 import json
 import platform
 import subprocess
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -40,6 +40,7 @@ class RunSettings:
     test_fraction: float
     flip: bool | None
     max_train: int | None
+    resident_gib: float = 2.0
 
     def load_data(self, device: torch.device) -> Data:
         """The data set with this run's splits, at the largest resolution of the model. Raises DataError."""
@@ -51,6 +52,7 @@ class RunSettings:
             test_fraction=self.test_fraction,
             flip=self.flip,
             max_train=self.max_train,
+            resident_limit_bytes=round(self.resident_gib * 2**30),
             device=device,
         )
 
@@ -119,7 +121,7 @@ def open_run(run_dir: Path) -> RunSettings:
     if not (run_dir / "run.json").exists():
         raise FileError(f"{run_dir} is not a run folder: it has no run.json (make one with `oncequant train`)")
     values = read_json(run_dir / "run.json").get("settings", {})
-    if missing := {f.name for f in fields(RunSettings)} - set(values):
+    if missing := {f.name for f in fields(RunSettings) if f.default is MISSING} - set(values):
         raise FileError(f"{run_dir / 'run.json'}: settings lack {', '.join(sorted(missing))}")
     return RunSettings(**{**values, "model": config_from_json(values["model"])})
 

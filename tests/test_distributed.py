@@ -8,9 +8,11 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
+from PIL import Image
 from test_train import CONFIG, TINY, digits
 
 from oncequant import distributed
@@ -217,3 +219,25 @@ def test_impossible_numbers_of_processes_are_refused(devices):
     process = oncequant("train", "--devices", devices)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 1 and f"--devices {devices}" in errors
+
+
+def test_the_imagenet_recipe_runs_on_a_few_jpegs(tmp_path):
+    """Two processes, streamed images of different sizes, published options but for the scale."""
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 30), ("test", 5)):
+        for name in ("n01440764", "n01443537"):
+            folder = tmp_path / "images" / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                height, width = generator.integers(40, 90, 2)
+                pixels = generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i}.JPEG")
+    small = "--batch-size 8 --float-epochs 1 --epochs 1 --min-steps 3 --bit-schedule 4 --calibration-images 16 "
+    small += "--width 0.35 --resolutions 32 40 --depths 2 --kernel-sizes 3 5 --validation-fraction 0.2 --resident-gib 0"
+    environment = dict(DATA=str(tmp_path / "images"), RUN=str(tmp_path / "run"), DEVICES="2", EVALUATIONS="4")
+    environment |= {**os.environ, "OPTIONS": small, "OMP_NUM_THREADS": "1"} | environment
+    recipe = Path(__file__).parent.parent / "recipes" / "oqat_imagenet.sh"
+    subprocess.run(["sh", str(recipe)], env=environment, check=True, timeout=600)
+    assert {"float.safetensors", "4bit.safetensors", "report"} <= {p.name for p in (tmp_path / "run").iterdir()}
+    exports = json.loads((tmp_path / "run" / "exports.json").read_text())
+    assert exports and all(row["problems"] == [] and row["images"] == 10 for row in exports)
