@@ -80,6 +80,7 @@ def test_links_and_named_files_exist(text):
 def commands() -> list[list[str]]:
     """Every `oncequant ...` line of the README's code blocks."""
     lines = "\n".join(BLOCKS).replace("\\\n", " ").splitlines()
+    lines = [re.sub(r"^torchrun .* -m oncequant -- ", "oncequant ", line) for line in lines]
     return [shlex.split(line, comments=True) for line in lines if line.startswith("oncequant ")]
 
 
@@ -89,6 +90,7 @@ def test_every_readme_command_parses(monkeypatch):
 
     seen = []
     monkeypatch.setattr(cli, "HANDLERS", {kind: seen.append for kind in cli.HANDLERS})
+    monkeypatch.setattr(cli, "_devices", lambda options: 1)  # no other processes
     for command in commands():
         monkeypatch.setattr(sys, "argv", command)
         cli.main()
