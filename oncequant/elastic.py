@@ -7,12 +7,11 @@ a module.
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
 
 from oncequant.arch import FLOAT_BITS, LayerSpec
 from oncequant.distributed import AllSum, world_size
-from oncequant.quantizers.functional import activate
+from oncequant.quantizers.functional import activate, gradients, quantized
 from oncequant.quantizers.lsq import LSQ
 
 
@@ -57,15 +56,12 @@ class ElasticConv(nn.Module):
         """
         weight = self.quantized_weight(spec) if shared is None else shared.weight(self, spec)
         bias = None if self.bias is None else self.bias[: spec.out_channels]
-        conv = dict(bias=bias, stride=spec.stride, padding=spec.kernel_size // 2, groups=spec.groups)
+        conv = dict(stride=spec.stride, padding=spec.kernel_size // 2, groups=spec.groups)
         if spec.act_bits < FLOAT_BITS:
-
-            def quantize(v: Tensor) -> Tensor:
-                return self.act_quantizer(v, spec.act_bits, spec.signed_input, activation, world_size())
-
-            y = _conv_of_quantized(x, quantize, weight, **conv)
+            grid = self.act_quantizer.grid(x, spec.act_bits, spec.signed_input, world_size())
+            y = _QuantizedConv.apply(x, *grid, spec.act_bits, spec.signed_input, activation, weight, bias, conv)
         else:
-            y = F.conv2d(activate(x, activation), weight, **conv)
+            y = F.conv2d(activate(x, activation), weight, bias, **conv)
         return y if self.norm is None else self.norm(y)
 
     def quantized_weight(self, spec: LayerSpec, all_channels: bool = False) -> Tensor:
@@ -166,23 +162,36 @@ def _centre(weight: Tensor, kernel: int) -> Tensor:
     return weight[..., start : start + kernel, start : start + kernel]
 
 
-def _conv_of_quantized(x: Tensor, quantizer, weight: Tensor, **conv) -> Tensor:
-    """conv2d(quantizer(x)) that keeps x for the backward pass instead of both x and quantizer(x).
+class _QuantizedConv(torch.autograd.Function):
+    """conv2d(fake_quantize(x), weight) that keeps x for the backward pass instead of both x and its quantized copy.
 
-    The convolution would save its quantized input beside the float input that the quantizer saves; here the former is
-    recomputed from the latter, so a quantized step needs about the memory of the float step.
+    The copy is computed again from x, so a quantized step needs about the memory of the float step.
     """
-    x_hat = quantizer(x)
-    source, pointer, shape = x.detach(), x_hat.data_ptr(), x_hat.shape
 
-    def pack(saved: Tensor):
-        return None if saved.data_ptr() == pointer and saved.shape == shape else saved
+    @staticmethod
+    def forward(ctx, x, step_size, offset, grad_scale, bits, signed, activation, weight, bias, conv):
+        ctx.save_for_backward(x, step_size, offset, weight)
+        ctx.quantization, ctx.grad_scale = (bits, signed, activation), grad_scale
+        ctx.bias_shape, ctx.conv = None if bias is None else bias.shape, conv
+        return F.conv2d(quantized(x, step_size, offset, *ctx.quantization), weight, bias, **conv)
 
-    def unpack(saved: Tensor | None) -> Tensor:
-        if saved is not None:
-            return saved
-        with torch.no_grad():
-            return quantizer(source)
-
-    with saved_tensors_hooks(pack, unpack):
-        return F.conv2d(x_hat, weight, **conv)
+    @staticmethod
+    def backward(ctx, grad):
+        x, step_size, offset, weight = ctx.saved_tensors
+        stride, padding = [ctx.conv["stride"]] * 2, [ctx.conv["padding"]] * 2
+        wanted = [True, ctx.needs_input_grad[7], ctx.bias_shape is not None]
+        grad_x_hat, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
+            grad,
+            quantized(x, step_size, offset, *ctx.quantization),
+            weight,
+            ctx.bias_shape,
+            stride,
+            padding,
+            [1, 1],  # dilation
+            False,  # transposed
+            [0, 0],
+            ctx.conv["groups"],
+            wanted,
+        )
+        by_quantizer = gradients(x, grad_x_hat, step_size, offset, *ctx.quantization, ctx.grad_scale)
+        return *by_quantizer, None, None, None, None, grad_weight, grad_bias, None

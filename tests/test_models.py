@@ -9,9 +9,10 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+from oncequant import elastic
 from oncequant.arch import LayerSpec
 from oncequant.cost import macs, params
-from oncequant.elastic import ElasticConv, resize
+from oncequant.elastic import ElasticConv, SharedWeights, resize
 from oncequant.methods.oqat import initialise_step_sizes
 from oncequant.models.mobilenet_v3 import (
     PRESETS,
@@ -23,6 +24,7 @@ from oncequant.models.mobilenet_v3 import (
     mobilenet_v3_space,
     with_bits,
 )
+from oncequant.quantizers import functional
 
 SMALL = {
     "nano": PRESETS["nano"],
@@ -145,21 +147,51 @@ def test_elastic_layer_is_a_plain_layer_with_sliced_weights(c_in, c_out, kernel,
             assert_close(a, b, atol=2e-3, rtol=2e-3)
 
 
-def test_quantized_input_is_not_kept_for_backward():
+def test_quantized_input_is_not_kept_for_backward(monkeypatch):
     """The convolution must not save its quantized input beside the quantizer's float input."""
     layer = ElasticConv(LayerSpec("x", 8, 8, batch_norm=False), (1,), quantized=True)
     spec = LayerSpec("x", 8, 8, weight_bits=4, act_bits=4, batch_norm=False)
     x = torch.rand(2, 8, 16, 16).requires_grad_()
     layer.act_quantizer.initialise(x, 4, False)
     layer.weight_quantizer.initialise(layer.weight, 4, True)
-    quantized = []
-    layer.act_quantizer.register_forward_hook(
-        lambda module, inputs, output: quantized.append(StorageWeakRef(output.untyped_storage()))
-    )
+    made = []
+
+    def record(*args):
+        y = functional.quantized(*args)
+        made.append(StorageWeakRef(y.untyped_storage()))
+        return y
+
+    monkeypatch.setattr(elastic, "quantized", record)
     y = layer(x, spec)
-    assert len(quantized) == 1 and quantized[0].expired()  # nobody holds it any more
+    assert len(made) == 1 and made[0].expired()  # nobody holds it any more
     y.sum().backward()
-    assert len(quantized) == 2  # the backward pass made it again
+    assert len(made) == 2  # the backward pass made it again
+
+
+@pytest.mark.parametrize("bits", [32, 4])
+def test_checkpointed_blocks_give_the_same_gradients_from_less_memory(bits):
+    net, images = supernet("cifar", bits, dropout=0.0)
+    arch = net.space.largest()
+    gradients, kept = [], []
+    for checkpointed in (False, True):
+        net.checkpoint_blocks = checkpointed
+        net.zero_grad()
+        seen = []
+
+        def pack(tensor, seen=seen):
+            seen.append(tensor)
+            return tensor
+
+        shared = SharedWeights()
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss = net(images, arch, shared).square().mean()
+        kept.append(sum({t.data_ptr(): t.numel() for t in seen if t.dim() == 4 and len(t) == len(images)}.values()))
+        loss.backward()
+        shared.backward()
+        gradients.append({name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
+    assert kept[1] < 0.4 * kept[0]
 
 
 def test_supernet_statistics_do_not_change_in_training():

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from oncequant.arch import FLOAT_BITS, Arch, LayerSpec, Number
 from oncequant.elastic import ElasticConv, SharedWeights, resize
@@ -270,6 +271,7 @@ class MobileNetV3(nn.Module):
     def __init__(self, config: MobileNetV3Config, space: SearchSpace | None = None):
         super().__init__()
         self.config = config
+        self.checkpoint_blocks = False  # compute a block's activations again in the backward pass, to save memory
         self.space = space or mobilenet_v3_space(config)
         largest = self.space.layers(self.space.largest())
         smallest = self.space.layers(self.space.smallest())
@@ -307,7 +309,14 @@ class MobileNetV3(nn.Module):
         for s in range(1, len(self.config.stage_widths) + 1):
             stage = getattr(self, f"stage{s}")
             for b in range(1, arch[f"stage{s}.depth"] + 1):
-                x = stage[f"block{b}"](x, specs, f"stage{s}.block{b}", shared)
+                block, name = stage[f"block{b}"], f"stage{s}.block{b}"
+                if not (self.checkpoint_blocks and self.training):
+                    x = block(x, specs, name, shared)
+                    continue
+                for kind, layer in block.named_children():  # a weight's own graph is not to be computed twice
+                    if shared is not None:
+                        shared.weight(layer, specs[f"{name}.{kind}"])
+                x = checkpoint(block, x, specs, name, shared, use_reentrant=False, preserve_rng_state=False)
         x = F.hardswish(self.final_expand(x, specs["final_expand"], None, shared))
         x = x.mean((2, 3), keepdim=True)  # (N, C, 1, 1)
         x = F.hardswish(self.feature_mix(x, specs["feature_mix"], None, shared))

@@ -22,6 +22,7 @@ import math
 import os
 import warnings
 from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -70,6 +71,14 @@ def fake_quantize(
     return _FakeQuantize.apply(x, step_size, offset, bits, signed, grad_scale, activation)
 
 
+class Grid(NamedTuple):
+    """What a quantizer quantizes one input with."""
+
+    step_size: Tensor
+    offset: Tensor | None
+    grad_scale: float
+
+
 def initial_step_size(x: Tensor, bits: int, signed: bool) -> Tensor:
     """LSQ's start value 2 mean|x| / sqrt(q_max), shape ()."""
     return 2 * x.detach().abs().mean() / math.sqrt(integer_range(bits, signed)[1])
@@ -79,40 +88,58 @@ class _FakeQuantize(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, step_size, offset, bits, signed, grad_scale, activation):
         ctx.save_for_backward(x, step_size, offset)
-        ctx.options = bits, signed, grad_scale, activation
-        x = _dense(x)
-        if _is_native(x, step_size):
-            y = torch.empty_like(x)
-            kernel = native.library().fake_quantize
-            kernel(x.data_ptr(), y.data_ptr(), x.numel(), *_native_grid(step_size, offset, bits, signed, activation))
-            return y
-        bounds = _bounds(bits, signed, x.device)
-        return _like(_kernels(x.device.type)[0](_flat(x), *_scalars(step_size, offset), *bounds, activation), x)
+        ctx.options = bits, signed, activation, grad_scale
+        return quantized(x, step_size, offset, bits, signed, activation)
 
     @staticmethod
     def backward(ctx, grad):
         x, step_size, offset = ctx.saved_tensors
-        bits, signed, grad_scale, activation = ctx.options
-        x = _dense(x)
-        if grad.stride() != x.stride():
-            grad = torch.empty_like(x).copy_(grad)
-        if _is_native(x, step_size):
-            grad_x, grad_step = torch.empty_like(x), torch.empty_like(step_size)
-            grad_offset = None if offset is None else torch.empty_like(offset)
-            kernel = native.library().fake_quantize_backward
-            kernel(
-                *(x.data_ptr(), grad.data_ptr(), grad_x.data_ptr(), x.numel()),
-                *_native_grid(step_size, offset, bits, signed, activation),
-                *(grad_scale, grad_step.data_ptr(), None if offset is None else grad_offset.data_ptr()),
-            )
-            return grad_x, grad_step, grad_offset, None, None, None, None
-        backward, bounds = _kernels(x.device.type)[1], _bounds(bits, signed, x.device)
-        grad_x, grad_step, grad_offset = backward(
-            _flat(x), _flat(grad), *_scalars(step_size, offset), *bounds, activation
+        return *gradients(x, grad, step_size, offset, *ctx.options), None, None, None, None
+
+
+def quantized(
+    x: Tensor, step_size: Tensor, offset: Tensor | None, bits: int, signed: bool, activation: str | None
+) -> Tensor:
+    """The values of `fake_quantize`, without a graph."""
+    x = _dense(x)
+    if _is_native(x, step_size):
+        y = torch.empty_like(x)
+        kernel = native.library().fake_quantize
+        kernel(x.data_ptr(), y.data_ptr(), x.numel(), *_native_grid(step_size, offset, bits, signed, activation))
+        return y
+    forward, bounds = _kernels(x.device.type)[0], _bounds(bits, signed, x.device)
+    return _like(forward(_flat(x), *_scalars(step_size, offset), *bounds, activation), x)
+
+
+def gradients(
+    x: Tensor,
+    grad: Tensor,
+    step_size: Tensor,
+    offset: Tensor | None,
+    bits: int,
+    signed: bool,
+    activation: str | None,
+    grad_scale: float,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Gradients of `fake_quantize` by x, step size and offset, given that by its values."""
+    x = _dense(x)
+    if grad.stride() != x.stride():
+        grad = torch.empty_like(x).copy_(grad)
+    if _is_native(x, step_size):
+        grad_x, grad_step = torch.empty_like(x), torch.empty_like(step_size)
+        grad_offset = None if offset is None else torch.empty_like(offset)
+        kernel = native.library().fake_quantize_backward
+        kernel(
+            *(x.data_ptr(), grad.data_ptr(), grad_x.data_ptr(), x.numel()),
+            *_native_grid(step_size, offset, bits, signed, activation),
+            *(grad_scale, grad_step.data_ptr(), None if offset is None else grad_offset.data_ptr()),
         )
-        grad_step = (grad_step * grad_scale).to(step_size.dtype).reshape(step_size.shape)
-        grad_offset = None if offset is None else grad_offset.to(offset.dtype).reshape(offset.shape)
-        return _like(grad_x, x), grad_step, grad_offset, None, None, None, None
+        return grad_x, grad_step, grad_offset
+    backward, bounds = _kernels(x.device.type)[1], _bounds(bits, signed, x.device)
+    grad_x, grad_step, grad_offset = backward(_flat(x), _flat(grad), *_scalars(step_size, offset), *bounds, activation)
+    grad_step = (grad_step * grad_scale).to(step_size.dtype).reshape(step_size.shape)
+    grad_offset = None if offset is None else grad_offset.to(offset.dtype).reshape(offset.shape)
+    return _like(grad_x, x), grad_step, grad_offset
 
 
 # -- the formulas: flat x (n,), step size, offset and bounds ()

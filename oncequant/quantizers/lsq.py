@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from oncequant.quantizers.functional import fake_quantize, initial_step_size, integer_range
+from oncequant.quantizers.functional import Grid, fake_quantize, initial_step_size, integer_range
 
 
 class LSQ(nn.Module):
@@ -23,13 +23,17 @@ class LSQ(nn.Module):
         super().__init__()
         self.step_size = nn.Parameter(torch.tensor(float("nan")))
 
-    def forward(self, x: Tensor, bits: int, signed: bool, activation: str | None = None, shards: int = 1) -> Tensor:
-        """Fake-quantized activation(x) of the same shape; gradient scale 1 / sqrt(numel(x) shards q_max).
+    def grid(self, x: Tensor, bits: int, signed: bool, shards: int = 1) -> Grid:
+        """Step size and gradient scale 1 / sqrt(numel(x) shards q_max) to quantize x with.
 
         `shards`: the number of processes whose inputs together are one batch.
         """
-        grad_scale = 1 / math.sqrt(x.numel() * shards * integer_range(bits, signed)[1])
-        return fake_quantize(x, self.step_size, bits, signed, grad_scale, activation=activation)
+        return Grid(self.step_size, None, 1 / math.sqrt(x.numel() * shards * integer_range(bits, signed)[1]))
+
+    def forward(self, x: Tensor, bits: int, signed: bool, activation: str | None = None) -> Tensor:
+        """Fake-quantized activation(x) of the same shape."""
+        step_size, offset, grad_scale = self.grid(x, bits, signed)
+        return fake_quantize(x, step_size, bits, signed, grad_scale, offset, activation)
 
     @torch.no_grad()
     def initialise(self, x: Tensor, bits: int, signed: bool) -> None:
