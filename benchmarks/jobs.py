@@ -1,0 +1,64 @@
+"""Whole jobs end to end, and what a second process brings.
+
+    python benchmarks/jobs.py [--out results/NAME.csv]
+
+`oncequant run` on digits with the default options in one process and in two, on all cores; test top-1 of the network
+most accurate on validation at each bit-width.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import tyro
+
+from oncequant.files import read_json, write_csv
+from oncequant.run_folder import device_name
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to run."""
+
+    devices: tuple[int, ...] = (1, 2)
+    seed: int = 0
+    out: Path | None = None
+
+
+def main(options: Options) -> None:
+    """Run and print a table."""
+    rows = []
+    for devices in options.devices:
+        with tempfile.TemporaryDirectory() as folder:
+            run = Path(folder) / "run"
+            command = ["run", "--data", "digits", "--run", run, "--devices", devices, "--seed", options.seed]
+            start = time.perf_counter()
+            subprocess.run([sys.executable, "-m", "oncequant", *map(str, command)], check=True, capture_output=True)
+            seconds = time.perf_counter() - start
+            best = {}
+            for entry in sorted(read_json(run / "family.json"), key=lambda entry: entry["top1_validation"]):
+                best[f"top1_test_{entry['bits']}bit"] = round(entry["top1_test"], 4)
+        rows.append(
+            {
+                "job": "oncequant run --data digits",
+                "processes": devices,
+                "seconds": round(seconds, 1),
+                **best,
+                "load1": round(os.getloadavg()[0], 2),
+                "device": device_name(torch.device("cpu")),
+                "torch": torch.__version__,
+            }
+        )
+        print(json.dumps(rows[-1]), flush=True)
+    if options.out:
+        write_csv(options.out, rows)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))
