@@ -23,6 +23,7 @@ import tyro
 from oncequant.evaluate import calibrate
 from oncequant.export.lower import lower
 from oncequant.export.onnx_writer import write_onnx
+from oncequant.export.verify import session
 from oncequant.files import write_csv
 from oncequant.methods.oqat import initialise_step_sizes
 from oncequant.models.mobilenet_v3 import PRESETS, MobileNetV3, extract_subnet, with_bits
@@ -61,11 +62,7 @@ def export(preset: str, bits: int, folder: Path) -> dict[str, Path]:
 
 def medians_ms(paths: dict[str, Path], pixels: np.ndarray, threads: int, seconds: float) -> dict[str, float]:
     """Median milliseconds of a run of each file; they take turns."""
-    sessions = {}
-    for name, path in paths.items():
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        sessions[name] = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    sessions = {name: session(path, threads=threads) for name, path in paths.items()}
     times: dict[str, list[float]] = {name: [] for name in paths}
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(times["float"]) < 20:

@@ -6,7 +6,8 @@
 A step is forward, cross entropy and backward of one subnet, without optimiser and data. Every setting runs in processes
 of its own, for its peak memory; the settings of one line take turns within one run. Memory is what the step adds to the
 process with the network and the images in place. Quantized is what `oncequant run` trains by default: 4-bit blocks,
-8-bit first convolution, classifier and squeeze-and-excite; the official OQA keeps those in float.
+8-bit first convolution, classifier and squeeze-and-excite; the official OQA keeps those in float. Random subnets are
+the same ones for our two settings, others for the official code.
 """
 
 import json
@@ -57,10 +58,13 @@ class Options:
     """Internal: measure one setting (JSON) in this process."""
 
 
-def ours(preset: str, bits: int, images: torch.Tensor) -> tuple[Callable[[], torch.Tensor], nn.Module, Callable]:
-    """(forward of the set subnet, network, function that sets the largest or a random subnet)."""
+def ours(
+    preset: str, bits: int, images: torch.Tensor
+) -> tuple[Callable[[], torch.Tensor], nn.Module, Callable[[bool], None], float]:
+    """(forward of the set subnet, network, function that sets the largest or a random subnet, MiB before any pass)."""
     config = with_bits(replace(PRESETS[preset], resolutions=(images.shape[-1],), edge_bits=8, se_bits=8), bits)
     net = MobileNetV3(config).to(memory_format=torch.channels_last)
+    before = _memory_mib()
     if bits < 32:
         initialise_step_sizes(net, images)
     net.train()
@@ -69,7 +73,7 @@ def ours(preset: str, bits: int, images: torch.Tensor) -> tuple[Callable[[], tor
     def set_subnet(largest: bool) -> None:
         current["arch"] = net.space.largest() if largest else net.space.sample(rng)
 
-    return lambda: net(images, current["arch"]), net, set_subnet
+    return lambda: net(images, current["arch"]), net, set_subnet, before
 
 
 def measure(
@@ -82,11 +86,10 @@ def measure(
     random.seed(0)
     images, labels = torch.randn(batch, 3, size, size), torch.randint(0, 10, (batch,))
     if code == "ours":
-        forward, net, set_subnet = ours(preset, bits, images)
+        forward, net, set_subnet, before = ours(preset, bits, images)
     else:
         net, set_subnet = peers.supernet(code, bits, images)
-        forward = lambda: net(images)  # noqa: E731
-    before = _memory_mib()
+        forward, before = lambda: net(images), _memory_mib()
     times = []
     for _ in range(steps + 2):
         start = time.perf_counter()

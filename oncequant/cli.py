@@ -7,6 +7,7 @@ import json
 import os
 import shlex
 import sys
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -60,18 +61,27 @@ def main() -> None:
     )
     try:
         options = tyro.extras.subcommand_cli_from_dict(commands, prog="oncequant", description=description)
-        devices = _devices(options)
+        shared = options.train if isinstance(options, Run) else options
+        devices, device = _devices(shared), _device(getattr(shared, "device", "cpu"))
         if devices > 1 and not distributed.was_launched():
-            sys.exit(distributed.launch(devices, sys.argv[1:]))
+            sys.exit(distributed.launch(devices, sys.argv[1:], device))
         console.quiet = not distributed.is_main()
-        with distributed.session():
+        if isinstance(options, (Run, Train, Search)):
+            distributed.join(device)
+            HANDLERS[type(options)](options)
+            distributed.leave()
+        elif distributed.is_main():
             HANDLERS[type(options)](options)
     except (ValueError, OSError, training.TrainingError) as error:
         # every error that is the user's to mend is one of these (DataError, BudgetError, FileError, ...)
-        if distributed.is_main():
-            print(f"error: {error}", file=sys.stderr)
+        if not distributed.is_main():
+            time.sleep(3)  # if the main process fails too, it ends this one before it repeats the message
+        place = "" if distributed.is_main() else f"process {distributed.rank()}: "
+        print(f"error: {place}{error}", file=sys.stderr, flush=True)
         if os.environ.get("ONCEQUANT_TRACEBACK"):
             raise
+        if distributed.was_launched():
+            os._exit(1)  # others may be waiting for this process, and its way out would wait for them
         sys.exit(1)
     except KeyboardInterrupt:
         console.print("stopped; the same command goes on from the last checkpoint")
@@ -86,6 +96,7 @@ def run(options: Run) -> None:
     """`oncequant run`."""
     run_dir, settings, data = _train(options.train, "run", options.search.config())
     _search(run_dir, settings, data, options.search)
+    distributed.leave()
     if not distributed.is_main():
         return
     problems = _export(run_dir, settings, data, ())
@@ -324,7 +335,6 @@ def _print_family(family: list[dict]) -> None:
 
 def _devices(options: object) -> int:
     """Processes that a command asks for. Raises UsageError if there cannot be so many."""
-    options = options.train if isinstance(options, Run) else options
     devices, device = getattr(options, "devices", 1), getattr(options, "device", "cpu")
     if devices < 1:
         raise UsageError(f"--devices {devices}: use a number from 1")

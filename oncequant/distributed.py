@@ -11,8 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -42,47 +41,58 @@ def was_launched() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-@contextmanager
-def session() -> Iterator[None]:
-    """Join the other processes, if there are any, for the duration of the program."""
+def join(device: torch.device) -> None:
+    """Join the other processes, if there are any, to work on CPUs or on one GPU each."""
     if not was_launched():
-        yield
         return
-    if torch.cuda.is_available():
+    if device.type == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if parent := os.environ.get("ONCEQUANT_PARENT"):
         threading.Thread(target=_end_with, args=(int(parent),), daemon=True).start()
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
-    try:
-        yield
-    finally:
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+
+
+def leave() -> None:
+    """End the joint work, all processes at once; what follows is the main process's alone. Not after an error: others
+    may be waiting in the middle of it."""
+    if dist.is_initialized():
+        dist.barrier()
         dist.destroy_process_group()
 
 
-def launch(processes: int, arguments: Sequence[str]) -> int:
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def launch(processes: int, arguments: Sequence[str], device: torch.device) -> int:
     """Run `python -m oncequant *arguments` in so many processes on this machine; the first failure ends all.
 
-    Returns the exit status. Processes on the CPU share its cores.
+    Returns the exit status. Processes on the CPU share its cores. Unlike torchrun this never starts a process again, so
+    that a mistake of the user is one line, and all end with the one that launched them.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
-    common["ONCEQUANT_PARENT"] = str(os.getpid())
+    common |= {"LOCAL_WORLD_SIZE": str(processes), "ONCEQUANT_PARENT": str(os.getpid())}
     if sys.platform == "linux":
         common.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a host's own name need not resolve
-    if not torch.cuda.is_available():
-        common.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    if device.type == "cpu":
+        common.setdefault("OMP_NUM_THREADS", str(max(1, cores() // processes)))
     started = []
     try:
         for number in range(processes):
             environment = {**common, "RANK": str(number), "LOCAL_RANK": str(number)}
             started.append(subprocess.Popen([sys.executable, "-m", "oncequant", *arguments], env=environment))
         while any(process.poll() is None for process in started):
-            if failed := [process.returncode for process in started if process.returncode]:
-                return failed[0]
+            if any(process.returncode for process in started):
+                break
             time.sleep(0.1)
-        return max((abs(process.returncode) for process in started), default=0)
+        for number, process in enumerate(started):
+            if (status := process.poll()) is not None and status < 0:
+                print(f"error: process {number} was ended by signal {-status}", file=sys.stderr)
+        return int(any(process.returncode for process in started))
     finally:
         for process in started:
             process.terminate()
@@ -115,6 +125,15 @@ def shared_map(function: Callable[[Item], Result], items: Sequence[Item]) -> lis
     parts: list[list[Result]] = [[] for _ in range(processes)]
     dist.all_gather_object(parts, mine)
     return [parts[i % processes][i // processes] for i in range(len(items))]
+
+
+def mean(value: Tensor) -> float:
+    """Mean over processes of a 0-dim tensor."""
+    if world_size() == 1:
+        return float(value)
+    total = value.detach().cpu().double()
+    dist.all_reduce(total)
+    return float(total) / world_size()
 
 
 @torch.no_grad()
@@ -165,4 +184,5 @@ def _end_with(parent: int) -> None:
     """End this process when the one that launched it is gone, killed perhaps."""
     while os.getppid() == parent:
         time.sleep(0.5)
+    print("the process that launched this one has ended", file=sys.stderr)
     os._exit(1)

@@ -1,8 +1,8 @@
 """Elastic layers: slice by `LayerSpec`, quantize, compute.
 
 `ElasticConv` is every layer with weights in this package; a linear layer is a 1x1 convolution on a 1x1 map. It holds
-the weights of the largest layer; the LayerSpec passed to `forward` says which part is used. Nothing is "active" inside
-a module.
+the weights of the largest layer; the LayerSpec passed to `forward` says which part is used. No architecture is "active"
+inside a module; `ElasticBatchNorm` has two switches that say how statistics are taken.
 """
 
 import torch
@@ -48,7 +48,7 @@ class ElasticConv(nn.Module):
             nn.init.normal_(self.weight, std=(2 / (kernel * kernel * largest.out_channels)) ** 0.5)  # "he_fout"
 
     def forward(  # (N, C_in, H, W) -> (N, C_out, H', W')
-        self, x: Tensor, spec: LayerSpec, activation: str | None = None, shared: "SharedWeights | None" = None
+        self, x: Tensor, spec: LayerSpec, activation: str | None, shared: "SharedWeights | None" = None
     ) -> Tensor:
         """The layer that `spec` describes, applied to activation(x); activation is relu, hardswish or None.
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from oncequant import distributed
 from oncequant.checkpoint import config_from_json
 from oncequant.data import Data, load_data, native_size
 from oncequant.files import FileError, read_json, write_json
@@ -69,10 +70,14 @@ def create_run(run_dir: Path, settings: RunSettings, data: Data, command: str) -
     if path.exists():
         found = read_json(path)
         before = found.get("settings", {})
-        # images may have moved (the fingerprint tells), and how often to save changes no result
-        compared = [key for key in wanted if key != "data"]
+        # Images may have moved (the fingerprint tells). How often to save and what to keep for the backward pass
+        # changes no result. An option that the older version did not have is at its default.
+        compared = [key for key in wanted if key != "data" and key in before]
         for values in (before, wanted):
-            values.get("method_config", {}).pop("checkpoint_seconds", None)
+            for name in ("checkpoint_seconds", "checkpoint_activations"):
+                values.get("method_config", {}).pop(name, None)
+        known = before.get("method_config", {})
+        wanted["method_config"] = {key: value for key, value in wanted["method_config"].items() if key in known}
         different = [
             f"{k} (there {before.get(k)!r}, now {wanted[k]!r})" for k in compared if before.get(k) != wanted[k]
         ]
@@ -95,6 +100,7 @@ def create_run(run_dir: Path, settings: RunSettings, data: Data, command: str) -
             "date": datetime.now(UTC).strftime("%Y-%m-%d"),
             "torch": torch.__version__,
             "python": platform.python_version(),
+            "processes": distributed.world_size(),
             "seed": settings.seed,
             "data": {
                 "name": data.name,

@@ -114,10 +114,9 @@ def fit(
         ValueError: the batch cannot be shared equally among the processes.
     """
     rank, processes = distributed.rank(), distributed.world_size()
-    if schedule.batch_size % processes:
-        raise ValueError(
-            f"batch_size {schedule.batch_size} is not a multiple of the {processes} processes that share it"
-        )
+    batch_size = min(schedule.batch_size, len(data.train))
+    if batch_size % processes:
+        raise ValueError(f"a batch of {batch_size} images is not a multiple of the {processes} processes that share it")
     checkpoint = run_dir / f"{stage}.resume.pt"
     if distributed.is_main():
         for leftover in run_dir.glob(f".{checkpoint.name}.*"):  # half files of a kill while writing
@@ -128,7 +127,8 @@ def fit(
     start = _load_checkpoint(checkpoint, net, optimizer, settings) if resume else 0
     distributed.broadcast_state(net)
     log = _MetricsLog(run_dir, stage, start) if distributed.is_main() else None
-    workers = min(8, os.cpu_count() or 1)  # processes that decode streamed images; resident data need none
+    neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+    workers = max(1, min(8, distributed.cores() // neighbours))  # they decode streamed images
     shard = rank, processes
     batches = train_batches(data, schedule.batch_size, seed=seed, start_step=start, workers=workers, shard=shard)
     log_every = max(1, min(20, schedule.steps // 20))
@@ -148,10 +148,8 @@ def fit(
             gradients_finite = torch.isfinite(norm) & gradients_finite.to(norm.device)  # looked at when logging
             optimizer.step()
             done = step + 1
-            should_save = time.monotonic() - last_save >= checkpoint_seconds and done < schedule.steps
-            should_save &= distributed.is_main()
-            if done % log_every == 0 or done in evaluate_at or should_save or done == schedule.steps:
-                value = float(loss)
+            if done % log_every == 0 or done in evaluate_at or done == schedule.steps:  # in all processes alike
+                value = distributed.mean(loss)
                 if not (math.isfinite(value) and bool(gradients_finite)):
                     raise TrainingError(_not_finite(stage, done, schedule, checkpoint))
                 if done in evaluate_at:
@@ -161,7 +159,8 @@ def fit(
                 if log:
                     log.write(done, schedule.steps, {"loss": value, "lr": schedule.lr_at(step), **row})
                 bar(done, {"loss": value, **metrics})
-            if should_save:
+            is_time = time.monotonic() - last_save >= checkpoint_seconds and done < schedule.steps
+            if is_time and distributed.is_main() and math.isfinite(float(loss)) and bool(gradients_finite):
                 _save_checkpoint(checkpoint, net, optimizer, done, settings)
                 last_save = time.monotonic()
 

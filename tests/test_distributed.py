@@ -19,6 +19,7 @@ from oncequant import distributed
 from oncequant.data import train_batches
 from oncequant.files import read_tensors
 from oncequant.methods import oqat
+from oncequant.train import sandwich_archs
 
 TINY_OPTIONS = (
     "--data digits --resolutions 8 --depths 1 --kernel-sizes 3 --expand-ratios 2 3 --width 0.5 --max-train 120 "
@@ -36,8 +37,9 @@ def _joined(rank, processes, port, function, args):
     os.environ |= dict(
         RANK=str(rank), WORLD_SIZE=str(processes), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), LOCAL_RANK=str(rank)
     )
-    with distributed.session():
-        function(rank, *args)
+    distributed.join(torch.device("cpu"))
+    function(rank, *args)
+    distributed.leave()
 
 
 def distributed_port():
@@ -117,21 +119,34 @@ def test_two_processes_equal_one_with_synchronised_batch_norm(synchronised, tmp_
     assert {p.name for p in (tmp_path / "two").iterdir()} == {p.name for p in (tmp_path / "one").iterdir()}
     for stage, tolerance in (("float", 1e-5), ("4bit", 2e-3)):  # a rounded value may flip on a tie
         one, two = (read_tensors(tmp_path / which / f"{stage}.safetensors")[0] for which in ("one", "two"))
-        start = max((one[name] - two[name]).abs().max().item() for name in one)
-        assert (start <= tolerance) == synchronised, (stage, start)
+        difference = max((one[name] - two[name]).abs().max().item() for name in one)
+        assert (difference <= tolerance) == synchronised, (stage, difference)
 
 
-def train_independently(rank, folder):
-    train_tiny(rank, folder, dict(independent_archs=True, bit_schedule=(4,)))
+def train_both_ways(rank, folder):
+    drawn = []
+
+    def record(space, count, rng):
+        archs = sandwich_archs(space, count, rng)
+        drawn.append(archs[-1])
+        return archs
+
+    oqat.sandwich_archs = record
+    for independent in (False, True):
+        drawn.clear()
+        train_tiny(rank, folder / str(independent), dict(independent_archs=independent, bit_schedule=(4,)))
+        of_both = [None, None]
+        torch.distributed.all_gather_object(of_both, list(drawn))
+        assert len(of_both[0]) == len(of_both[1]) >= 6
+        assert (of_both[0] == of_both[1]) != independent
 
 
-def test_independent_architectures_train(tmp_path):
-    in_processes(train_independently, tmp_path)
-    assert (tmp_path / "4bit.safetensors").exists()
+def test_architectures_are_shared_or_independent(tmp_path):
+    in_processes(train_both_ways, tmp_path)
 
 
 def refuses_odd_batches(rank, folder):
-    with pytest.raises(ValueError, match="batch_size 16 is not a multiple of the 3 processes"):
+    with pytest.raises(ValueError, match="a batch of 16 images is not a multiple of the 3 processes"):
         train_tiny(rank, folder, {})
 
 
@@ -142,10 +157,10 @@ def test_a_batch_that_cannot_be_shared_is_refused(tmp_path):
 # -- the command line
 
 
-def oncequant(*arguments, **options):
+def oncequant(*arguments, torchrun=()):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    launcher = [*options["launcher"], "-m", "oncequant", "--"] if options else ["-m", "oncequant"]
-    command = [sys.executable, *launcher, *map(str, arguments)]
+    program = [*torchrun, "-m", "oncequant", "--"] if torchrun else ["-m", "oncequant"]
+    command = [sys.executable, *program, *map(str, arguments)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -174,6 +189,40 @@ def test_errors_of_several_processes_are_one_line(tmp_path):
     assert process.returncode == 1 and errors.count("error:") == 1 and "nothing" in errors
 
 
+BROKEN_IN_THE_SECOND = """
+from oncequant import cli, data, distributed
+
+whole = data._Pixels.__getitem__
+
+def part(self, batch):
+    if distributed.rank():
+        raise data.DataError("image 7 is broken")
+    return whole(self, batch)
+
+data._Pixels.__getitem__ = part
+cli.main()
+"""
+
+
+def test_an_error_of_one_process_alone_is_printed_and_ends_all(tmp_path):
+    """Its training images are broken; those of the main process are not."""
+    for i in range(40):
+        folder = tmp_path / "images" / "train" / "ab"[i % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((16, 16, 3), 6 * i, np.uint8)).save(folder / f"{i}.png")
+    options = ["--data", tmp_path / "images", "--run", tmp_path / "run", "--resident-gib", "0", "--resolutions", "16"]
+    (tmp_path / "broken.py").write_text(BROKEN_IN_THE_SECOND)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "2"}
+    environment["MASTER_PORT"] = str(distributed_port())
+    command = [sys.executable, str(tmp_path / "broken.py"), "train", *map(str, options)]
+    places = [{**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
+    pipes = dict(stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    processes = [subprocess.Popen(command, env=place, **pipes) for place in places]
+    errors = [process.communicate(timeout=120)[1] for process in processes]
+    assert all(process.returncode for process in processes)
+    assert "error: process 1: image 7 is broken" in errors[1]
+
+
 def workers_of(process):
     listed = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
     return [int(pid) for pid in listed]
@@ -189,8 +238,8 @@ def test_a_killed_rank_is_survived_under_torchrun(tmp_path):
     """torchrun starts all ranks again; they go on from the checkpoint, to the weights of an undisturbed run."""
     options = ["train", *TINY_OPTIONS, "--min-steps", "60", "--checkpoint-seconds", "0"]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    finish(oncequant(*options, "--run", tmp_path / "calm", launcher=torchrun))
-    process = oncequant(*options, "--run", tmp_path / "killed", launcher=[*torchrun, "--max-restarts=2"])
+    finish(oncequant(*options, "--run", tmp_path / "calm", torchrun=torchrun))
+    process = oncequant(*options, "--run", tmp_path / "killed", torchrun=[*torchrun, "--max-restarts=2"])
     wait_for(tmp_path / "killed" / "float.resume.pt", process)
     os.kill(workers_of(process)[-1], signal.SIGKILL)
     finish(process)

@@ -77,7 +77,7 @@ def initialise(net, arch, images):
 
     def hook(name):
         def start(layer, inputs):
-            x, spec, activation = (*inputs, None)[:3]
+            x, spec, activation, *_ = inputs
             x = activate(x, activation)
             if layer.act_quantizer is not None:  # other subnets may quantize what this one keeps in float
                 act_bits, weight_bits = (4 if b == 32 else b for b in (spec.act_bits, spec.weight_bits))
@@ -210,7 +210,7 @@ def test_every_lowered_layer_is_the_trained_layer(bits, signed):
         subnet(digits(1)[0][:20], arch)
     assert any((node.weights.scale < 0).any() for node in graph.nodes if node.weights)
     for name, (inputs, y) in seen.items():
-        x, _, activation = (*inputs, None)[:3]
+        x, _, activation, *_ = inputs
         x = activate(x, activation)
         weights, grid = nodes[name].weights, nodes[nodes[name].inputs[0]].grid
         assert (grid.bits, grid.zero_point) == (8, 0) if name == "classifier" else grid.bits

@@ -138,7 +138,7 @@ def test_elastic_layer_is_a_plain_layer_with_sliced_weights(c_in, c_out, kernel,
     )
     grad = torch.randn_like(expected)
     wanted = torch.autograd.grad(expected, [x, *layer.parameters()], grad, allow_unused=True)
-    y = layer(x, spec)
+    y = layer(x, spec, None)
     assert_close(y, expected, atol=1e-4, rtol=1e-4)
     got = torch.autograd.grad(y, [x, *layer.parameters()], grad, allow_unused=True)
     for a, b in zip(got, wanted):
@@ -162,7 +162,7 @@ def test_quantized_input_is_not_kept_for_backward(monkeypatch):
         return y
 
     monkeypatch.setattr(elastic, "quantized", record)
-    y = layer(x, spec)
+    y = layer(x, spec, None)
     assert len(made) == 1 and made[0].expired()  # nobody holds it any more
     y.sum().backward()
     assert len(made) == 2  # the backward pass made it again

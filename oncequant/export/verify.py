@@ -192,10 +192,10 @@ def _problems(result: Verification, expected_integer: int, layers: int) -> Itera
 # -- ONNX Runtime
 
 
-def session(source: Path | bytes, optimise: bool = True, save_optimised: Path | None = None):
-    """A one-thread CPU `onnxruntime.InferenceSession` of a file or serialized model."""
+def session(source: Path | bytes, optimise: bool = True, save_optimised: Path | None = None, threads: int = 1):
+    """A CPU `onnxruntime.InferenceSession` of a file or serialized model."""
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     if lacks_vnni():
         options.add_session_config_entry("session.x64quantprecision", "1")  # exact sums, a quarter slower
     options.log_severity_level = 3  # it warns that an optimised model fits this machine only
@@ -269,7 +269,7 @@ def near_ties(graph: Graph, onnx_path: Path, pixels: Tensor, images: Tensor) -> 
         if node.grid is None:
             continue
         source = values[node.inputs[0]]
-        gaps = torch.from_numpy(theirs[node.name].astype(np.float32))[images] - node.grid.quantize(source)
+        gaps = torch.from_numpy(theirs[node.name][images.numpy()].astype(np.float32)) - node.grid.quantize(source)
         for i in undecided.nonzero().flatten():
             if gaps[i].any():
                 undecided[i] = False

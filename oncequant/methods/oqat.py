@@ -161,7 +161,7 @@ def initialise_step_sizes(supernet: MobileNetV3, images: torch.Tensor) -> None:
     """LSQ's s = 2 mean|v| / sqrt(q_max) in every layer, from the largest subnet on `images` (N, C, S, S)."""
 
     def initialise(layer, inputs) -> None:
-        x, spec, activation = (*inputs, None)[:3]
+        x, spec, activation, *_ = inputs
         if layer.weight_quantizer is not None:
             layer.act_quantizer.initialise(activate(x, activation), spec.act_bits, spec.signed_input)
             layer.weight_quantizer.initialise(layer.sliced_weight(spec), spec.weight_bits, signed=True)
@@ -249,7 +249,7 @@ def search(cfg: Config, options: SearchConfig, data: Data, run_dir: Path) -> lis
     added to `family.json` with its test accuracy, and returned. Raises BudgetError before any measurement if a budget
     cannot be met, FileError if no stage is trained.
     """
-    trained = [stage for stage in cfg.stages if (run_dir / f"{stage}.safetensors").exists()]
+    trained = distributed.from_main(lambda: [s for s in cfg.stages if (run_dir / f"{s}.safetensors").exists()])
     supernets = {stage: load_supernet(run_dir, stage, data.device) for stage in trained or cfg.stages[:1]}
     quantized = [stage for stage in trained if stage != "float"]
     for stage in quantized:

@@ -309,19 +309,21 @@ class MobileNetV3(nn.Module):
         for s in range(1, len(self.config.stage_widths) + 1):
             stage = getattr(self, f"stage{s}")
             for b in range(1, arch[f"stage{s}.depth"] + 1):
-                block, name = stage[f"block{b}"], f"stage{s}.block{b}"
-                if not (self.checkpoint_blocks and self.training):
-                    x = block(x, specs, name, shared)
-                    continue
-                for kind, layer in block.named_children():  # a weight's own graph is not to be computed twice
-                    if shared is not None:
-                        shared.weight(layer, specs[f"{name}.{kind}"])
-                x = checkpoint(block, x, specs, name, shared, use_reentrant=False, preserve_rng_state=False)
+                x = self._run(stage[f"block{b}"], x, specs, f"stage{s}.block{b}", shared)
         x = F.hardswish(self.final_expand(x, specs["final_expand"], None, shared))
         x = x.mean((2, 3), keepdim=True)  # (N, C, 1, 1)
         x = F.hardswish(self.feature_mix(x, specs["feature_mix"], None, shared))
         x = F.dropout(x, self.config.dropout, self.training)
         return self.classifier(x, specs["classifier"], None, shared).flatten(1)
+
+    def _run(self, block: Block, x: Tensor, specs: Mapping[str, LayerSpec], name: str, shared) -> Tensor:
+        """One block, with its activations kept or computed again in the backward pass."""
+        if not (self.checkpoint_blocks and self.training):
+            return block(x, specs, name, shared)
+        if shared is not None:
+            for kind, layer in block.named_children():  # a weight's own graph is not to be computed twice
+                shared.weight(layer, specs[f"{name}.{kind}"])
+        return checkpoint(block, x, specs, name, shared, use_reentrant=False, preserve_rng_state=False)
 
 
 def extract_subnet(supernet: MobileNetV3, arch: Arch) -> MobileNetV3:

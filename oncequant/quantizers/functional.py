@@ -12,9 +12,9 @@ Backward is the straight-through estimator with LSQ's step-size gradient (eq. 3)
 With an `offset` o (BatchQuant's zero point plus learned offset, 2105.08952) the code is clamp(round(h / s + o)) and
 v_hat = s (code - o); its gradient is -s outside the grid and 0 inside.
 
-Three implementations of the same formulas, equal bit for bit in the forward pass: float32 on the CPU runs kernels.c,
-a GPU runs what torch.compile makes of `_forward` and `_backward` below, once for all shapes and bit-widths, and
-everything else runs those two eagerly, as does a machine without a compiler. The environment variable
+Three implementations of the same formulas: float32 on the CPU runs kernels.c, equal bit for bit in the forward pass; a
+GPU runs what torch.compile makes of `_forward` and `_backward` below, once for all shapes and bit-widths; everything
+else runs those two eagerly, as does a machine without a compiler. The environment variable
 ONCEQUANT_KERNELS = auto (default) | compiled | eager chooses; with `compiled` a missing compiler is an error.
 """
 
@@ -102,7 +102,7 @@ def quantized(
 ) -> Tensor:
     """The values of `fake_quantize`, without a graph."""
     x = _dense(x)
-    if _is_native(x, step_size):
+    if _is_native(x, step_size, offset):
         y = torch.empty_like(x)
         kernel = native.library().fake_quantize
         kernel(x.data_ptr(), y.data_ptr(), x.numel(), *_native_grid(step_size, offset, bits, signed, activation))
@@ -125,7 +125,7 @@ def gradients(
     x = _dense(x)
     if grad.stride() != x.stride():
         grad = torch.empty_like(x).copy_(grad)
-    if _is_native(x, step_size):
+    if _is_native(x, step_size, offset):
         grad_x, grad_step = torch.empty_like(x), torch.empty_like(step_size)
         grad_offset = None if offset is None else torch.empty_like(offset)
         kernel = native.library().fake_quantize_backward
@@ -194,8 +194,12 @@ def _native_available() -> bool:
     return True
 
 
-def _is_native(x: Tensor, step_size: Tensor) -> bool:
-    return x.device.type == "cpu" and x.dtype == step_size.dtype == torch.float32 and _native_available()
+def _is_native(x: Tensor, step_size: Tensor, offset: Tensor | None) -> bool:
+    scalars = (step_size,) if offset is None else (step_size, offset)
+    if any(s.numel() != 1 for s in scalars):
+        raise ValueError(f"step size and offset are one number each, not of shape {[tuple(s.shape) for s in scalars]}")
+    fitting = all(t.device.type == "cpu" and t.dtype == torch.float32 for t in (x, *scalars))
+    return fitting and _native_available()
 
 
 @cache
@@ -203,7 +207,9 @@ def _kernels(device_type: str) -> tuple:
     """(forward, backward): compiled for a GPU if possible, otherwise the formulas themselves."""
     if device_type != "cuda" or _choice() == "eager":
         return _forward, _backward
-    kernels = torch.compile(_forward, dynamic=True), torch.compile(_backward, dynamic=True)
+    exact = "eager_numerics.division_rounding"  # Triton's division is off by an ulp or two otherwise
+    options = {exact: True} if exact in torch._inductor.list_options() else None
+    kernels = tuple(torch.compile(f, dynamic=True, options=options) for f in (_forward, _backward))
     if _choice() == "auto":  # compile now, so that a missing compiler shows here and not inside a training step
         try:
             x, s = torch.linspace(-1, 1, 96, device=device_type), torch.tensor([0.1, 0.0], device=device_type)

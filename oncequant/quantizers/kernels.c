@@ -102,6 +102,7 @@ static Grid make_grid(const float *step, const float *offset, float q_min, float
 void fake_quantize(const float *x, float *y, long n, const float *step, const float *offset, float q_min, float q_max,
                    int binary, int activation)
 {
+    if (n <= 0) return;
     Grid grid = make_grid(step, offset, q_min, q_max, binary, activation);
     long size = piece_size(n);
 #pragma omp parallel for schedule(static) if (n >= PARALLEL_FROM)
@@ -115,7 +116,7 @@ void fake_quantize_backward(const float *x, const float *grad, float *grad_x, lo
                             float grad_scale, float *grad_step, float *grad_offset)
 {
     Grid grid = make_grid(step, offset, q_min, q_max, binary, activation);
-    long size = piece_size(n);
+    long size = n > 0 ? piece_size(n) : 1;
     double sums[MAX_PIECES][2] = {{0}};
 #pragma omp parallel for schedule(static) if (n >= PARALLEL_FROM)
     for (long start = 0; start < n; start += size)

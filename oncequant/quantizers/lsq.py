@@ -28,7 +28,7 @@ class LSQ(nn.Module):
 
         `shards`: the number of processes whose inputs together are one batch.
         """
-        return Grid(self.step_size, None, 1 / math.sqrt(x.numel() * shards * integer_range(bits, signed)[1]))
+        return Grid(self.step_size, None, 1 / math.sqrt(max(1, x.numel()) * shards * integer_range(bits, signed)[1]))
 
     def forward(self, x: Tensor, bits: int, signed: bool, activation: str | None = None) -> Tensor:
         """Fake-quantized activation(x) of the same shape."""

@@ -8,6 +8,7 @@ import ctypes
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -26,17 +27,17 @@ class BuildError(RuntimeError):
 @cache
 def library() -> ctypes.CDLL:
     """The loaded kernels. Raises BuildError if they cannot be built."""
-    compiler = os.environ.get("CC", "cc")
-    if shutil.which(compiler) is None:
-        raise BuildError(f"no C compiler: {compiler!r} is not on the PATH")
-    key = hashlib.sha256("\n".join([SOURCE.read_text(), *FLAGS, compiler, _cpu()]).encode()).hexdigest()[:16]
-    path = _cache_folder() / f"kernels-{key}.so"
-    if not path.exists():
-        _build(compiler, path)
+    compiler = shlex.split(os.environ.get("CC", "cc"))
+    if not compiler or shutil.which(compiler[0]) is None:
+        raise BuildError(f"no C compiler: {' '.join(compiler)!r} is not on the PATH")
+    key = hashlib.sha256("\n".join([SOURCE.read_text(), *FLAGS, *compiler, _cpu()]).encode()).hexdigest()[:16]
     try:
+        path = _cache_folder() / f"kernels-{key}.so"
+        if not path.exists():
+            _build(compiler, path)
         loaded = ctypes.CDLL(str(path))
-    except OSError as error:
-        raise BuildError(f"{path} cannot be loaded: {error}") from error
+    except OSError as error:  # no space, no permission, not a library
+        raise BuildError(f"kernels-{key}.so cannot be built or loaded: {error}") from error
     pointer, real, integer, long = ctypes.c_void_p, ctypes.c_float, ctypes.c_int, ctypes.c_long
     grid = [pointer, pointer, real, real, integer, integer]  # step, offset, q_min, q_max, binary, activation
     loaded.fake_quantize.argtypes = [pointer, pointer, long, *grid]
@@ -45,12 +46,12 @@ def library() -> ctypes.CDLL:
     return loaded
 
 
-def _build(compiler: str, path: Path) -> None:
+def _build(compiler: list[str], path: Path) -> None:
     """Compile to a file beside `path` and move it there, with OpenMP if the compiler knows it."""
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         built = Path(folder) / path.name
         for threads in (("-fopenmp",), ("-fopenmp-simd",), ()):
-            command = [compiler, *FLAGS, *threads, str(SOURCE), "-o", str(built), "-lm"]
+            command = [*compiler, *FLAGS, *threads, str(SOURCE), "-o", str(built), "-lm"]
             result = subprocess.run(command, capture_output=True, text=True)
             if result.returncode == 0:
                 os.replace(built, path)
@@ -60,13 +61,12 @@ def _build(compiler: str, path: Path) -> None:
 
 def _cache_folder() -> Path:
     """Where built kernels are kept: the user's cache folder, or a temporary one where that cannot be written."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(base) / "oncequant"
     try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "oncequant"
         folder.mkdir(parents=True, exist_ok=True)
         if os.access(folder, os.W_OK):
             return folder
-    except OSError:
+    except (OSError, RuntimeError):  # RuntimeError: nobody knows the home folder
         pass
     return Path(tempfile.mkdtemp(prefix="oncequant-"))
 
