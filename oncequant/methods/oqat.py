@@ -67,7 +67,7 @@ class Config:
     calibration_images: int = 2000
     """Training images from which batch-norm statistics of a subnet are estimated."""
     checkpoint_activations: bool = False
-    """Keep only the inputs of blocks for the backward pass: less memory, about a third more time."""
+    """Keep only the inputs of blocks for the backward pass: less memory, more time."""
     independent_archs: bool = False
     """With several processes: each draws its own random architectures, so that a step trains more of them."""
     sync_batch_norm: bool = False

@@ -1,1 +1,1 @@
-"""Fake-quantizers: `forward(x, bits, signed, activation)` and `initialise(x, bits, signed)`."""
+"""Fake-quantizers: `grid(x, bits, signed, shards)`, `forward(x, bits, signed, activation)`, `initialise(...)`."""

@@ -1,8 +1,9 @@
 """Coarse-to-fine search of OQAT (https://arxiv.org/abs/2010.04354): cover the cost range, then perturb the best.
 
 Coarse: random architectures spread over the range of log cost. Fine: again and again, for one bin of log cost after
-the other, mutate the best architecture of the bin and measure one mutant that stays in the bin; the mutations become
-finer towards the end. The paper's description is short, so two things are ours:
+the other, mutate the best architecture of the bin and measure one mutant that stays in the bin (four bins together, so
+that up to four processes share the work); the mutations become finer towards the end. The paper's description is short,
+so two things are ours:
 
 - "Best of the bin" is by the error relative to the trend of error over log cost, and neighbouring bins count with a
   penalty for the distance. What is good for its cost is a good start for a slightly different cost too; on synthetic

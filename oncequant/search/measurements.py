@@ -1,7 +1,7 @@
 """Measured architectures in a file: one JSON line each, on disk before the next one is measured.
 
 Searchers are deterministic in their seed, so the file is all there is to resuming: the same searcher with the same seed
-on the same file is answered from it up to the point of the kill, and at most one measurement is lost.
+on the same file is answered from it up to the point of the kill, and at most one measurement per process is lost.
 """
 
 import json
