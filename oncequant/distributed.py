@@ -108,7 +108,7 @@ def from_main(function: Callable[[], Result]) -> Result:
     if is_main():
         try:
             message[0] = function()
-        except Exception as error:
+        except Exception as error:  # of any kind: the others wait for an answer, and raise the same
             message[1] = error
     dist.broadcast_object_list(message, device=torch.device("cpu"))
     if message[1] is not None:

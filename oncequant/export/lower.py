@@ -161,7 +161,10 @@ def _needs_grid(graph: Graph) -> set[str]:
     Kernels fuse an operation with the quantizers of its inputs and one quantizer of its output.
     """
     nodes, readers = graph.by_name(), graph.consumers()
-    on_one_grid = lambda name: [reader.op for reader in readers[name]] == ["quantize"]  # noqa: E731
+
+    def on_one_grid(name: str) -> bool:
+        return [reader.op for reader in readers[name]] == ["quantize"]
+
     integer: set[str] = set()  # nodes that come out of integer kernels or of an activation between two of them
     needed: set[str] = set()
     for node in graph.nodes[:-1]:  # the classifier's logits stay float

@@ -207,8 +207,10 @@ def _kernels(device_type: str) -> tuple:
     """(forward, backward): compiled for a GPU if possible, otherwise the formulas themselves."""
     if device_type != "cuda" or _choice() == "eager":
         return _forward, _backward
+    from torch._inductor import list_options  # slow to import, and not needed on a CPU
+
     exact = "eager_numerics.division_rounding"  # Triton's division is off by an ulp or two otherwise
-    options = {exact: True} if exact in torch._inductor.list_options() else None
+    options = {exact: True} if exact in list_options() else None
     kernels = tuple(torch.compile(f, dynamic=True, options=options) for f in (_forward, _backward))
     if _choice() == "auto":  # compile now, so that a missing compiler shows here and not inside a training step
         try:
