@@ -5,21 +5,17 @@
 `layers + cost` starts from codes, so it includes decoding them and deriving all LayerSpecs.
 """
 
-import json
-import os
 import statistics
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 import tyro
+from rows import measured, save
 
 from oncequant.cost import COSTS
-from oncequant.files import write_csv
 from oncequant.models.mobilenet_v3 import PRESETS, mobilenet_v3_space, with_bits
-from oncequant.run_folder import device_name
 
 
 @dataclass(frozen=True)
@@ -51,18 +47,14 @@ def main(options: Options) -> None:
                 seconds.append(time.perf_counter() - start)
             rate = options.architectures / statistics.median(seconds)
             rows.append(
-                {
-                    "space": f"imagenet, {label}",
-                    "cost": name,
-                    "architectures_per_second": round(rate),
-                    "load1": round(os.getloadavg()[0], 2),
-                    "device": device_name(torch.device("cpu")),
-                    "numpy": np.__version__,
-                }
+                measured(
+                    space=f"imagenet, {label}",
+                    cost=name,
+                    architectures_per_second=round(rate),
+                    numpy=np.__version__,
+                )
             )
-            print(json.dumps(rows[-1]), flush=True)
-    if options.out:
-        write_csv(options.out, rows)
+    save(rows, options.out)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,6 @@ Networks have random weights, which costs the same: ONNX Runtime's 8-bit kernels
 of `oncequant export`; the float file is the same architecture. The two take turns; medians.
 """
 
-import json
-import os
 import statistics
 import tempfile
 import time
@@ -19,15 +17,14 @@ import numpy as np
 import onnxruntime
 import torch
 import tyro
+from rows import measured, save
 
 from oncequant.evaluate import calibrate
 from oncequant.export.lower import lower
 from oncequant.export.onnx_writer import write_onnx
 from oncequant.export.verify import session
-from oncequant.files import write_csv
 from oncequant.methods.oqat import initialise_step_sizes
 from oncequant.models.mobilenet_v3 import PRESETS, MobileNetV3, extract_subnet, with_bits
-from oncequant.run_folder import device_name
 
 
 @dataclass(frozen=True)
@@ -86,24 +83,20 @@ def main(options: Options) -> None:
                 shape = batch, config.image_channels, max(config.resolutions), max(config.resolutions)
                 found = medians_ms(paths, np.full(shape, 127, np.float32), threads, options.seconds)
                 rows.append(
-                    {
-                        "preset": preset,
-                        "bits": options.bits,
-                        "batch": batch,
-                        "threads": threads,
-                        "integer_ms": round(found["integer"], 3),
-                        "float_ms": round(found["float"], 3),
-                        "integer_over_float": round(found["integer"] / found["float"], 2),
-                        "integer_kb": round(paths["integer"].stat().st_size / 1000, 1),
-                        "float_kb": round(paths["float"].stat().st_size / 1000, 1),
-                        "load1": round(os.getloadavg()[0], 2),
-                        "device": device_name(torch.device("cpu")),
-                        "onnxruntime": onnxruntime.__version__,
-                    }
+                    measured(
+                        preset=preset,
+                        bits=options.bits,
+                        batch=batch,
+                        threads=threads,
+                        integer_ms=round(found["integer"], 3),
+                        float_ms=round(found["float"], 3),
+                        integer_over_float=round(found["integer"] / found["float"], 2),
+                        integer_kb=round(paths["integer"].stat().st_size / 1000, 1),
+                        float_kb=round(paths["float"].stat().st_size / 1000, 1),
+                        onnxruntime=onnxruntime.__version__,
+                    )
                 )
-                print(json.dumps(rows[-1]), flush=True)
-    if options.out:
-        write_csv(options.out, rows)
+    save(rows, options.out)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,6 @@
 most accurate on validation at each bit-width.
 """
 
-import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -15,11 +13,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 import tyro
+from rows import measured, save
 
-from oncequant.files import read_json, write_csv
-from oncequant.run_folder import device_name
+from oncequant.files import read_json
 
 
 @dataclass(frozen=True)
@@ -46,19 +43,14 @@ def main(options: Options) -> None:
                 chosen = max((e for e in family if e["bits"] == bits), key=lambda entry: entry["top1_validation"])
                 best[f"top1_test_{bits}bit"] = round(chosen["top1_test"], 4)
         rows.append(
-            {
-                "job": "oncequant run --data digits",
-                "processes": devices,
-                "seconds": round(seconds, 1),
+            measured(
+                job="oncequant run --data digits",
+                processes=devices,
+                seconds=round(seconds, 1),
                 **best,
-                "load1": round(os.getloadavg()[0], 2),
-                "device": device_name(torch.device("cpu")),
-                "torch": torch.__version__,
-            }
+            )
         )
-        print(json.dumps(rows[-1]), flush=True)
-    if options.out:
-        write_csv(options.out, rows)
+    save(rows, options.out)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,12 @@
 """The fake-quantization function, forward and backward, against other ways to compute it and against its floor.
 
-    python benchmarks/quantize.py [--out results/NAME.csv]
+    GOMP_SPINCOUNT=2000 python benchmarks/quantize.py [--out results/NAME.csv]
 
 Composite: LSQ in plain differentiable PyTorch. Built-in: torch's learnable fake-quantization (another gradient, see
 docs/log.md). Floor: reading and writing the same tensors once, a copy for the forward and an addition for the backward
 pass. With Brevitas installed (`pip install brevitas`), its learned-scale quantizer too.
 """
 
-import json
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -16,15 +14,12 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # as the command line does
+import torch
+import tyro
+from rows import measured, save
 
-import torch  # noqa: E402
-import tyro  # noqa: E402
-
-from oncequant.allocator import keep_freed_memory  # noqa: E402
-from oncequant.files import write_csv  # noqa: E402
-from oncequant.quantizers.functional import activate, fake_quantize  # noqa: E402
-from oncequant.run_folder import device_name  # noqa: E402
+from oncequant.allocator import keep_freed_memory
+from oncequant.quantizers.functional import activate, fake_quantize
 
 
 @dataclass(frozen=True)
@@ -109,21 +104,16 @@ def main(options: Options) -> None:
         medians = {name: statistics.median(values[1:]) for name, values in times.items()}
         for name, value in medians.items():
             rows.append(
-                {
-                    "shape": shape,
-                    "activation": activation or "none",
-                    "way": name,
-                    "forward_backward_us": round(value, 1),
-                    "over_floor": round(value / medians["floor"], 2),
-                    "threads": torch.get_num_threads(),
-                    "load1": round(os.getloadavg()[0], 2),
-                    "device": device_name(torch.device("cpu")),
-                    "torch": torch.__version__,
-                }
+                measured(
+                    shape=shape,
+                    activation=activation or "none",
+                    way=name,
+                    forward_backward_us=round(value, 1),
+                    over_floor=round(value / medians["floor"], 2),
+                    threads=torch.get_num_threads(),
+                )
             )
-            print(json.dumps(rows[-1]), flush=True)
-    if options.out:
-        write_csv(options.out, rows)
+    save(rows, options.out)
 
 
 if __name__ == "__main__":

@@ -23,20 +23,17 @@ from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
-os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # as the command line does
+import numpy as np
+import peers
+import torch
+import tyro
+from rows import measured, save
+from torch import nn
+from torch.nn import functional as F
 
-import numpy as np  # noqa: E402
-import peers  # noqa: E402
-import torch  # noqa: E402
-import tyro  # noqa: E402
-from torch import nn  # noqa: E402
-from torch.nn import functional as F  # noqa: E402
-
-from oncequant.allocator import keep_freed_memory  # noqa: E402
-from oncequant.files import write_csv  # noqa: E402
-from oncequant.methods.oqat import initialise_step_sizes  # noqa: E402
-from oncequant.models.mobilenet_v3 import PRESETS, MobileNetV3, with_bits  # noqa: E402
-from oncequant.run_folder import device_name  # noqa: E402
+from oncequant.allocator import keep_freed_memory
+from oncequant.methods.oqat import initialise_step_sizes
+from oncequant.models.mobilenet_v3 import PRESETS, MobileNetV3, with_bits
 
 
 @dataclass(frozen=True)
@@ -123,7 +120,9 @@ def main(options: Options) -> None:
                 values = dict(code=code, preset=preset, subnet=subnet, bits=bits, size=size, batch=options.batch)
                 values |= dict(steps=options.steps, tune=options.tune_allocator)
                 command = [sys.executable, __file__, "--one", json.dumps(values)]
-                output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+                environment = {"GOMP_SPINCOUNT": "2000", **os.environ}  # as the command line does
+                result = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+                output = result.stdout
                 found[code, bits].append(json.loads(output.splitlines()[-1]))
         medians = {
             setting: {key: statistics.median(r[key] for r in results) for key in results[0]}
@@ -132,28 +131,23 @@ def main(options: Options) -> None:
         floor = medians["ours", 32]
         for (code, bits), median in medians.items():
             rows.append(
-                {
-                    "code": code if code == "ours" else f"official {code}",
-                    "preset": preset,
-                    "subnet": subnet,
-                    "size": size,
-                    "batch": options.batch,
-                    "bits": bits,
-                    "tuned_allocator": options.tune_allocator and code == "ours",
-                    "ms": round(median["ms"], 1),
-                    "mib": round(median["mib"]),
-                    "process_mib": round(median["process_mib"]),
-                    "time_over_our_float": round(median["ms"] / floor["ms"], 3),
-                    "memory_over_our_float": round(median["mib"] / floor["mib"], 3),
-                    "process_memory_over_our_float": round(median["process_mib"] / floor["process_mib"], 3),
-                    "load1": round(os.getloadavg()[0], 2),
-                    "device": device_name(torch.device("cpu")),
-                    "torch": torch.__version__,
-                }
+                measured(
+                    code=code if code == "ours" else f"official {code}",
+                    preset=preset,
+                    subnet=subnet,
+                    size=size,
+                    batch=options.batch,
+                    bits=bits,
+                    tuned_allocator=options.tune_allocator and code == "ours",
+                    ms=round(median["ms"], 1),
+                    mib=round(median["mib"]),
+                    process_mib=round(median["process_mib"]),
+                    time_over_our_float=round(median["ms"] / floor["ms"], 3),
+                    memory_over_our_float=round(median["mib"] / floor["mib"], 3),
+                    process_memory_over_our_float=round(median["process_mib"] / floor["process_mib"], 3),
+                )
             )
-            print(json.dumps(rows[-1]), flush=True)
-    if options.out:
-        write_csv(options.out, rows)
+    save(rows, options.out)
 
 
 if __name__ == "__main__":
