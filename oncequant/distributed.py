@@ -11,11 +11,13 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional  # noqa: F401 - imported later it would keep the process group of then for ever
 from torch import Tensor, nn
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
@@ -51,7 +53,29 @@ def join(device: torch.device) -> None:
         threading.Thread(target=_end_with, args=(int(parent),), daemon=True).start()
     if sys.platform == "linux" and os.environ.get("MASTER_ADDR") in ("127.0.0.1", "localhost"):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a host's own name need not resolve
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    store, number, processes = next(dist.rendezvous("env://"))
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=own_part(store, number, processes), rank=number, world_size=processes)
+
+
+def own_part(store: dist.Store, number: int, processes: int) -> dist.Store:
+    """The part of `store` that belongs to the processes started together with this one, number `number` of `processes`.
+
+    torchrun keeps one store for all its restarts. Addresses that ended processes left there would be taken for those of
+    the new ones, which then wait for each other without end. So each process calls under a name of its own, and the
+    main one answers every caller with its name, again if it was an old call, until all have confirmed.
+    """
+    name = uuid.uuid4().hex
+    if number:
+        store.set(f"call/{number}", name)
+        answer = store.get(f"answer/{name}").decode()
+        store.set(f"confirm/{answer}/{number}", "")
+        return dist.PrefixStore(answer, store)
+    for other in range(1, processes):
+        while not store.check([f"confirm/{name}/{other}"]):
+            store.set(f"answer/{store.get(f'call/{other}').decode()}", name)
+            time.sleep(0.01)
+    return dist.PrefixStore(name, store)
 
 
 def leave() -> None:
