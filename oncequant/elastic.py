@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from oncequant.arch import FLOAT_BITS, LayerSpec
+from oncequant.conv import conv2d, quantized_conv2d
 from oncequant.distributed import AllSum, world_size
-from oncequant.quantizers.functional import activate, gradients, quantized
+from oncequant.quantizers.functional import activate
 from oncequant.quantizers.lsq import LSQ
 
 
@@ -52,16 +53,21 @@ class ElasticConv(nn.Module):
     ) -> Tensor:
         """The layer that `spec` describes, applied to activation(x); activation is relu, hardswish or None.
 
-        Its weights come from `shared` where several subnets of a step use them.
+        Its weights come from `shared` where several subnets of a step use them. With x in bfloat16 the convolution and
+        its result are, too, except depthwise ones on the CPU, where those of 5x5 and more would be slower.
         """
         weight = self.quantized_weight(spec) if shared is None else shared.weight(self, spec)
         bias = None if self.bias is None else self.bias[: spec.out_channels]
+        slow_in_half = x.is_cpu and spec.groups > 1 and spec.kernel_size >= 5
+        if x.dtype == torch.bfloat16 and not slow_in_half:
+            weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
         conv = dict(stride=spec.stride, padding=spec.kernel_size // 2, groups=spec.groups)
         if spec.act_bits < FLOAT_BITS:
             grid = self.act_quantizer.grid(x, spec.act_bits, spec.signed_input, world_size())
-            y = _QuantizedConv.apply(x, *grid, spec.act_bits, spec.signed_input, activation, weight, bias, conv)
+            y = quantized_conv2d(x, *grid, spec.act_bits, spec.signed_input, activation, weight, bias, conv)
         else:
-            y = F.conv2d(activate(x, activation), weight, bias, **conv)
+            y = conv2d(activate(x, activation).to(weight.dtype), weight, bias, conv)
+        y = y.to(x.dtype)
         return y if self.norm is None else self.norm(y)
 
     def quantized_weight(self, spec: LayerSpec, all_channels: bool = False) -> Tensor:
@@ -125,10 +131,11 @@ class ElasticBatchNorm(nn.Module):
 
 def _batch_norm_of_all(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """Training batch norm of (N, C, H, W) with the statistics of all processes, which have equal N."""
+    dtype, x = x.dtype, x.float()
     mean = AllSum.apply(x.mean((0, 2, 3))) / world_size()
     centred = x - mean[:, None, None]
     variance = AllSum.apply(centred.square().mean((0, 2, 3))) / world_size()
-    return centred * (weight * (variance + eps).rsqrt())[:, None, None] + bias[:, None, None]
+    return (centred * (weight * (variance + eps).rsqrt())[:, None, None] + bias[:, None, None]).to(dtype)
 
 
 class SharedWeights:
@@ -160,38 +167,3 @@ def _centre(weight: Tensor, kernel: int) -> Tensor:
     """The central kernel x kernel window of (..., K, K)."""
     start = (weight.shape[-1] - kernel) // 2
     return weight[..., start : start + kernel, start : start + kernel]
-
-
-class _QuantizedConv(torch.autograd.Function):
-    """conv2d(fake_quantize(x), weight) that keeps x for the backward pass instead of both x and its quantized copy.
-
-    The copy is computed again from x, so a quantized step needs about the memory of the float step.
-    """
-
-    @staticmethod
-    def forward(ctx, x, step_size, offset, grad_scale, bits, signed, activation, weight, bias, conv):
-        ctx.save_for_backward(x, step_size, offset, weight)
-        ctx.quantization, ctx.grad_scale = (bits, signed, activation), grad_scale
-        ctx.bias_shape, ctx.conv = None if bias is None else bias.shape, conv
-        return F.conv2d(quantized(x, step_size, offset, *ctx.quantization), weight, bias, **conv)
-
-    @staticmethod
-    def backward(ctx, grad):
-        x, step_size, offset, weight = ctx.saved_tensors
-        stride, padding = [ctx.conv["stride"]] * 2, [ctx.conv["padding"]] * 2
-        wanted = [True, ctx.needs_input_grad[7], ctx.bias_shape is not None]
-        grad_x_hat, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
-            grad,
-            quantized(x, step_size, offset, *ctx.quantization),
-            weight,
-            ctx.bias_shape,
-            stride,
-            padding,
-            [1, 1],  # dilation
-            False,  # transposed
-            [0, 0],
-            ctx.conv["groups"],
-            wanted,
-        )
-        by_quantizer = gradients(x, grad_x_hat, step_size, offset, *ctx.quantization, ctx.grad_scale)
-        return *by_quantizer, None, None, None, None, grad_weight, grad_bias, None

@@ -166,20 +166,26 @@ def fit(
 
 
 def sandwich_step(
-    net: nn.Module, images: Tensor, labels: Tensor, archs: list[Arch], label_smoothing: float = 0.0
+    net: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    archs: list[Arch],
+    label_smoothing: float = 0.0,
+    compute: torch.dtype | None = None,
 ) -> Tensor:
     """Sandwich rule with in-place distillation (BigNAS, 2003.11142): gradients of all `archs`, averaged.
 
     The first architecture, the largest, learns from the labels; the others learn from its soft answers. Subnets run
-    one after the other, so that memory is that of the largest alone. Returns the loss of the largest, 0-dim.
+    one after the other, so that memory is that of the largest alone. The networks compute in the type `compute` (by
+    default that of the images), weights and their gradients stay as they are. Returns the loss of the largest, 0-dim.
     """
     shared = SharedWeights()
-    logits = net(images, archs[0], shared)  # (N, classes)
+    logits = net(images, archs[0], shared, compute)  # (N, classes)
     largest_loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
     (largest_loss / len(archs)).backward()
     teacher = logits.detach().softmax(1)
     for arch in archs[1:]:
-        (F.cross_entropy(net(images, arch, shared), teacher) / len(archs)).backward()
+        (F.cross_entropy(net(images, arch, shared, compute), teacher) / len(archs)).backward()
     shared.backward()
     return largest_loss.detach()
 

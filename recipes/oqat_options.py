@@ -1,18 +1,20 @@
-"""What the options of the quantized network are worth: accuracy and costs with each changed alone, for one seed.
+"""What options of the quantized network and of its training are worth: accuracy with each changed alone, for one seed.
 
     python recipes/oqat_options.py --data digits --out runs/options --seed 0
+    python recipes/oqat_options.py --data digits --out runs/precision --seed 0 --changes bfloat16
     python recipes/oqat_options.py --out runs/options --summarise results/NAME.csv
 
-Options: the default (signed grid after linear bottlenecks, 8-bit edges, 8-bit squeeze-and-excite); unsigned everywhere
-(the official code); float first convolution, classifier and squeeze-and-excite (the official code too). All start from
-one float supernet. Accuracy is the mean test top-1 over the same architectures, costs are of the largest.
+Changes: the default (signed grid after linear bottlenecks, 8-bit edges, 8-bit squeeze-and-excite, float32); unsigned
+everywhere (the official code); float first convolution, classifier and squeeze-and-excite (the official code too);
+training steps in bfloat16. A change of the quantized network starts from the default's float supernet. Accuracy is the
+mean test top-1 over the same architectures, costs are of the largest.
 """
 
 import shutil
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import tyro
@@ -28,11 +30,11 @@ from oncequant.options import ModelOptions
 from oncequant.run_folder import preset_for
 from oncequant.search.measurements import all_costs
 
-CHANGES = {
-    "default": {},
-    "unsigned activations": {"signed_activations": False},
-    "float edges and squeeze-and-excite": {"edge_bits": 32, "se_bits": 32},
+CHANGES_OF_THE_NETWORK = {
+    "unsigned": {"signed_activations": False},
+    "float-edges": {"edge_bits": 32, "se_bits": 32},
 }
+CHANGES_OF_TRAINING = {"bfloat16": {"precision": "bfloat16"}}
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class Options:
 
     out: Path
     data: str = "digits"
+    changes: tuple[Literal["unsigned", "float-edges", "bfloat16"], ...] = ("unsigned", "float-edges")
+    """What to compare with the default."""
     random_archs: int = 10
     model: Annotated[ModelOptions, tyro.conf.arg(name="")] = field(default_factory=ModelOptions)
     training: Annotated[oqat.Config, tyro.conf.arg(name="")] = field(default_factory=oqat.Config)
@@ -60,13 +64,14 @@ def main(options: Options) -> None:
     calibration = calibration_batches(data, cfg.calibration_images, 250, cfg.seed)
     test = list(eval_batches(data, data.test))
     rows = []
-    for name, change in CHANGES.items():
-        folder = options.out / f"seed{cfg.seed}" / name.replace(" ", "-")
+    for name in ("default", *options.changes):
+        folder = options.out / f"seed{cfg.seed}" / name
         folder.mkdir(parents=True, exist_ok=True)
-        if name != "default" and not (folder / "float.safetensors").exists():
+        if name in CHANGES_OF_THE_NETWORK and not (folder / "float.safetensors").exists():
             shutil.copy(folder.parent / "default" / "float.safetensors", folder)
-        oqat.train(cfg, replace(base, **change), data, folder)
-        for stage in cfg.stages[1:]:
+        model = replace(base, **CHANGES_OF_THE_NETWORK.get(name, {}))
+        oqat.train(replace(cfg, **CHANGES_OF_TRAINING.get(name, {})), model, data, folder)
+        for stage in cfg.stages:
             supernet = load_supernet(folder, stage)
             space, rng = supernet.space, np.random.default_rng(cfg.seed)
             archs = [space.largest(), space.smallest(), *(space.sample(rng) for _ in range(options.random_archs))]

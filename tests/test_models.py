@@ -9,7 +9,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from oncequant import elastic
+from oncequant import conv
 from oncequant.arch import LayerSpec
 from oncequant.cost import macs, params
 from oncequant.elastic import ElasticConv, SharedWeights, resize
@@ -161,7 +161,7 @@ def test_quantized_input_is_not_kept_for_backward(monkeypatch):
         made.append(StorageWeakRef(y.untyped_storage()))
         return y
 
-    monkeypatch.setattr(elastic, "quantized", record)
+    monkeypatch.setattr(conv, "quantized", record)
     y = layer(x, spec, None)
     assert len(made) == 1 and made[0].expired()  # nobody holds it any more
     y.sum().backward()
@@ -192,6 +192,61 @@ def test_checkpointed_blocks_give_the_same_gradients_from_less_memory(bits):
     assert gradients[0].keys() == gradients[1].keys()
     assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
     assert kept[1] < 0.4 * kept[0]
+
+
+@pytest.mark.parametrize("preset", SMALL)
+@pytest.mark.parametrize("bits", [32, 4])
+def test_a_step_in_bfloat16_is_close_to_one_in_float32(preset, bits):
+    """Of a quantized network only the loss: a relative change of its images by 1e-5 turns all gradients, too."""
+    net, images = supernet(preset, bits, dropout=0.0)
+    net.train()
+    labels = torch.arange(len(images)) % net.config.num_classes
+    seen, gradients, losses = set(), [], []
+    hook = net.stage2.block1.depthwise.register_forward_hook(lambda layer, inputs, y: seen.add(y.dtype))
+    for compute in (torch.float32, torch.bfloat16):
+        net.zero_grad()
+        shared = SharedWeights()
+        logits = net(images, net.space.largest(), shared, compute)
+        assert logits.dtype == torch.float32
+        loss = F.cross_entropy(logits, labels)
+        loss.backward()
+        shared.backward()
+        losses.append(loss.item())
+        gradients.append({name: p.grad for name, p in net.named_parameters() if p.grad is not None})
+        assert all(grad.dtype == torch.float32 for grad in gradients[-1].values())
+    hook.remove()
+    assert seen == {torch.float32, torch.bfloat16}
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+    assert gradients[0].keys() == gradients[1].keys()
+    if bits == 32:
+        a, b = (torch.cat([grad.flatten() for grad in g.values()]) for g in gradients)
+        assert F.cosine_similarity(a, b, 0) > 0.8
+
+
+@pytest.mark.parametrize(
+    "kernel, depthwise, activation", [(1, False, None), (1, False, "hardswish"), (3, True, "relu"), (5, True, None)]
+)
+@pytest.mark.parametrize("bits", [32, 4, 2])
+def test_a_layer_in_bfloat16_is_close_to_one_in_float32(kernel, depthwise, activation, bits):
+    spec = LayerSpec("expand", 16, 16, kernel, weight_bits=bits, act_bits=bits, depthwise=depthwise, signed_input=True)
+    torch.manual_seed(0)
+    layer = ElasticConv(spec, (kernel,), quantized=bits < 32)
+    x = torch.randn(8, 16, 12, 12).bfloat16().float()
+    if bits < 32:
+        layer.act_quantizer.initialise(x, bits, True)
+        layer.weight_quantizer.initialise(layer.weight, bits, True)
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        layer.zero_grad()
+        leaf = x.to(dtype, memory_format=torch.channels_last).requires_grad_()
+        y = layer(leaf, spec, activation)
+        assert y.dtype == dtype
+        (y.float() * torch.linspace(-1, 1, y.numel()).reshape(y.shape)).sum().backward()
+        assert leaf.grad.dtype == dtype and layer.weight.grad.dtype == torch.float32
+        found.append((y, leaf.grad, *(p.grad for p in layer.parameters())))
+    for single, half in zip(*found, strict=True):
+        of_step_size = single.dim() == 0  # a sum in which most cancels
+        assert (half.float() - single).norm() <= (0.3 if of_step_size else 0.02) * single.norm()
 
 
 def test_supernet_statistics_do_not_change_in_training():

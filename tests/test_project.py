@@ -11,10 +11,11 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [  # a module may import modules of lines above it, and of its own package
-    {"distributed", "allocator"},
+    {"distributed", "allocator", "native"},
     {"arch", "files", "progress"},
     {"space", "cost"},
     {"quantizers"},
+    {"conv"},
     {"elastic"},
     {"models"},
     {"checkpoint", "sources"},

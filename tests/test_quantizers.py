@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from oncequant.quantizers import functional, native
+from oncequant import native
+from oncequant.quantizers import functional
 from oncequant.quantizers.functional import fake_quantize, initial_step_size, integer_range, quantize
 from oncequant.quantizers.lsq import LSQ
 
@@ -128,15 +129,14 @@ def assert_same(got, wanted):
 
 def formulas(monkeypatch):
     """Run the PyTorch formulas from here on."""
-    monkeypatch.setattr(functional, "_is_native", lambda x, step_size, offset: False)
+    monkeypatch.setattr(functional, "_native_options", lambda *_: None)
 
 
 @pytest.mark.parametrize("activation", [None, "relu", "hardswish"])
 @pytest.mark.parametrize("with_offset", [False, True])
 def test_native_kernels_equal_the_formulas(activation, with_offset, monkeypatch):
     generator = torch.Generator().manual_seed(0)
-    native_available = functional._native_available()
-    assert native_available  # the tests need a C compiler
+    assert native.available()  # the tests need a C compiler
     for n in (1, 77, 4096, 5000, 300_001, 1_500_000):
         x, grad = 3 * torch.randn(n, generator=generator), torch.randn(n, generator=generator)
         x[: min(n, 4)] = torch.tensor([-3.0, 3.0, 0.0, 0.35])[: min(n, 4)]
@@ -147,6 +147,35 @@ def test_native_kernels_equal_the_formulas(activation, with_offset, monkeypatch)
             with monkeypatch.context() as patch:
                 formulas(patch)
                 assert_same(compiled, run(x, grad, *options, offset=offset, activation=activation))
+
+
+@pytest.mark.parametrize("activation", [None, "relu", "hardswish"])
+@pytest.mark.parametrize("y_dtype", [torch.bfloat16, torch.float32])
+def test_native_kernels_of_bfloat16_equal_the_formulas(activation, y_dtype, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    for n in (1, 77, 5000, 300_001):
+        x = (3 * torch.randn(n, generator=generator)).bfloat16()
+        grad = torch.randn(n, generator=generator).to(y_dtype)
+        for bits, signed, step in ((4, True, 0.07), (2, False, -0.3), (1, True, 0.5), (8, False, 0.01)):
+            grid = torch.tensor(step), None, bits, signed, activation
+            assert functional._native_options(x, y_dtype, *grid) is not None
+            native_y, native_grads = functional.quantized(x, *grid, y_dtype), functional.gradients(x, grad, *grid, 0.1)
+            with monkeypatch.context() as patch:
+                formulas(patch)
+                y, grads = functional.quantized(x, *grid, y_dtype), functional.gradients(x, grad, *grid, 0.1)
+            assert native_y.dtype == y_dtype and torch.equal(native_y, y)
+            assert native_grads[0].dtype == x.dtype
+            # a product of the last two factors in another order may round to the neighbouring number
+            assert_close(native_grads[0], grads[0], atol=1e-6, rtol=2**-7)
+            assert_close(native_grads[1], grads[1], atol=1e-3, rtol=1e-3)
+
+
+def test_a_gradient_that_may_be_overwritten_is():
+    x, grad, step = torch.randn(40), torch.randn(40), torch.tensor(0.2)
+    wanted = functional.gradients(x, grad.clone(), step, None, 4, True, "relu", 1.0)
+    got = functional.gradients(x, grad, step, None, 4, True, "relu", 1.0, overwrite=True)
+    assert torch.equal(got[0], wanted[0]) and got[1] == wanted[1]
+    assert got[0].data_ptr() == grad.data_ptr()
 
 
 @pytest.mark.parametrize("activation", ["relu", "hardswish"])
@@ -223,7 +252,7 @@ def test_not_a_number_is_not_hidden():
 
 def test_what_torch_compile_makes_of_the_formulas(monkeypatch):
     """As on a GPU: equal, and new shapes and bit-widths compile nothing."""
-    monkeypatch.setattr(functional, "_choice", lambda: "compiled")
+    monkeypatch.setattr(native, "choice", lambda: "compiled")
     forward, backward = functional._kernels.__wrapped__("cuda")
     generator = torch.Generator().manual_seed(0)
     counters = torch._dynamo.utils.counters
@@ -232,7 +261,7 @@ def test_what_torch_compile_makes_of_the_formulas(monkeypatch):
         x, grad = torch.randn(n, generator=generator), torch.randn(n, generator=generator)
         for bits, signed in ((4, True), (2, False), (1, True), (8, False)):
             scalars = torch.tensor(0.07), torch.tensor(0.0), *functional._bounds(bits, signed, x.device), "relu"
-            assert torch.equal(forward(x, *scalars), functional._forward(x, *scalars))
+            assert torch.equal(forward(x, *scalars, x.dtype), functional._forward(x, *scalars, x.dtype))
             got, wanted = backward(x, grad, *scalars), functional._backward(x, grad, *scalars)
             assert torch.equal(got[0], wanted[0])
             assert_close(got[1:], wanted[1:], atol=1e-3, rtol=1e-4)
@@ -244,7 +273,7 @@ def test_what_torch_compile_makes_of_the_formulas(monkeypatch):
 @pytest.fixture
 def fresh_choice():
     """Whatever the test made of the choice of kernels is forgotten after it."""
-    caches = functional._choice, functional._native_available, functional._kernels, native.library
+    caches = native.choice, native.available, native.library, functional._kernels
     for cached in caches:
         cached.cache_clear()
     yield
@@ -257,10 +286,10 @@ def test_missing_or_broken_compiler(compiler, monkeypatch, tmp_path, fresh_choic
     monkeypatch.setenv("CC", compiler)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("ONCEQUANT_KERNELS", "auto")
-    with pytest.warns(UserWarning, match="runs eagerly.*" + compiler):
+    with pytest.warns(UserWarning, match="run eagerly.*" + compiler):
         y = fake_quantize(torch.tensor([0.26]), torch.tensor(0.1), 4, True)
     assert_close(y, torch.tensor([0.3]))
-    functional._choice.cache_clear(), functional._native_available.cache_clear()
+    native.choice.cache_clear(), native.available.cache_clear()
     monkeypatch.setenv("ONCEQUANT_KERNELS", "compiled")
     with pytest.raises(native.BuildError, match=compiler):
         fake_quantize(torch.tensor([0.26]), torch.tensor(0.1), 4, True)

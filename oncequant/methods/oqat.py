@@ -17,7 +17,7 @@ Run. `oncequant run --data digits`, recipes/oqat_cifar10.sh.      Results. resul
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -66,6 +66,8 @@ class Config:
     label_smoothing: float = 0.1
     calibration_images: int = 2000
     """Training images from which batch-norm statistics of a subnet are estimated."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """What training steps compute in. Weights, calibration and evaluation are float32 always."""
     checkpoint_activations: bool = False
     """Keep only the inputs of blocks for the backward pass: less memory, more time."""
     independent_archs: bool = False
@@ -185,7 +187,7 @@ def train_supernet(supernet: MobileNetV3, cfg: Config, data: Data, run_dir: Path
         if cfg.independent_archs:
             rng = rng.spawn(distributed.world_size())[distributed.rank()]
         archs = sandwich_archs(supernet.space, cfg.random_subnets, rng)
-        return sandwich_step(supernet, images, labels, archs, cfg.label_smoothing)
+        return sandwich_step(supernet, images, labels, archs, cfg.label_smoothing, getattr(torch, cfg.precision))
 
     fit(
         supernet,

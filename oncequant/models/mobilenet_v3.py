@@ -300,10 +300,19 @@ class MobileNetV3(nn.Module):
         self.feature_mix = layer("feature_mix")
         self.classifier = layer("classifier")
 
-    def forward(self, images: Tensor, arch: Mapping[str, int], shared: SharedWeights | None = None) -> Tensor:
-        """Logits (N, num_classes) of the subnet `arch` on normalised images (N, C, S, S)."""
+    def forward(
+        self,
+        images: Tensor,
+        arch: Mapping[str, int],
+        shared: SharedWeights | None = None,
+        compute: torch.dtype | None = None,
+    ) -> Tensor:
+        """Logits (N, num_classes) of the subnet `arch` on normalised images (N, C, S, S).
+
+        `compute`, by default the type of the images, is that of everything between images and logits.
+        """
         specs = self.space.layers(arch)
-        x = resize(images, arch["resolution"]).contiguous(memory_format=torch.channels_last)
+        x = resize(images, arch["resolution"]).to(compute, memory_format=torch.channels_last)
         x = F.hardswish(self.stem(x, specs["stem"], None, shared))
         x = self.block0(x, specs, "block0", shared)
         for s in range(1, len(self.config.stage_widths) + 1):
@@ -314,7 +323,7 @@ class MobileNetV3(nn.Module):
         x = x.mean((2, 3), keepdim=True)  # (N, C, 1, 1)
         x = F.hardswish(self.feature_mix(x, specs["feature_mix"], None, shared))
         x = F.dropout(x, self.config.dropout, self.training)
-        return self.classifier(x, specs["classifier"], None, shared).flatten(1)
+        return self.classifier(x, specs["classifier"], None, shared).flatten(1).to(images.dtype)
 
     def _run(self, block: Block, x: Tensor, specs: Mapping[str, LayerSpec], name: str, shared) -> Tensor:
         """One block, with its activations kept or computed again in the backward pass."""

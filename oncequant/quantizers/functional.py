@@ -12,14 +12,13 @@ Backward is the straight-through estimator with LSQ's step-size gradient (eq. 3)
 With an `offset` o (BatchQuant's zero point plus learned offset, 2105.08952) the code is clamp(round(h / s + o)) and
 v_hat = s (code - o); its gradient is -s outside the grid and 0 inside.
 
-Three implementations of the same formulas: float32 on the CPU runs kernels.c, equal bit for bit in the forward pass; a
-GPU runs what torch.compile makes of `_forward` and `_backward` below, once for all shapes and bit-widths; everything
-else runs those two eagerly, as does a machine without a compiler. The environment variable
-ONCEQUANT_KERNELS = auto (default) | compiled | eager chooses; with `compiled` a missing compiler is an error.
+Three implementations of the same formulas, computed in float32 for float32 and bfloat16 alike: on the CPU quantize.c,
+equal bit for bit in the forward pass; on a GPU what torch.compile makes of `_forward` and `_backward` below, once for
+all shapes and bit-widths; otherwise, as without a compiler, those two eagerly. ONCEQUANT_KERNELS chooses
+(oncequant.native).
 """
 
 import math
-import os
 import warnings
 from functools import cache
 from typing import NamedTuple
@@ -28,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from oncequant.quantizers import native
+from oncequant import native
 
 
 def integer_range(bits: int, signed: bool) -> tuple[int, int]:
@@ -98,17 +97,25 @@ class _FakeQuantize(torch.autograd.Function):
 
 
 def quantized(
-    x: Tensor, step_size: Tensor, offset: Tensor | None, bits: int, signed: bool, activation: str | None
+    x: Tensor,
+    step_size: Tensor,
+    offset: Tensor | None,
+    bits: int,
+    signed: bool,
+    activation: str | None,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """The values of `fake_quantize`, without a graph."""
+    """The values of `fake_quantize`, without a graph, in `dtype` (by default that of x)."""
     x = _dense(x)
-    if _is_native(x, step_size, offset):
-        y = torch.empty_like(x)
-        kernel = native.library().fake_quantize
-        kernel(x.data_ptr(), y.data_ptr(), x.numel(), *_native_grid(step_size, offset, bits, signed, activation))
+    dtype = dtype or x.dtype
+    if options := _native_options(x, dtype, step_size, offset, bits, signed, activation):
+        y = torch.empty_like(x, dtype=dtype)
+        native.library().fake_quantize(
+            x.data_ptr(), y.data_ptr(), x.numel(), step_size.data_ptr(), _pointer(offset), options
+        )
         return y
     forward, bounds = _kernels(x.device.type)[0], _bounds(bits, signed, x.device)
-    return _like(forward(_flat(x), *_scalars(step_size, offset), *bounds, activation), x)
+    return _like(forward(_flat(x), *_scalars(step_size, offset), *bounds, activation, dtype), x)
 
 
 def gradients(
@@ -120,19 +127,23 @@ def gradients(
     signed: bool,
     activation: str | None,
     grad_scale: float,
+    overwrite: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Gradients of `fake_quantize` by x, step size and offset, given that by its values."""
+    """Gradients of `fake_quantize` by x, step size and offset, given that by its values.
+
+    With `overwrite` the memory of `grad` may become that of the first.
+    """
     x = _dense(x)
     if grad.stride() != x.stride():
-        grad = torch.empty_like(x).copy_(grad)
-    if _is_native(x, step_size, offset):
-        grad_x, grad_step = torch.empty_like(x), torch.empty_like(step_size)
+        grad, overwrite = torch.empty_like(x, dtype=grad.dtype).copy_(grad), True
+    if options := _native_options(x, grad.dtype, step_size, offset, bits, signed, activation):
+        grad_x = grad if overwrite and grad.dtype == x.dtype else torch.empty_like(x)
+        grad_step = torch.empty_like(step_size)
         grad_offset = None if offset is None else torch.empty_like(offset)
-        kernel = native.library().fake_quantize_backward
-        kernel(
+        native.library().fake_quantize_backward(
             *(x.data_ptr(), grad.data_ptr(), grad_x.data_ptr(), x.numel()),
-            *_native_grid(step_size, offset, bits, signed, activation),
-            *(grad_scale, grad_step.data_ptr(), None if offset is None else grad_offset.data_ptr()),
+            *(step_size.data_ptr(), _pointer(offset), options),
+            *(grad_scale, grad_step.data_ptr(), _pointer(grad_offset)),
         )
         return grad_x, grad_step, grad_offset
     backward, bounds = _kernels(x.device.type)[1], _bounds(bits, signed, x.device)
@@ -145,17 +156,23 @@ def gradients(
 # -- the formulas: flat x (n,), step size, offset and bounds ()
 
 
+def _wide(x: Tensor) -> Tensor:
+    """Half-precision numbers as float32, in which everything is computed."""
+    return x.float() if x.dtype.itemsize < 4 else x
+
+
 def _codes(u: Tensor, q_min: Tensor, q_max: Tensor, binary: Tensor) -> Tensor:
     sign = torch.where(u >= 0, 1.0, -1.0)  # the one grid without a zero
     return torch.where(binary, sign, u.round().clamp(q_min, q_max))
 
 
-def _forward(x, step_size, offset, q_min, q_max, binary, activation: str | None) -> Tensor:
+def _forward(x, step_size, offset, q_min, q_max, binary, activation: str | None, dtype: torch.dtype) -> Tensor:
     s = step_size.abs()
-    return ((_codes(activate(x, activation) / s + offset, q_min, q_max, binary) - offset) * s).to(x.dtype)
+    return ((_codes(activate(_wide(x), activation) / s + offset, q_min, q_max, binary) - offset) * s).to(dtype)
 
 
 def _backward(x, grad, step_size, offset, q_min, q_max, binary, activation) -> tuple[Tensor, Tensor, Tensor]:
+    dtype, x, grad = x.dtype, _wide(x), _wide(grad)
     u = activate(x, activation) / step_size.abs() + offset
     inside = (u >= q_min) & (u <= q_max)
     error = _codes(u, q_min, q_max, binary) - torch.where(inside, u, offset)
@@ -165,58 +182,60 @@ def _backward(x, grad, step_size, offset, q_min, q_max, binary, activation) -> t
     elif activation == "hardswish":
         grad_x = grad_x * torch.where(x <= -3, 0.0, torch.where(x < 3, x / 3 + 0.5, 1.0))
     grad_offset = -step_size.abs() * torch.where(inside, 0.0, grad).sum()
-    return grad_x.to(x.dtype), (error * grad).sum() * step_size.sign(), grad_offset
+    return grad_x.to(dtype), (error * grad).sum() * step_size.sign(), grad_offset
 
 
 # -- which implementation runs
 
 
-@cache
-def _choice() -> str:
-    """The value of ONCEQUANT_KERNELS, read once per process."""
-    choice = os.environ.get("ONCEQUANT_KERNELS", "auto")
-    if choice not in ("auto", "compiled", "eager"):
-        raise ValueError(f"ONCEQUANT_KERNELS={choice!r}: use auto, compiled or eager")
-    return choice
+def _native_options(
+    x: Tensor, y_dtype: torch.dtype, step_size: Tensor, offset: Tensor | None, bits: int, signed: bool, activation
+) -> native.Options | None:
+    """How to call the kernels of quantize.c, or None where they do not apply."""
+    if step_size.numel() != 1 or (offset is not None and offset.numel() != 1):
+        raise ValueError(
+            "step size and offset are one number each, not of shape "
+            f"{[tuple(s.shape) for s in (step_size, offset) if s is not None]}"
+        )
+    plain = x.is_cpu and step_size.is_cpu and step_size.dtype == torch.float32
+    if offset is not None:
+        plain = plain and offset.is_cpu and offset.dtype == torch.float32
+    if not (plain and native.available()):
+        return None
+    return _kernel_options(x.dtype, y_dtype, bits, signed, activation)
 
 
 @cache
-def _native_available() -> bool:
-    if _choice() == "eager":
-        return False
-    try:
-        native.library()
-    except native.BuildError as error:
-        if _choice() == "compiled":
-            raise
-        warnings.warn(f"fake-quantization runs eagerly (slower): {error}", stacklevel=2)
-        return False
-    return True
+def _kernel_options(
+    x_dtype: torch.dtype, y_dtype: torch.dtype, bits: int, signed: bool, activation: str | None
+) -> native.Options | None:
+    half = torch.bfloat16
+    if (x_dtype, y_dtype) not in ((torch.float32, torch.float32), (half, half), (half, torch.float32)):
+        return None
+    q_min, q_max = integer_range(bits, signed)
+    is_half = x_dtype == half, y_dtype == half
+    return native.Options(q_min, q_max, bits == 1 and signed, native.ACTIVATIONS[activation], *is_half)
 
 
-def _is_native(x: Tensor, step_size: Tensor, offset: Tensor | None) -> bool:
-    scalars = (step_size,) if offset is None else (step_size, offset)
-    if any(s.numel() != 1 for s in scalars):
-        raise ValueError(f"step size and offset are one number each, not of shape {[tuple(s.shape) for s in scalars]}")
-    fitting = all(t.device.type == "cpu" and t.dtype == torch.float32 for t in (x, *scalars))
-    return fitting and _native_available()
+def _pointer(number: Tensor | None) -> int | None:
+    return None if number is None else number.data_ptr()
 
 
 @cache
 def _kernels(device_type: str) -> tuple:
     """(forward, backward): compiled for a GPU if possible, otherwise the formulas themselves."""
-    if device_type != "cuda" or _choice() == "eager":
+    if device_type != "cuda" or native.choice() == "eager":
         return _forward, _backward
     from torch._inductor import list_options  # slow to import, and not needed on a CPU
 
     exact = "eager_numerics.division_rounding"  # Triton's division is off by an ulp or two otherwise
     options = {exact: True} if exact in list_options() else None
     kernels = tuple(torch.compile(f, dynamic=True, options=options) for f in (_forward, _backward))
-    if _choice() == "auto":  # compile now, so that a missing compiler shows here and not inside a training step
+    if native.choice() == "auto":  # compile now, so that a missing compiler shows here and not inside a training step
         try:
             x, s = torch.linspace(-1, 1, 96, device=device_type), torch.tensor([0.1, 0.0], device=device_type)
             grid = *s.unbind(), *_bounds(4, True, x.device), None
-            kernels[0](x, *grid)
+            kernels[0](x, *grid, x.dtype)
             kernels[1](x, x.clone(), *grid)
         except Exception as error:  # whatever the compiler tool chain raises, the formulas run
             warnings.warn(f"fake-quantization runs eagerly (slower): torch.compile failed: {error}", stacklevel=2)
@@ -239,13 +258,6 @@ def _scalars(step_size: Tensor, offset: Tensor | None) -> tuple[Tensor, Tensor]:
     """Step size and offset as 0-dim tensors."""
     step_size = step_size.detach().reshape(())
     return step_size, torch.zeros_like(step_size) if offset is None else offset.detach().reshape(())
-
-
-def _native_grid(step_size: Tensor, offset: Tensor | None, bits: int, signed: bool, activation: str | None) -> tuple:
-    """The struct Grid of kernels.c as the arguments that make it."""
-    q_min, q_max = integer_range(bits, signed)
-    offset_pointer = None if offset is None else offset.data_ptr()
-    return step_size.data_ptr(), offset_pointer, q_min, q_max, bits == 1 and signed, native.ACTIVATIONS[activation]
 
 
 def _dense(x: Tensor) -> Tensor:

@@ -1,7 +1,11 @@
-"""The compiled CPU kernels (kernels.c): built once per machine by the C compiler, called through ctypes.
+"""The compiled CPU kernels: built once per machine by the C compiler, called through ctypes.
 
-A call costs about 2 microseconds, against 25 to 40 through torch.compile, and networks for small targets are made of
-small layers; the build takes a second.
+quantize.c is fake-quantization, depthwise.c the weight gradient of depthwise convolutions. A call costs about 2
+microseconds, against 25 to 40 through torch.compile, and networks for small targets are made of small layers; the build
+takes a second.
+
+The environment variable ONCEQUANT_KERNELS chooses: auto (default) uses PyTorch where the kernels cannot be built or do
+not apply, with compiled a missing compiler is an error, with eager they are not used.
 """
 
 import ctypes
@@ -12,16 +16,54 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+import warnings
 from functools import cache
 from pathlib import Path
 
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-shared", "-fPIC")
-SOURCE = Path(__file__).with_name("kernels.c")
-ACTIVATIONS = {None: 0, "relu": 1, "hardswish": 2}  # as the enum in kernels.c
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("quantize.c", "depthwise.c"))
+ACTIVATIONS = {None: 0, "relu": 1, "hardswish": 2}  # as the enum in quantize.c
+
+
+class Options(ctypes.Structure):
+    """The struct of this name in quantize.c."""
+
+    _fields_ = [
+        ("q_min", ctypes.c_float),
+        ("q_max", ctypes.c_float),
+        ("binary", ctypes.c_int),
+        ("activation", ctypes.c_int),
+        ("x_is_bf16", ctypes.c_int),
+        ("y_is_bf16", ctypes.c_int),
+    ]
 
 
 class BuildError(RuntimeError):
     """No compiler, or it failed; the message says what it printed."""
+
+
+@cache
+def choice() -> str:
+    """The value of ONCEQUANT_KERNELS, read once per process. Raises ValueError for an unknown one."""
+    value = os.environ.get("ONCEQUANT_KERNELS", "auto")
+    if value not in ("auto", "compiled", "eager"):
+        raise ValueError(f"ONCEQUANT_KERNELS={value!r}: use auto, compiled or eager")
+    return value
+
+
+@cache
+def available() -> bool:
+    """Whether the kernels are to be used and could be built. Raises BuildError where they must be and cannot."""
+    if choice() == "eager":
+        return False
+    try:
+        library()
+    except BuildError as error:
+        if choice() == "compiled":
+            raise
+        warnings.warn(f"quantized layers run eagerly (slower): {error}", stacklevel=2)
+        return False
+    return True
 
 
 @cache
@@ -30,7 +72,9 @@ def library() -> ctypes.CDLL:
     compiler = shlex.split(os.environ.get("CC", "cc"))
     if not compiler or shutil.which(compiler[0]) is None:
         raise BuildError(f"no C compiler: {' '.join(compiler)!r} is not on the PATH")
-    key = hashlib.sha256("\n".join([SOURCE.read_text(), *FLAGS, *compiler, _cpu()]).encode()).hexdigest()[:16]
+    key = hashlib.sha256(
+        "\n".join([*(source.read_text() for source in SOURCES), *FLAGS, *compiler, _cpu()]).encode()
+    ).hexdigest()[:16]
     try:
         path = _cache_folder() / f"kernels-{key}.so"
         if not path.exists():
@@ -39,10 +83,12 @@ def library() -> ctypes.CDLL:
     except OSError as error:  # no space, no permission, not a library
         raise BuildError(f"kernels-{key}.so cannot be built or loaded: {error}") from error
     pointer, real, integer, long = ctypes.c_void_p, ctypes.c_float, ctypes.c_int, ctypes.c_long
-    grid = [pointer, pointer, real, real, integer, integer]  # step, offset, q_min, q_max, binary, activation
+    grid = [pointer, pointer, ctypes.POINTER(Options)]  # step size, offset
     loaded.fake_quantize.argtypes = [pointer, pointer, long, *grid]
     loaded.fake_quantize_backward.argtypes = [pointer, pointer, pointer, long, *grid, real, pointer, pointer]
-    loaded.fake_quantize.restype = loaded.fake_quantize_backward.restype = None
+    loaded.depthwise_weight_gradient.argtypes = [pointer, pointer, pointer, *[long] * 6, integer, integer]
+    for function in (loaded.fake_quantize, loaded.fake_quantize_backward, loaded.depthwise_weight_gradient):
+        function.restype = None
     return loaded
 
 
@@ -51,7 +97,7 @@ def _build(compiler: list[str], path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         built = Path(folder) / path.name
         for threads in (("-fopenmp",), ("-fopenmp-simd",), ()):
-            command = [*compiler, *FLAGS, *threads, str(SOURCE), "-o", str(built), "-lm"]
+            command = [*compiler, *FLAGS, *threads, *map(str, SOURCES), "-o", str(built), "-lm"]
             result = subprocess.run(command, capture_output=True, text=True)
             if result.returncode == 0:
                 os.replace(built, path)
