@@ -1,16 +1,21 @@
 """Whole jobs end to end, and what a second process brings.
 
     python benchmarks/jobs.py [--out results/NAME.csv]
+    python benchmarks/jobs.py --data path/to/images --options "--preset cifar --width 0.5 --epochs 2 --float-epochs 4"
 
-`oncequant run` on digits with the default options in one process and in two, on all cores; test top-1 of the network
-most accurate on validation at each bit-width.
+`oncequant run` in one process and in two, with so many threads each; seconds of the whole and of its training, and test
+top-1 of the network most accurate on validation at each bit-width.
 """
 
+import json
+import os
+import shlex
 import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import tyro
@@ -23,30 +28,48 @@ from oncequant.files import read_json
 class Options:
     """What to run."""
 
-    devices: tuple[int, ...] = (1, 2)
-    seed: int = 0
+    data: str = "digits"
+    options: str = ""
+    """More options of `oncequant run`."""
+    settings: tuple[str, ...] = ("1x1", "1x2", "2x1")
+    """Processes x threads of each."""
+    seeds: tuple[int, ...] = (0,)
     out: Path | None = None
 
 
 def main(options: Options) -> None:
     """Run and print a table."""
     rows = []
-    for devices in options.devices:
+    for seed, setting in product(options.seeds, options.settings):
+        processes, threads = map(int, setting.split("x"))
         with tempfile.TemporaryDirectory() as folder:
             run = Path(folder) / "run"
-            command = ["run", "--data", "digits", "--run", run, "--devices", devices, "--seed", options.seed]
+            command = ["run", "--data", options.data, "--run", run, "--devices", processes, "--seed", seed]
+            command += shlex.split(options.options)
+            environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
             start = time.perf_counter()
-            subprocess.run([sys.executable, "-m", "oncequant", *map(str, command)], check=True, capture_output=True)
+            subprocess.run(
+                [sys.executable, "-m", "oncequant", *map(str, command)],
+                check=True,
+                stdout=subprocess.DEVNULL,
+                env=environment,
+            )
             seconds = time.perf_counter() - start
+            lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+            stages = {line["stage"]: line["time_s"] for line in lines}  # the last line of each
             family, best = read_json(run / "family.json"), {}
-            for bits in (32, 4, 3, 2):
+            for bits in sorted({entry["bits"] for entry in family}, reverse=True):
                 chosen = max((e for e in family if e["bits"] == bits), key=lambda entry: entry["top1_validation"])
                 best[f"top1_test_{bits}bit"] = round(chosen["top1_test"], 4)
         rows.append(
             measured(
-                job="oncequant run --data digits",
-                processes=devices,
+                data=Path(options.data).name,
+                options=options.options,
+                seed=seed,
+                processes=processes,
+                threads=threads,
                 seconds=round(seconds, 1),
+                training_seconds=round(sum(stages.values()), 1),
                 **best,
             )
         )

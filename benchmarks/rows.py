@@ -1,4 +1,4 @@
-"""Rows of a benchmark's table: printed as they come, with the machine they were measured on; saved as CSV."""
+"""Rows of a benchmark: printed as they come, with the machine they were measured on, then as a table; saved as CSV."""
 
 import json
 import os
@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
+from rich.table import Table
 
 from oncequant.files import write_csv
 from oncequant.run_folder import device_name
@@ -20,6 +22,11 @@ def measured(**values: Any) -> dict[str, Any]:
 
 
 def save(rows: list[dict[str, Any]], path: Path | None) -> None:
-    """Write the rows, if there is a path."""
+    """Print the rows as a table, without what all have in common, and write them, if there is a path."""
+    differing = [name for name in rows[0] if len(rows) == 1 or len({str(row[name]) for row in rows}) > 1]
+    table = Table(*differing)
+    for row in rows:
+        table.add_row(*(str(row[name]) for name in differing))
+    Console().print(table)
     if path:
         write_csv(path, rows)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from oncequant.arch import FLOAT_BITS, LayerSpec
-from oncequant.conv import conv2d, quantized_conv2d
+from oncequant.conv import can_normalize, conv2d, normalized_conv2d, quantized_conv2d
 from oncequant.distributed import AllSum, world_size
 from oncequant.quantizers.functional import activate
 from oncequant.quantizers.lsq import LSQ
@@ -49,11 +49,18 @@ class ElasticConv(nn.Module):
             nn.init.normal_(self.weight, std=(2 / (kernel * kernel * largest.out_channels)) ** 0.5)  # "he_fout"
 
     def forward(  # (N, C_in, H, W) -> (N, C_out, H', W')
-        self, x: Tensor, spec: LayerSpec, activation: str | None, shared: "SharedWeights | None" = None
+        self,
+        x: Tensor,
+        spec: LayerSpec,
+        activation: str | None,
+        shared: "SharedWeights | None" = None,
+        norm_before: "ElasticBatchNorm | None" = None,
+        defer_norm: bool = False,
     ) -> Tensor:
         """The layer that `spec` describes, applied to activation(x); activation is relu, hardswish or None.
 
-        Its weights come from `shared` where several subnets of a step use them. With x in bfloat16 the convolution and
+        With `defer_norm` its batch norm is left to the layer that reads the result, which gets it as `norm_before`. Its
+        weights come from `shared` where several subnets of a step use them. With x in bfloat16 the convolution and
         its result are, too, except depthwise ones on the CPU, where those of 5x5 and more would be slower.
         """
         weight = self.quantized_weight(spec) if shared is None else shared.weight(self, spec)
@@ -64,11 +71,23 @@ class ElasticConv(nn.Module):
         conv = dict(stride=spec.stride, padding=spec.kernel_size // 2, groups=spec.groups)
         if spec.act_bits < FLOAT_BITS:
             grid = self.act_quantizer.grid(x, spec.act_bits, spec.signed_input, world_size())
-            y = quantized_conv2d(x, *grid, spec.act_bits, spec.signed_input, activation, weight, bias, conv)
+            quantization = *grid, spec.act_bits, spec.signed_input, activation
+            if norm_before is None:
+                y = quantized_conv2d(x, *quantization, weight, bias, conv)
+            else:
+                y = normalized_conv2d(x, *norm_before.parameters_of(x), *quantization, weight, bias, conv)
         else:
             y = conv2d(activate(x, activation).to(weight.dtype), weight, bias, conv)
         y = y.to(x.dtype)
-        return y if self.norm is None else self.norm(y)
+        return y if self.norm is None or defer_norm else self.norm(y)
+
+    def norm_to_defer(self, x: Tensor, reader: LayerSpec) -> "ElasticBatchNorm | None":
+        """The batch norm, if the layer `reader` can apply it to this one's result together with its quantizer.
+
+        In training steps only, on the CPU, where that saves time and memory; the result differs by rounding.
+        """
+        usual = self.training and torch.is_grad_enabled() and not (self.norm.store or self.norm.synchronised)
+        return self.norm if usual and reader.act_bits < FLOAT_BITS and can_normalize(x) else None
 
     def quantized_weight(self, spec: LayerSpec, all_channels: bool = False) -> Tensor:
         """`sliced_weight`, fake-quantized."""
@@ -123,6 +142,10 @@ class ElasticBatchNorm(nn.Module):
             return _batch_norm_of_all(x, self.weight[:c], self.bias[:c], self.eps)
         stored = (self.running_mean[:c], self.running_var[:c]) if self.store or not self.training else (None, None)
         return F.batch_norm(x, *stored, self.weight[:c], self.bias[:c], self.training, 1.0, self.eps)
+
+    def parameters_of(self, x: Tensor) -> tuple[Tensor, Tensor, float]:
+        """Weight and bias of the channels of x (N, C, H, W), and eps."""
+        return self.weight[: x.shape[1]], self.bias[: x.shape[1]], self.eps
 
     def tensors(self) -> tuple[Tensor, ...]:
         """weight, bias, running_mean, running_var."""

@@ -1,11 +1,12 @@
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 from torch.testing import assert_close
 
 from oncequant import conv, native
+from oncequant.quantizers.functional import activate, integer_range
 
 
 @settings(deadline=None, max_examples=60)
@@ -74,3 +75,87 @@ def test_without_the_kernels_gradients_are_those_of_pytorch(monkeypatch):
     options = dict(stride=1, padding=1, groups=16)
     y = conv.conv2d(x, weight, None, options)
     assert type(y.grad_fn).__name__ == "ConvolutionBackward0"
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    images=st.integers(3, 6),
+    channels=st.sampled_from([1, 3, 8, 24, 40]),
+    size=st.integers(1, 7),
+    activation=st.sampled_from([None, "relu", "hardswish"]),
+    bits=st.sampled_from([2, 3, 4]),
+    signed=st.booleans(),
+    with_offset=st.booleans(),
+    mean=st.sampled_from([0.0, -3.0, 5.0]),
+    negative_step=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_batch_norm_in_the_quantizer_equals_batch_norm_before_it(
+    images, channels, size, activation, bits, signed, with_offset, mean, negative_step, seed
+):
+    generator = torch.Generator().manual_seed(seed)
+
+    def randn(*shape):
+        return torch.randn(*shape, generator=generator)
+
+    z = mean + randn(images, channels, size, size) * torch.linspace(0.2, 3, channels)[:, None, None]
+    z = z.to(memory_format=torch.channels_last).requires_grad_()
+    norm = [(1 + 0.3 * randn(channels)).requires_grad_(), (0.3 * randn(channels)).requires_grad_()]
+    step = torch.tensor((-1 if negative_step else 1) * 2.5 / 2**bits, requires_grad=True)
+    offset = torch.tensor(0.4, requires_grad=True) if with_offset else None
+    h = F.batch_norm(z.double(), None, None, *(p.double() for p in norm), True, 1.0, 1e-5)
+    u = activate(h, activation) / step.double().abs() + (0 if offset is None else offset.double())
+    q_min, q_max = integer_range(bits, signed)
+    to_boundary = torch.stack([(u % 1 - 0.5).abs(), (u - q_min).abs(), (u - q_max).abs(), h.abs()]).amin(0)
+    flat = h <= {None: -torch.inf, "relu": 0, "hardswish": -3}[activation]
+    assume(to_boundary[~flat].numel() == 0 or to_boundary[~flat].min() > 1e-5)  # there, rounding decides
+    weight, bias = randn(6, channels, 1, 1).requires_grad_(), randn(6).requires_grad_()
+    rest = step, offset, 0.7, bits, signed, activation, weight, bias, dict(stride=1, padding=0, groups=1)
+    inputs = [t for t in (z, *norm, step, offset, weight, bias) if t is not None]
+    grad, found = randn(images, 6, size, size), []
+    for way in ("together", "apart"):
+        if way == "together":
+            y = conv.normalized_conv2d(z, *norm, 1e-5, *rest)
+        else:
+            y = conv.quantized_conv2d(F.batch_norm(z, None, None, *norm, True, 1.0, 1e-5), *rest)
+        found.append([y, *torch.autograd.grad(y, inputs, grad)])
+    scale = grad.norm() + z.detach().norm()
+    for together, apart in zip(*found, strict=True):
+        assert (together - apart).norm() <= 1e-3 * apart.norm() + 1e-4 * scale
+
+
+@pytest.mark.parametrize("weight_dtype", [torch.float32, torch.bfloat16])
+def test_batch_norm_in_the_quantizer_in_bfloat16(weight_dtype):
+    torch.manual_seed(0)
+    z = torch.randn(4, 16, 9, 9).bfloat16().to(memory_format=torch.channels_last).requires_grad_()
+    norm = [torch.rand(16).requires_grad_(), torch.randn(16).requires_grad_()]
+    step = torch.tensor(0.2, requires_grad=True)
+    weight = torch.randn(16, 1, 3, 3).to(weight_dtype).requires_grad_()
+    rest = step, None, 1.0, 4, False, "relu", weight, None, dict(stride=1, padding=1, groups=16)
+    y = conv.normalized_conv2d(z, *norm, 1e-5, *rest)
+    assert y.dtype == weight_dtype
+    grad = torch.randn(y.shape).to(weight_dtype)
+    got = torch.autograd.grad(y, [z, *norm, step, weight], grad)
+    assert [g.dtype for g in got] == [torch.bfloat16, *[torch.float32] * 3, weight_dtype]
+    wide = z.detach().float().requires_grad_()
+    x = F.batch_norm(wide, None, None, *norm, True, 1.0, 1e-5)
+    wide_weight = weight.detach().float().requires_grad_()
+    wanted = conv.quantized_conv2d(x, *rest[:6], wide_weight, *rest[7:])
+    wanted_grads = torch.autograd.grad(wanted, [wide, *norm, step, wide_weight], grad.float())
+    for half, single in zip((y, *got), (wanted, *wanted_grads), strict=True):
+        assert (half.float() - single).norm() <= 0.02 * single.norm()
+
+
+def test_statistics_of_many_rows_and_any_number_of_threads():
+    """Equal to float64 although the mean is 1,000 standard deviations, and the same to the last bit on all threads."""
+    z = (1000 + torch.randn(7, 24, 61, 53)).to(memory_format=torch.channels_last)
+    norm = torch.ones(24), torch.zeros(24), 1e-5
+    threads, found = torch.get_num_threads(), []
+    for number in (1, 3):
+        torch.set_num_threads(number)
+        found.append(conv._batch_norm_statistics(z, *norm))
+    torch.set_num_threads(threads)
+    assert torch.equal(*found)
+    exact = z.double()
+    assert_close(found[0][0].double(), exact.mean((0, 2, 3)), atol=1e-4, rtol=0)
+    assert_close(found[0][1].double(), exact.var((0, 2, 3), correction=0).rsqrt(), atol=1e-4, rtol=0)

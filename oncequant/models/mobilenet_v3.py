@@ -247,17 +247,22 @@ class Block(nn.Module):
     ) -> Tensor:
         """Run the block with the LayerSpecs `name.*` of `specs`."""
 
-        def layer(kind: str, x: Tensor, activation: str | None = None) -> Tensor:
-            return getattr(self, kind)(x, specs[f"{name}.{kind}"], activation, shared)
+        def layer(kind: str, x: Tensor, activation: str | None = None, **norms) -> Tensor:
+            return getattr(self, kind)(x, specs[f"{name}.{kind}"], activation, shared, **norms)
 
-        # An activation is applied by the layer that reads it, within its quantizer.
-        h = layer("depthwise", layer("expand", x), self.activation) if self.has_expand else layer("depthwise", x)
+        # An activation is applied by the layer that reads it, within its quantizer; so is a batch norm where possible.
+        h, activation, norm = x, None, None
+        if self.has_expand:
+            norm, activation = self.expand.norm_to_defer(x, specs[f"{name}.depthwise"]), self.activation
+            h = layer("expand", x, defer_norm=norm is not None)
         if self.has_se:
-            h = activate(h, self.activation)
+            h = activate(layer("depthwise", h, activation, norm_before=norm), self.activation)
             gate = layer("se_reduce", h.mean((2, 3), keepdim=True))
             h = layer("project", h * F.hardsigmoid(layer("se_expand", gate, "relu")))
         else:
-            h = layer("project", h, self.activation)
+            before, norm = norm, self.depthwise.norm_to_defer(h, specs[f"{name}.project"])
+            h = layer("depthwise", h, activation, norm_before=before, defer_norm=norm is not None)
+            h = layer("project", h, self.activation, norm_before=norm)
         return x + h if self.residual else h
 
 

@@ -108,10 +108,10 @@ def quantized(
     """The values of `fake_quantize`, without a graph, in `dtype` (by default that of x)."""
     x = _dense(x)
     dtype = dtype or x.dtype
-    if options := _native_options(x, dtype, step_size, offset, bits, signed, activation):
+    if options := native_options(x, dtype, step_size, offset, bits, signed, activation):
         y = torch.empty_like(x, dtype=dtype)
         native.library().fake_quantize(
-            x.data_ptr(), y.data_ptr(), x.numel(), step_size.data_ptr(), _pointer(offset), options
+            x.data_ptr(), y.data_ptr(), x.numel(), step_size.data_ptr(), pointer(offset), options
         )
         return y
     forward, bounds = _kernels(x.device.type)[0], _bounds(bits, signed, x.device)
@@ -136,14 +136,14 @@ def gradients(
     x = _dense(x)
     if grad.stride() != x.stride():
         grad, overwrite = torch.empty_like(x, dtype=grad.dtype).copy_(grad), True
-    if options := _native_options(x, grad.dtype, step_size, offset, bits, signed, activation):
+    if options := native_options(x, grad.dtype, step_size, offset, bits, signed, activation):
         grad_x = grad if overwrite and grad.dtype == x.dtype else torch.empty_like(x)
         grad_step = torch.empty_like(step_size)
         grad_offset = None if offset is None else torch.empty_like(offset)
         native.library().fake_quantize_backward(
             *(x.data_ptr(), grad.data_ptr(), grad_x.data_ptr(), x.numel()),
-            *(step_size.data_ptr(), _pointer(offset), options),
-            *(grad_scale, grad_step.data_ptr(), _pointer(grad_offset)),
+            *(step_size.data_ptr(), pointer(offset), options),
+            *(grad_scale, grad_step.data_ptr(), pointer(grad_offset)),
         )
         return grad_x, grad_step, grad_offset
     backward, bounds = _kernels(x.device.type)[1], _bounds(bits, signed, x.device)
@@ -188,7 +188,7 @@ def _backward(x, grad, step_size, offset, q_min, q_max, binary, activation) -> t
 # -- which implementation runs
 
 
-def _native_options(
+def native_options(
     x: Tensor, y_dtype: torch.dtype, step_size: Tensor, offset: Tensor | None, bits: int, signed: bool, activation
 ) -> native.Options | None:
     """How to call the kernels of quantize.c, or None where they do not apply."""
@@ -217,7 +217,8 @@ def _kernel_options(
     return native.Options(q_min, q_max, bits == 1 and signed, native.ACTIVATIONS[activation], *is_half)
 
 
-def _pointer(number: Tensor | None) -> int | None:
+def pointer(number: Tensor | None) -> int | None:
+    """Where a tensor's numbers are."""
     return None if number is None else number.data_ptr()
 
 
