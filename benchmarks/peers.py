@@ -1,28 +1,71 @@
-"""The released OFA and OQA supernets, loaded from checkouts named by environment variables, for benchmarks/step.py.
+"""What benchmarks/step.py compares with: the released OFA and OQA supernets, and layers of Brevitas.
 
-PEER_OFA  checkout of github.com/mit-han-lab/once-for-all
-PEER_OQA  checkout of github.com/LaVieEnRoseSMZ/OQA
+PEER_OFA  (environment) names a checkout of github.com/mit-han-lab/once-for-all
+PEER_OQA  one of github.com/LaVieEnRoseSMZ/OQA
+Brevitas  is used if it can be imported: pip install brevitas. It has no supernets: the largest subnet only, our static
+          network with its quantized convolutions and activations in place of ours.
 
 What their modules import and a plain CPU machine lacks (horovod, torchvision, gdown, torch._six, OQA's unreleased
 oqa_mbv3) is replaced by empty stand-ins; the networks use none of it. Nothing of theirs is copied here.
 """
 
 import collections.abc
+import importlib.util
 import os
 import sys
 import types
 from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from oncequant.arch import FLOAT_BITS, LayerSpec
+from oncequant.models.mobilenet_v3 import MobileNetV3, MobileNetV3Config, elastic_layers, mobilenet_v3_space
+from oncequant.quantizers.functional import activate
 
 SPACE = dict(ks_list=[3, 5, 7], expand_ratio_list=[3, 4, 6], depth_list=[2, 3, 4])
 LARGEST = dict(ks=7, e=6, d=4)
 
 
-def available() -> list[str]:
-    """Peers whose checkouts are named: OFA, OQA."""
-    return [name for name in ("OFA", "OQA") if os.environ.get(f"PEER_{name}")]
+def available(preset: str, subnet: str) -> list[str]:
+    """OFA and OQA if their checkouts are named, Brevitas if it is installed; those that have such a subnet."""
+    official = [name for name in ("OFA", "OQA") if os.environ.get(f"PEER_{name}") and preset == "imagenet"]
+    return official + ["Brevitas"] * (subnet == "max" and importlib.util.find_spec("brevitas") is not None)
+
+
+class _BrevitasLayer(nn.Module):
+    """A static layer of Brevitas with the interface of ElasticConv."""
+
+    def __init__(self, spec: LayerSpec):
+        super().__init__()
+        from brevitas.nn import QuantConv2d, QuantIdentity
+        from brevitas.quant import Int8ActPerTensorFloat, Int8WeightPerTensorFloat, Uint8ActPerTensorFloat
+
+        grid = Int8ActPerTensorFloat if spec.signed_input else Uint8ActPerTensorFloat
+        self.quantizer = QuantIdentity(grid, bit_width=spec.act_bits, collect_stats_steps=1)
+        sizes = spec.in_channels, spec.out_channels, spec.kernel_size, spec.stride, spec.kernel_size // 2
+        weight = dict(weight_quant=Int8WeightPerTensorFloat, weight_bit_width=spec.weight_bits)
+        self.conv = QuantConv2d(*sizes, groups=spec.groups, bias=spec.bias, **weight)
+        self.norm = nn.BatchNorm2d(spec.out_channels) if spec.batch_norm else None
+
+    def forward(self, x: Tensor, spec: LayerSpec, activation: str | None, *_, **__) -> Tensor:
+        y = self.conv(self.quantizer(activate(x, activation)))
+        return y if self.norm is None else self.norm(y)
+
+    def norm_to_defer(self, *_) -> None:
+        return None
+
+
+def brevitas(config: MobileNetV3Config) -> nn.Module:
+    """The largest subnet of a configuration with all layers quantized, in training mode."""
+    space = mobilenet_v3_space(config)
+    net = MobileNetV3(config, space.restrict(space.largest()))
+    specs = net.space.layers(net.space.largest())
+    assert all(spec.act_bits < FLOAT_BITS for spec in specs.values())
+    for name, _ in elastic_layers(net):
+        parent, _, kind = name.rpartition(".")
+        setattr(net.get_submodule(parent), kind, _BrevitasLayer(specs[name]))
+    return net.to(memory_format=torch.channels_last).train()
 
 
 def supernet(name: str, bits: int, images: torch.Tensor) -> tuple[nn.Module, Callable[[bool], None]]:

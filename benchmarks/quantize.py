@@ -2,9 +2,10 @@
 
     GOMP_SPINCOUNT=2000 python benchmarks/quantize.py [--out results/NAME.csv]
 
-Composite: LSQ in plain differentiable PyTorch. Built-in: torch's learnable fake-quantization (another gradient, see
-docs/log.md). Floor: reading and writing the same tensors once, a copy for the forward and an addition for the backward
-pass. With Brevitas installed (`pip install brevitas`), its learned-scale quantizer too.
+Ours: `fake_quantize` and autograd; in a layer: the two functions that the layers' own backward passes call. Composite:
+LSQ in plain differentiable PyTorch. Built-in: torch's learnable fake-quantization (another gradient, see docs/log.md).
+Floor: reading and writing the same tensors once, a copy for the forward and an addition for the backward pass. With
+Brevitas installed (`pip install brevitas`), its learned-scale quantizer too.
 """
 
 import statistics
@@ -19,7 +20,7 @@ import tyro
 from rows import measured, save
 
 from oncequant.allocator import keep_freed_memory
-from oncequant.quantizers.functional import activate, fake_quantize
+from oncequant.quantizers.functional import activate, fake_quantize, gradients, quantized
 
 
 @dataclass(frozen=True)
@@ -86,14 +87,21 @@ def main(options: Options) -> None:
         def floor(x=x, grad=grad) -> None:
             with torch.no_grad():
                 y = x.clone()
+                grad_x = x + grad
+                del y, grad_x  # a training step, too, keeps the first until it has the second
+
+        def in_layer(x=x, s=s, grad=grad, activation=activation) -> None:
+            with torch.no_grad():
+                y = quantized(x, s, None, options.bits, False, activation)
+                gradients(x, grad, s, None, options.bits, False, activation, 1.0)
                 del y
-                x + grad
 
         def step(way: Callable, x=x, s=s, grad=grad, activation=activation) -> None:
             y = way(x, s, options.bits, activation)
             torch.autograd.grad(y, (x, s), grad, allow_unused=True)  # Brevitas has a scale of its own
 
-        tasks = {"floor": floor} | {name: (lambda way=way, step=step: step(way)) for name, way in ways.items()}
+        tasks = {"floor": floor, "ours, in a layer": in_layer}
+        tasks |= {name: (lambda way=way, step=step: step(way)) for name, way in ways.items()}
         times: dict[str, list[float]] = {name: [] for name in tasks}
         for _ in range(options.passes + 1):
             for name, task in tasks.items():

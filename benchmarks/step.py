@@ -1,10 +1,11 @@
-"""Time and peak memory of a supernet step: ours in float and quantized, and the official code beside it.
+"""Time and peak memory of a supernet step: ours in float and quantized; the official code and Brevitas beside it.
 
     python benchmarks/step.py [--tune-allocator] [--out results/NAME.csv]
     PEER_OFA=path/to/once-for-all PEER_OQA=path/to/OQA python benchmarks/step.py --presets imagenet
 
 A step is forward, cross entropy and backward of one subnet, without optimiser and data. Every setting runs in processes
-of its own, for its peak memory; the settings of one line take turns within one run. Memory is what the step adds to the
+of its own, for its peak memory; the settings of one line take turns within one run; ratios are to the first precision
+in float. Memory is what the step adds to the
 process with the network and the images in place. Quantized is what `oncequant run` trains by default: 4-bit blocks,
 8-bit first convolution, classifier and squeeze-and-excite; the official OQA keeps those in float. Random subnets are
 the same ones for our two settings, others for the official code.
@@ -20,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -33,7 +35,7 @@ from torch.nn import functional as F
 
 from oncequant.allocator import keep_freed_memory
 from oncequant.methods.oqat import initialise_step_sizes
-from oncequant.models.mobilenet_v3 import PRESETS, MobileNetV3, with_bits
+from oncequant.models.mobilenet_v3 import PRESETS, MobileNetV3, MobileNetV3Config, with_bits
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class Options:
     subnets: tuple[str, ...] = ("max", "random")
     batch: int = 32
     bits: int = 4
+    precisions: tuple[str, ...] = ("float32", "bfloat16")
+    """Of our steps."""
     steps: int = 9
     passes: int = 3
     """Processes per setting; the median of their medians counts."""
@@ -56,11 +60,10 @@ class Options:
 
 
 def ours(
-    preset: str, bits: int, images: torch.Tensor
+    preset: str, bits: int, precision: str, images: torch.Tensor
 ) -> tuple[Callable[[], torch.Tensor], nn.Module, Callable[[bool], None], float]:
     """(forward of the set subnet, network, function that sets the largest or a random subnet, MiB before any pass)."""
-    config = with_bits(replace(PRESETS[preset], resolutions=(images.shape[-1],), edge_bits=8, se_bits=8), bits)
-    net = MobileNetV3(config).to(memory_format=torch.channels_last)
+    net = MobileNetV3(configuration(preset, bits, images)).to(memory_format=torch.channels_last)
     before = _memory_mib()
     if bits < 32:
         initialise_step_sizes(net, images)
@@ -70,11 +73,17 @@ def ours(
     def set_subnet(largest: bool) -> None:
         current["arch"] = net.space.largest() if largest else net.space.sample(rng)
 
-    return lambda: net(images, current["arch"]), net, set_subnet, before
+    compute = getattr(torch, precision)
+    return lambda: net(images, current["arch"], None, compute), net, set_subnet, before
+
+
+def configuration(preset: str, bits: int, images: torch.Tensor) -> MobileNetV3Config:
+    """A preset for images (N, C, S, S), quantized as by default."""
+    return with_bits(replace(PRESETS[preset], resolutions=(images.shape[-1],), edge_bits=8, se_bits=8), bits)
 
 
 def measure(
-    code: str, preset: str, subnet: str, bits: int, size: int, batch: int, steps: int, tune: bool
+    code: str, preset: str, subnet: str, bits: int, precision: str, size: int, batch: int, steps: int, tune: bool
 ) -> dict[str, float]:
     """Median step time in ms and peak memory in MiB of this process."""
     if tune and code == "ours":
@@ -83,7 +92,10 @@ def measure(
     random.seed(0)
     images, labels = torch.randn(batch, 3, size, size), torch.randint(0, 10, (batch,))
     if code == "ours":
-        forward, net, set_subnet, before = ours(preset, bits, images)
+        forward, net, set_subnet, before = ours(preset, bits, precision, images)
+    elif code == "Brevitas":
+        net, set_subnet = peers.brevitas(configuration(preset, bits, images)), lambda largest: None
+        forward, before = partial(net, images, net.space.largest()), _memory_mib()
     else:
         net, set_subnet = peers.supernet(code, bits, images)
         forward, before = lambda: net(images), _memory_mib()
@@ -111,33 +123,34 @@ def main(options: Options) -> None:
         return
     rows = []
     for preset, size, subnet in product(options.presets, options.sizes, options.subnets):
-        settings = [("ours", 32), ("ours", options.bits)]
-        if preset == "imagenet":
-            settings += [(name, 32 if name == "OFA" else options.bits) for name in peers.available()]
+        settings = [("ours", bits, precision) for precision in options.precisions for bits in (32, options.bits)]
+        others = peers.available(preset, subnet)
+        settings += [(name, 32 if name == "OFA" else options.bits, "float32") for name in others]
         found = {setting: [] for setting in settings}
         for _ in range(options.passes):
-            for code, bits in settings:
-                values = dict(code=code, preset=preset, subnet=subnet, bits=bits, size=size, batch=options.batch)
-                values |= dict(steps=options.steps, tune=options.tune_allocator)
+            for code, bits, precision in settings:
+                values = dict(code=code, preset=preset, subnet=subnet, bits=bits, precision=precision, size=size)
+                values |= dict(batch=options.batch, steps=options.steps, tune=options.tune_allocator)
                 command = [sys.executable, __file__, "--one", json.dumps(values)]
                 environment = {"GOMP_SPINCOUNT": "2000", **os.environ}  # as the command line does
                 result = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
                 output = result.stdout
-                found[code, bits].append(json.loads(output.splitlines()[-1]))
+                found[code, bits, precision].append(json.loads(output.splitlines()[-1]))
         medians = {
             setting: {key: statistics.median(r[key] for r in results) for key in results[0]}
             for setting, results in found.items()
         }
-        floor = medians["ours", 32]
-        for (code, bits), median in medians.items():
+        floor = medians["ours", 32, options.precisions[0]]
+        for (code, bits, precision), median in medians.items():
             rows.append(
                 measured(
-                    code=code if code == "ours" else f"official {code}",
+                    code=f"official {code}" if code in ("OFA", "OQA") else code,
                     preset=preset,
                     subnet=subnet,
                     size=size,
                     batch=options.batch,
                     bits=bits,
+                    precision=precision,
                     tuned_allocator=options.tune_allocator and code == "ours",
                     ms=round(median["ms"], 1),
                     mib=round(median["mib"]),
