@@ -52,6 +52,8 @@ class Options:
     steps: int = 9
     passes: int = 3
     """Processes per setting; the median of their medians counts."""
+    checkpoint_activations: bool = False
+    """Ours compute the activations of blocks again, as `oncequant train --checkpoint-activations`."""
     tune_allocator: bool = False
     """Our processes keep freed memory, as `oncequant train --tune-allocator`."""
     out: Path | None = None
@@ -83,7 +85,16 @@ def configuration(preset: str, bits: int, images: torch.Tensor) -> MobileNetV3Co
 
 
 def measure(
-    code: str, preset: str, subnet: str, bits: int, precision: str, size: int, batch: int, steps: int, tune: bool
+    code: str,
+    preset: str,
+    subnet: str,
+    bits: int,
+    precision: str,
+    size: int,
+    batch: int,
+    steps: int,
+    tune: bool,
+    checkpoint: bool,
 ) -> dict[str, float]:
     """Median step time in ms and peak memory in MiB of this process."""
     if tune and code == "ours":
@@ -93,6 +104,7 @@ def measure(
     images, labels = torch.randn(batch, 3, size, size), torch.randint(0, 10, (batch,))
     if code == "ours":
         forward, net, set_subnet, before = ours(preset, bits, precision, images)
+        net.checkpoint_blocks = checkpoint
     elif code == "Brevitas":
         net, set_subnet = peers.brevitas(configuration(preset, bits, images)), lambda largest: None
         forward, before = partial(net, images, net.space.largest()), _memory_mib()
@@ -131,6 +143,7 @@ def main(options: Options) -> None:
             for code, bits, precision in settings:
                 values = dict(code=code, preset=preset, subnet=subnet, bits=bits, precision=precision, size=size)
                 values |= dict(batch=options.batch, steps=options.steps, tune=options.tune_allocator)
+                values |= dict(checkpoint=options.checkpoint_activations)
                 command = [sys.executable, __file__, "--one", json.dumps(values)]
                 environment = {"GOMP_SPINCOUNT": "2000", **os.environ}  # as the command line does
                 result = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
@@ -151,6 +164,7 @@ def main(options: Options) -> None:
                     batch=options.batch,
                     bits=bits,
                     precision=precision,
+                    checkpoint_activations=options.checkpoint_activations and code == "ours",
                     tuned_allocator=options.tune_allocator and code == "ours",
                     ms=round(median["ms"], 1),
                     mib=round(median["mib"]),

@@ -64,7 +64,7 @@ class ElasticConv(nn.Module):
         its result are, too, except depthwise ones on the CPU, where those of 5x5 and more would be slower.
         """
         weight = self.quantized_weight(spec) if shared is None else shared.weight(self, spec)
-        bias = None if self.bias is None else self.bias[: spec.out_channels]
+        bias = None if self.bias is None else _first(self.bias, spec.out_channels)
         slow_in_half = x.is_cpu and spec.groups > 1 and spec.kernel_size >= 5
         if x.dtype == torch.bfloat16 and not slow_in_half:
             weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
@@ -98,7 +98,7 @@ class ElasticConv(nn.Module):
 
     def sliced_weight(self, spec: LayerSpec, all_channels: bool = False) -> Tensor:  # (C_out, C_in / groups, K, K)
         """The first output and input channels, or all of them; kernel reduced step by step to the spec's size."""
-        weight = self.weight if all_channels else self.weight[: spec.out_channels, : spec.group_channels]
+        weight = self.weight if all_channels else _part(self.weight, spec)
         for kernel in sorted((int(k) for k in self.kernel_transforms), reverse=True):
             if kernel >= spec.kernel_size:
                 centre = _centre(weight, kernel).flatten(2)  # (C_out, C_in / groups, kernel^2)
@@ -141,11 +141,12 @@ class ElasticBatchNorm(nn.Module):
         if self.synchronised and self.training and world_size() > 1:
             return _batch_norm_of_all(x, self.weight[:c], self.bias[:c], self.eps)
         stored = (self.running_mean[:c], self.running_var[:c]) if self.store or not self.training else (None, None)
-        return F.batch_norm(x, *stored, self.weight[:c], self.bias[:c], self.training, 1.0, self.eps)
+        weight, bias = _first(self.weight, c), _first(self.bias, c)
+        return F.batch_norm(x, *stored, weight, bias, self.training, 1.0, self.eps)
 
     def parameters_of(self, x: Tensor) -> tuple[Tensor, Tensor, float]:
         """Weight and bias of the channels of x (N, C, H, W), and eps."""
-        return self.weight[: x.shape[1]], self.bias[: x.shape[1]], self.eps
+        return _first(self.weight, x.shape[1]), _first(self.bias, x.shape[1]), self.eps
 
     def tensors(self) -> tuple[Tensor, ...]:
         """weight, bias, running_mean, running_var."""
@@ -177,13 +178,23 @@ class SharedWeights:
         if key not in self._made:
             whole = layer.quantized_weight(spec, all_channels=True)
             self._made[key] = whole, whole.detach().requires_grad_()
-        return self._made[key][1][: spec.out_channels, : spec.group_channels]
+        return _part(self._made[key][1], spec)
 
     def backward(self) -> None:
         """Add the gradients of all subnets so far to those of the parameters."""
         used = [(whole, leaf.grad) for whole, leaf in self._made.values() if leaf.grad is not None]
         torch.autograd.backward([whole for whole, _ in used], [grad for _, grad in used])
         self._made.clear()
+
+
+def _first(tensor: Tensor, n: int, dim: int = 0) -> Tensor:
+    """The first n along `dim`; the tensor itself where these are all, since the gradient of a slice is a copy."""
+    return tensor if tensor.shape[dim] == n else tensor.narrow(dim, 0, n)
+
+
+def _part(weight: Tensor, spec: LayerSpec) -> Tensor:
+    """The first output and input channels that `spec` has."""
+    return _first(_first(weight, spec.out_channels), spec.group_channels, 1)
 
 
 def _centre(weight: Tensor, kernel: int) -> Tensor:
