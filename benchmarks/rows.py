@@ -22,11 +22,12 @@ def measured(**values: Any) -> dict[str, Any]:
 
 
 def save(rows: list[dict[str, Any]], path: Path | None) -> None:
-    """Print the rows as a table, without what all have in common, and write them, if there is a path."""
-    differing = [name for name in rows[0] if len(rows) == 1 or len({str(row[name]) for row in rows}) > 1]
-    table = Table(*differing)
-    for row in rows:
-        table.add_row(*(str(row[name]) for name in differing))
-    Console().print(table)
+    """Write the rows, if there is a path, and print them as a table without what all have in common."""
     if path:
         write_csv(path, rows)
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    differing = [name for name in names if len({str(row.get(name, "")) for row in rows}) > 1]
+    table = Table(*differing)
+    for row in rows:
+        table.add_row(*(str(row.get(name, "")) for name in differing))
+    Console().print(table)

@@ -4,11 +4,10 @@
     PEER_OFA=path/to/once-for-all PEER_OQA=path/to/OQA python benchmarks/step.py --presets imagenet
 
 A step is forward, cross entropy and backward of one subnet, without optimiser and data. Every setting runs in processes
-of its own, for its peak memory; the settings of one line take turns within one run; ratios are to the first precision
-in float. Memory is what the step adds to the
-process with the network and the images in place. Quantized is what `oncequant run` trains by default: 4-bit blocks,
-8-bit first convolution, classifier and squeeze-and-excite; the official OQA keeps those in float. Random subnets are
-the same ones for our two settings, others for the official code.
+of its own, for its peak memory; the settings of one line take turns within one run; ratios are to our float network in
+the first precision. Memory is what the step adds to the process with the network and the images in place. Quantized is
+what `oncequant run` trains by default: 4-bit blocks, 8-bit first convolution, classifier and squeeze-and-excite; the
+official OQA keeps those in float. Random subnets are the same ones for our settings, others for the official code.
 """
 
 import json

@@ -1,15 +1,16 @@
 """Convolutions with backward passes of their own.
 
 `quantized_conv2d` keeps its input for the backward pass instead of both the input and its quantized copy, which it
-computes again. `normalized_conv2d` does the same with the batch norm before it: only the result of the convolution
-before that is kept, about half of what a float step keeps. On the CPU the weight gradient of depthwise convolutions
-comes from native/depthwise.c, in 1/60 to 3/4 of the time that PyTorch takes for it.
-"""
+computes again. `normalized_conv2d` does the same with the batch norm before it and keeps only the result of the
+convolution before that. On the CPU the weight gradient of depthwise convolutions comes from native/depthwise.c, much
+faster than PyTorch's for kernels of 5x5 and 7x7 (docs/log.md).
 
-from typing import Any
+None of them can be differentiated twice. Autocast is ignored: types are those of the arguments.
+"""
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from oncequant import native
@@ -18,8 +19,9 @@ from oncequant.quantizers.functional import gradients, native_options, pointer, 
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, conv: dict[str, int]) -> Tensor:
     """torch's conv2d of (N, C, H, W) with `conv` = stride, padding, groups, and gradients as said above."""
-    if _has_native_gradient(x, weight, conv):
-        return _Conv2d.apply(x, weight, bias, conv)
+    wanted = torch.is_grad_enabled() and weight.requires_grad
+    if wanted and _has_native_gradient(x, weight, conv):
+        return _apply(_Conv2d, x, weight, bias, conv)
     return F.conv2d(x, weight, bias, **conv)
 
 
@@ -36,7 +38,8 @@ def quantized_conv2d(
     conv: dict[str, int],
 ) -> Tensor:
     """conv2d(fake_quantize(x, ...), weight, bias, conv) in the type of the weight."""
-    return _QuantizedConv2d.apply(x, step_size, offset, grad_scale, bits, signed, activation, weight, bias, conv)
+    grid = step_size, offset, grad_scale, bits, signed, activation
+    return _apply(_QuantizedConv2d, x, *grid, weight, bias, conv)
 
 
 def normalized_conv2d(
@@ -56,15 +59,28 @@ def normalized_conv2d(
 ) -> Tensor:
     """quantized_conv2d of z (N, C, H, W) after training batch norm with weight and bias (C,).
 
-    Where `can_normalize` says so.
+    Raises ValueError where `can_normalize` says no.
     """
+    if not can_normalize(z, norm_weight, norm_bias, step_size, offset):
+        raise ValueError(f"batch norm cannot be part of a convolution of {tuple(z.shape)} {z.dtype} on {z.device}")
     grid = step_size, offset, grad_scale, bits, signed, activation
-    return _NormalizedConv2d.apply(z, norm_weight, norm_bias, eps, *grid, weight, bias, conv)
+    return _apply(_NormalizedConv2d, z, norm_weight, norm_bias, eps, *grid, weight, bias, conv)
 
 
-def can_normalize(z: Tensor) -> bool:
-    """Whether `normalized_conv2d` takes z."""
-    return z.is_cpu and z.dtype in (torch.float32, torch.bfloat16) and native.available()
+def can_normalize(z: Tensor, *parameters: Tensor | None) -> bool:
+    """Whether `normalized_conv2d` takes z (N, C, H, W) and these parameters of batch norm and quantizer."""
+    given = [p for p in parameters if p is not None]
+    plain = all(p.is_cpu and p.dtype == torch.float32 and p.is_contiguous() for p in given)
+    fitting = z.is_cpu and z.dtype in (torch.float32, torch.bfloat16) and z.numel() > z.shape[1]
+    return plain and fitting and native.available()
+
+
+def _apply(function: type[torch.autograd.Function], x: Tensor, *args) -> Tensor:
+    """function.apply, without autocast."""
+    if torch.is_autocast_enabled(x.device.type):
+        with torch.autocast(x.device.type, enabled=False):
+            return function.apply(x, *args)
+    return function.apply(x, *args)
 
 
 class _Conv2d(torch.autograd.Function):
@@ -75,6 +91,7 @@ class _Conv2d(torch.autograd.Function):
         return F.conv2d(x, weight, bias, **conv)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):
         return *_conv2d_backward(grad, *ctx.saved_tensors, ctx.conv, (*ctx.needs_input_grad[:2], ctx.has_bias)), None
 
@@ -88,6 +105,7 @@ class _QuantizedConv2d(torch.autograd.Function):
         return F.conv2d(quantized(x, step_size, offset, *ctx.quantization, weight.dtype), weight, bias, **conv)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):
         x, step_size, offset, weight = ctx.saved_tensors
         x_hat = quantized(x, step_size, offset, *ctx.quantization, weight.dtype)
@@ -125,6 +143,7 @@ class _NormalizedConv2d(torch.autograd.Function):
         return F.conv2d(x_hat, weight, bias, **conv)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):
         z, statistics, step_size, offset, weight = ctx.saved_tensors
         x_hat = _normalized(z, statistics, step_size, offset, ctx.options, weight.dtype)
@@ -133,7 +152,7 @@ class _NormalizedConv2d(torch.autograd.Function):
         del x_hat
         grad_x_hat = grad_x_hat.contiguous(memory_format=torch.channels_last)
         grad_z = grad_x_hat if grad_x_hat.dtype == z.dtype else torch.empty_like(z)
-        grad_norm, grad_step = torch.empty(2, z.shape[1]), torch.empty_like(step_size)
+        grad_norm, grad_step = torch.empty_like(statistics[:2]), torch.empty_like(step_size)
         grad_offset = None if offset is None else torch.empty_like(offset)
         _check_memory(
             native.library().normalize_quantize_backward(
@@ -149,7 +168,7 @@ class _NormalizedConv2d(torch.autograd.Function):
 def _batch_norm_statistics(z: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """Of z (N, C, H, W), channels last: mean, 1 / standard deviation, and x = z scale + shift: (4, C)."""
     channels = z.shape[1]
-    statistics = torch.empty(4, channels)
+    statistics = torch.empty(4, channels, dtype=torch.float32, device="cpu")
     _check_memory(
         native.library().batch_norm_statistics(
             *(z.data_ptr(), z.dtype == torch.bfloat16, z.numel() // channels, channels),
@@ -208,14 +227,15 @@ def _has_native_gradient(x: Tensor, weight: Tensor, conv: dict[str, int]) -> boo
         and len(weight) % 8 == 0
         and x.is_cpu
         and x.dtype == weight.dtype == torch.float32
+        and x.numel() > 0
         and native.available()
     )
 
 
-def _depthwise_weight_gradient(x: Tensor, grad: Tensor, weight: Tensor, conv: dict[str, Any]) -> Tensor:
+def _depthwise_weight_gradient(x: Tensor, grad: Tensor, weight: Tensor, conv: dict[str, int]) -> Tensor:
     """Gradient (C, 1, K, K) by the weight of x (N, C, H, W) depthwise convolved, given grad (N, C, H', W')."""
     x, grad = (t.contiguous(memory_format=torch.channels_last) for t in (x, grad))
-    grad_weight = torch.empty(weight.shape)
+    grad_weight = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
     native.library().depthwise_weight_gradient(
         *(x.data_ptr(), grad.data_ptr(), grad_weight.data_ptr(), *x.shape, *grad.shape[2:]),
         *(weight.shape[-1], conv["stride"]),

@@ -63,7 +63,8 @@ def own_part(store: dist.Store, number: int, processes: int) -> dist.Store:
 
     torchrun keeps one store for all its restarts. Addresses that ended processes left there would be taken for those of
     the new ones, which then wait for each other without end. So each process calls under a name of its own, and the
-    main one answers every caller with its name, again if it was an old call, until all have confirmed.
+    main one answers every caller with its name, again if it was an old call, until all have confirmed. Raises
+    RuntimeError if one does not within the time that the store waits for anything.
     """
     name = uuid.uuid4().hex
     if number:
@@ -71,8 +72,14 @@ def own_part(store: dist.Store, number: int, processes: int) -> dist.Store:
         answer = store.get(f"answer/{name}").decode()
         store.set(f"confirm/{answer}/{number}", "")
         return dist.PrefixStore(answer, store)
+    patience = store.timeout.total_seconds()
+    deadline = time.monotonic() + patience
     for other in range(1, processes):
         while not store.check([f"confirm/{name}/{other}"]):
+            if time.monotonic() > deadline:
+                raise RuntimeError(
+                    f"process {other} of {processes} did not join in {store.timeout.total_seconds():g} s"
+                )
             store.set(f"answer/{store.get(f'call/{other}').decode()}", name)
             time.sleep(0.01)
     return dist.PrefixStore(name, store)

@@ -61,7 +61,8 @@ class ElasticConv(nn.Module):
 
         With `defer_norm` its batch norm is left to the layer that reads the result, which gets it as `norm_before`. Its
         weights come from `shared` where several subnets of a step use them. With x in bfloat16 the convolution and
-        its result are, too, except depthwise ones on the CPU, where those of 5x5 and more would be slower.
+        the result are, too, except that depthwise convolutions of 5x5 and more on the CPU, which would be slower, are
+        computed in float32.
         """
         weight = self.quantized_weight(spec) if shared is None else shared.weight(self, spec)
         bias = None if self.bias is None else _first(self.bias, spec.out_channels)
@@ -77,6 +78,7 @@ class ElasticConv(nn.Module):
             else:
                 y = normalized_conv2d(x, *norm_before.parameters_of(x), *quantization, weight, bias, conv)
         else:
+            x = x if norm_before is None else norm_before(x)
             y = conv2d(activate(x, activation).to(weight.dtype), weight, bias, conv)
         y = y.to(x.dtype)
         return y if self.norm is None or defer_norm else self.norm(y)
@@ -87,7 +89,8 @@ class ElasticConv(nn.Module):
         In training steps only, on the CPU, where that saves time and memory; the result differs by rounding.
         """
         usual = self.training and torch.is_grad_enabled() and not (self.norm.store or self.norm.synchronised)
-        return self.norm if usual and reader.act_bits < FLOAT_BITS and can_normalize(x) else None
+        fitting = reader.act_bits < FLOAT_BITS and can_normalize(x, self.norm.weight, self.norm.bias)
+        return self.norm if usual and fitting else None
 
     def quantized_weight(self, spec: LayerSpec, all_channels: bool = False) -> Tensor:
         """`sliced_weight`, fake-quantized."""
@@ -177,7 +180,7 @@ class SharedWeights:
         key = (layer, spec.kernel_size, spec.weight_bits)
         if key not in self._made:
             whole = layer.quantized_weight(spec, all_channels=True)
-            self._made[key] = whole, whole.detach().requires_grad_()
+            self._made[key] = whole, whole.detach().requires_grad_(whole.requires_grad)
         return _part(self._made[key][1], spec)
 
     def backward(self) -> None:

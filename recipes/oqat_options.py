@@ -71,7 +71,7 @@ def main(options: Options) -> None:
             shutil.copy(folder.parent / "default" / "float.safetensors", folder)
         model = replace(base, **CHANGES_OF_THE_NETWORK.get(name, {}))
         oqat.train(replace(cfg, **CHANGES_OF_TRAINING.get(name, {})), model, data, folder)
-        for stage in cfg.stages:
+        for stage in cfg.stages[name in CHANGES_OF_THE_NETWORK :]:  # their float stage is the default's
             supernet = load_supernet(folder, stage)
             space, rng = supernet.space, np.random.default_rng(cfg.seed)
             archs = [space.largest(), space.smallest(), *(space.sample(rng) for _ in range(options.random_archs))]

@@ -61,7 +61,7 @@ def test_other_convolutions_are_left_to_pytorch(channels, groups, kernel, paddin
     assert not conv._has_native_gradient(x, weight, options)
     step, grad = torch.tensor(0.2), torch.randn(F.conv2d(x, weight, **options).shape)
     x, weight = x.requires_grad_(), weight.requires_grad_()
-    assert torch.equal(conv.conv2d(x, weight, None, options), F.conv2d(x, weight, **options))
+    assert type(conv.conv2d(x, weight, None, options).grad_fn).__name__ == "ConvolutionBackward0"
     y = conv.quantized_conv2d(x, step, None, 1.0, 4, True, None, weight, None, options)
     quantized = (torch.round(x / step).clamp(-8, 7) * step).detach()
     assert_close(y, F.conv2d(quantized, weight, **options))
@@ -69,24 +69,63 @@ def test_other_convolutions_are_left_to_pytorch(channels, groups, kernel, paddin
     assert_close(got, torch.autograd.grad(F.conv2d(quantized, weight, **options), weight, grad))
 
 
-def test_without_the_kernels_gradients_are_those_of_pytorch(monkeypatch):
-    monkeypatch.setattr(native, "available", lambda: False)
-    x, weight = torch.randn(2, 16, 7, 7).requires_grad_(), torch.randn(16, 1, 3, 3).requires_grad_()
-    options = dict(stride=1, padding=1, groups=16)
-    y = conv.conv2d(x, weight, None, options)
-    assert type(y.grad_fn).__name__ == "ConvolutionBackward0"
+def depthwise(size=7):
+    x, weight = torch.randn(2, 16, size, size).requires_grad_(), torch.randn(16, 1, 3, 3).requires_grad_()
+    return x, weight, dict(stride=1, padding=1, groups=16)
+
+
+def test_without_the_kernels_or_gradients_pytorch_does_all(monkeypatch):
+    x, weight, options = depthwise()
+    with monkeypatch.context() as patch:
+        patch.setattr(native, "available", lambda: False)
+        y = conv.conv2d(x, weight, None, options)
+        assert type(y.grad_fn).__name__ == "ConvolutionBackward0"
+    monkeypatch.setattr(native, "available", None)  # not even asked
+    with torch.no_grad():
+        conv.conv2d(x, weight, None, options)
+    conv.conv2d(x, weight.detach(), None, options)
+
+
+def test_gradients_do_not_depend_on_autocast_and_defaults():
+    x, weight, options = depthwise()
+    norm = [torch.rand(16).requires_grad_(), torch.randn(16).requires_grad_()]
+    step = torch.tensor(0.2, requires_grad=True)
+
+    def gradients():
+        y = conv.conv2d(x, weight, None, options)
+        z = conv.normalized_conv2d(y, *norm, 1e-5, step, None, 1.0, 4, False, "relu", weight, None, options)
+        v = conv.quantized_conv2d(z, step, None, 1.0, 4, True, None, weight, None, options)
+        return torch.autograd.grad(v.square().sum(), [x, weight, *norm, step])
+
+    wanted = gradients()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = [gradients()]
+    torch.set_default_dtype(torch.float64)
+    try:
+        found.append(gradients())
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for other in found:
+        assert all(torch.equal(a, b) for a, b in zip(wanted, other, strict=True))
+
+
+def test_a_second_derivative_is_refused():
+    x, weight, options = depthwise()
+    (grad,) = torch.autograd.grad(conv.conv2d(x, weight, None, options).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
 
 
 @settings(deadline=None, max_examples=60)
 @given(
-    images=st.integers(3, 6),
-    channels=st.sampled_from([1, 3, 8, 24, 40]),
-    size=st.integers(1, 7),
+    images=st.integers(3, 5),
+    channels=st.sampled_from([1, 3, 8, 24]),
+    size=st.integers(1, 4),
     activation=st.sampled_from([None, "relu", "hardswish"]),
     bits=st.sampled_from([2, 3, 4]),
     signed=st.booleans(),
     with_offset=st.booleans(),
-    mean=st.sampled_from([0.0, -3.0, 5.0]),
+    mean=st.sampled_from([0.0, -2.0]),
     negative_step=st.booleans(),
     seed=st.integers(0, 99),
 )
@@ -108,7 +147,7 @@ def test_batch_norm_in_the_quantizer_equals_batch_norm_before_it(
     q_min, q_max = integer_range(bits, signed)
     to_boundary = torch.stack([(u % 1 - 0.5).abs(), (u - q_min).abs(), (u - q_max).abs(), h.abs()]).amin(0)
     flat = h <= {None: -torch.inf, "relu": 0, "hardswish": -3}[activation]
-    assume(to_boundary[~flat].numel() == 0 or to_boundary[~flat].min() > 1e-5)  # there, rounding decides
+    assume(to_boundary[~flat].numel() == 0 or to_boundary[~flat].min() > 1e-4)  # there, rounding decides
     weight, bias = randn(6, channels, 1, 1).requires_grad_(), randn(6).requires_grad_()
     rest = step, offset, 0.7, bits, signed, activation, weight, bias, dict(stride=1, padding=0, groups=1)
     inputs = [t for t in (z, *norm, step, offset, weight, bias) if t is not None]
@@ -144,6 +183,48 @@ def test_batch_norm_in_the_quantizer_in_bfloat16(weight_dtype):
     wanted_grads = torch.autograd.grad(wanted, [wide, *norm, step, wide_weight], grad.float())
     for half, single in zip((y, *got), (wanted, *wanted_grads), strict=True):
         assert (half.float() - single).norm() <= 0.02 * single.norm()
+
+
+def normalized(z, threads):
+    torch.manual_seed(0)
+    norm = [torch.rand(24).requires_grad_(), torch.randn(24).requires_grad_()]
+    step, weight = torch.tensor(0.2, requires_grad=True), torch.randn(24, 1, 3, 3).requires_grad_()
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    options = dict(stride=1, padding=1, groups=24)
+    y = conv.normalized_conv2d(z, *norm, 1e-5, step, None, 1.0, 4, False, "relu", weight, None, options)
+    grads = torch.autograd.grad((y * torch.linspace(-1, 1, 24)[:, None, None]).sum(), [z, *norm, step, weight])
+    torch.set_num_threads(before)
+    return y, *grads
+
+
+def test_batch_norm_in_the_quantizer_of_a_large_tensor_on_any_number_of_threads():
+    z = torch.randn(5, 24, 41, 37).to(memory_format=torch.channels_last).requires_grad_()
+    found = [normalized(z, threads) for threads in (1, 2, 3)]
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0][2:], other[2:], strict=True))
+        # PyTorch's own convolution sums in another order
+        assert all((a - b).norm() <= 1e-5 * a.norm() for a, b in zip(found[0][:2], other[:2], strict=True))
+
+
+def test_not_a_number_passes_through_batch_norm_in_the_quantizer():
+    for place in (0, 3):  # in the rows about which variances are taken, or not
+        z = torch.randn(5, 24, 10, 10).to(memory_format=torch.channels_last)
+        z[place, 3, 5, 5] = torch.nan
+        y, *_ = normalized(z.requires_grad_(), 1)
+        assert y[:, 3].isnan().any() and not y[:, 4].isnan().any()
+
+
+def test_what_batch_norm_in_the_quantizer_does_not_take_is_refused():
+    norm, step, weight = (torch.ones(16), torch.zeros(16)), torch.tensor(0.2), torch.randn(8, 16, 1, 1)
+    rest = 1.0, 4, False, "relu", weight, None, dict(stride=1, padding=0, groups=1)
+    for z, s in (
+        (torch.randn(1, 16, 1, 1), step),
+        (torch.randn(0, 16, 3, 3), step),
+        (torch.randn(2, 16, 3, 3), step.half()),
+    ):
+        with pytest.raises(ValueError, match="batch norm cannot be part"):
+            conv.normalized_conv2d(z, *norm, 1e-5, s, None, *rest)
 
 
 def test_statistics_of_many_rows_and_any_number_of_threads():

@@ -7,6 +7,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -60,10 +61,11 @@ def distributed_port():
 def test_processes_started_again_find_nothing_of_their_predecessors():
     """Three starts on one store, of which the second ends with the call of one process."""
     store = torch.distributed.HashStore()
+    store.set_timeout(timedelta(seconds=20))
 
     def start():
         with ThreadPoolExecutor(3) as pool:
-            parts = list(pool.map(lambda number: distributed.own_part(store, number, 3), range(3)))
+            parts = list(pool.map(lambda number: distributed.own_part(store, number, 3), range(3), timeout=60))
         assert not parts[0].check(["address"])
         parts[1].set("address", "here")
         assert all(part.get("address") == b"here" for part in parts)
@@ -72,6 +74,9 @@ def test_processes_started_again_find_nothing_of_their_predecessors():
     store.set("call/2", "a process that ended before it heard the answer")
     start()
     start()
+    store.set_timeout(timedelta(seconds=0.2))
+    with pytest.raises(RuntimeError, match="process 1 of 3 did not join"):
+        distributed.own_part(store, 0, 3)
 
 
 def check_parts(rank):

@@ -9,7 +9,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from oncequant import conv
+from oncequant import conv, elastic
 from oncequant.arch import LayerSpec
 from oncequant.cost import macs, params
 from oncequant.elastic import ElasticConv, SharedWeights, resize
@@ -57,6 +57,8 @@ def test_extracted_subnet_is_bit_identical(preset, bits, training):
     rng = np.random.default_rng(0)
     for arch in [net.space.largest(), net.space.smallest(), *(net.space.sample(rng) for _ in range(3))]:
         subnet = extract_subnet(net, arch)
+        if training:  # with gradients, batch norms are computed elsewhere
+            assert torch.equal(net(images, arch), subnet(images, arch))
         with torch.no_grad():
             assert torch.equal(net(images, arch), subnet(images, arch))
         sliced = sum(p.numel() for n, p in subnet.named_parameters() if "step_size" not in n)
@@ -192,6 +194,38 @@ def test_checkpointed_blocks_give_the_same_gradients_from_less_memory(bits):
     assert gradients[0].keys() == gradients[1].keys()
     assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
     assert kept[1] < 0.4 * kept[0]
+
+
+@pytest.mark.parametrize("name", ["block0", "stage1.block1", "stage2.block1"])  # no expansion; neither; with SE
+def test_blocks_with_batch_norm_in_the_quantizer_equal_those_without(name, monkeypatch):
+    net, images = supernet("imagenet", 4, dropout=0.0)
+    block, specs = net.train().get_submodule(name), net.space.layers(net.space.largest())
+    assert (block.has_expand, block.has_se) == {"block0": (0, 0), "stage1.block1": (1, 0), "stage2.block1": (1, 1)}[
+        name
+    ]
+    first = specs[f"{name}.expand" if block.has_expand else f"{name}.depthwise"]
+    x = torch.randn(4, first.in_channels, 16, 16).to(memory_format=torch.channels_last).requires_grad_()
+    found, kept = [], []
+
+    def pack(tensor):
+        kept[-1][tensor.data_ptr()] = tensor.numel() if tensor.dim() == 4 and len(tensor) == 4 else 0
+        return tensor
+
+    for apart in (False, True):
+        if apart:
+            monkeypatch.setattr(elastic, "can_normalize", lambda *_: False)
+        kept.append({})
+        block.zero_grad()
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            y = block(x, specs, name)
+        (grad_x,) = torch.autograd.grad(y.square().sum(), x, retain_graph=True)
+        y.square().sum().backward()
+        grads = {key: p.grad for key, p in block.named_parameters() if p.grad is not None}
+        found.append({"y": y, "x": grad_x, **grads})
+    assert found[0].keys() == found[1].keys() and any("norm.weight" in key for key in found[0])
+    for key in found[0]:  # where a value is on a rounding boundary, one of thousands is another
+        assert (found[0][key] - found[1][key]).norm() <= 0.02 * found[1][key].norm(), key
+    assert sum(kept[0].values()) < 0.8 * sum(kept[1].values())
 
 
 @pytest.mark.parametrize("preset", SMALL)

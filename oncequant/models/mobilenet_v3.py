@@ -314,7 +314,7 @@ class MobileNetV3(nn.Module):
     ) -> Tensor:
         """Logits (N, num_classes) of the subnet `arch` on normalised images (N, C, S, S).
 
-        `compute`, by default the type of the images, is that of everything between images and logits.
+        `compute`, by default the type of the images, is the type of what passes between the layers.
         """
         specs = self.space.layers(arch)
         x = resize(images, arch["resolution"]).to(compute, memory_format=torch.channels_last)

@@ -23,11 +23,11 @@ from pathlib import Path
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-shared", "-fPIC")
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("quantize.c", "normalize.c", "depthwise.c"))
 HEADER = Path(__file__).with_name("grid.h")
-ACTIVATIONS = {None: 0, "relu": 1, "hardswish": 2}  # as the enum in quantize.c
+ACTIVATIONS = {None: 0, "relu": 1, "hardswish": 2}  # as the enum in grid.h
 
 
 class Options(ctypes.Structure):
-    """The struct of this name in quantize.c."""
+    """The struct of this name in grid.h."""
 
     _fields_ = [
         ("q_min", ctypes.c_float),
@@ -62,7 +62,7 @@ def available() -> bool:
     except BuildError as error:
         if choice() == "compiled":
             raise
-        warnings.warn(f"quantized layers run eagerly (slower): {error}", stacklevel=2)
+        warnings.warn(f"layers run eagerly (slower): {error}", stacklevel=2)
         return False
     return True
 

@@ -4,7 +4,12 @@
 // A block of channels is a vector. For every image and row of the kernel, the sums of that row stay in registers while
 // all positions are visited. A block is summed by one thread, so the number of threads changes nothing.
 
-#pragma GCC optimize("fp-contract=fast")  // sums need no agreement with anything to the last bit
+// Sums need no agreement with anything to the last bit.
+#ifdef __clang__
+#pragma clang fp contract(fast)
+#else
+#pragma GCC optimize("fp-contract=fast")
+#endif
 
 #define INLINE static inline __attribute__((always_inline))
 #define MAX_KERNEL 7
@@ -69,6 +74,8 @@ void depthwise_weight_gradient(const float *x, const float *grad, float *grad_we
 {
     Shape s = {images, channels, height, width, out_height, out_width, stride};
 #pragma omp parallel for schedule(dynamic)
-    for (long c = 0; c < channels; c += LANES)
-        block_of(x + c, grad + c, grad_weight + c * kernel * kernel, s, kernel, channels - c < LANES ? LANES / 2 : LANES);
+    for (long c = 0; c < channels; c += LANES) {
+        int lanes = channels - c < LANES ? LANES / 2 : LANES;
+        block_of(x + c, grad + c, grad_weight + c * kernel * kernel, s, kernel, lanes);
+    }
 }

@@ -7,7 +7,7 @@
 
 enum { NO_ACTIVATION, RELU, HARDSWISH };
 
-// What functional.py's `_kernel_options` fills in.
+// What quantizers/functional.py's `_kernel_options` fills in.
 typedef struct {
     float q_min, q_max;
     int binary;  // the grid is {-1, 1}
@@ -69,6 +69,24 @@ INLINE float code(float u, Grid grid, int binary)
     float q = rintf(u);  // half to even
     q = q < grid.q_min ? grid.q_min : q;
     return q > grid.q_max ? grid.q_max : q;
+}
+
+INLINE float on_grid(float x, Grid grid, int activation, int binary)  // x activated and fake-quantized
+{
+    float u = activate(x, activation) / grid.step + grid.offset;
+    return (code(u, grid, binary) - grid.offset) * grid.step;
+}
+
+typedef struct {
+    float by_x, by_step, by_offset;  // the last over -step
+} Gradient;
+
+INLINE Gradient gradient(float x, float grad, Grid grid, int activation, int binary)  // of on_grid, times grad
+{
+    float u = activate(x, activation) / grid.step + grid.offset;
+    int inside = u >= grid.q_min && u <= grid.q_max;
+    float error = code(u, grid, binary) - (inside ? u : grid.offset);
+    return (Gradient){inside ? grad * slope(x, activation) : 0, error * grad, inside ? 0 : grad};
 }
 
 // One loop for every activation, kind of grid and pair of types: inside a loop nothing branches.

@@ -4,8 +4,9 @@
 //
 //     x = (z - mean) inverse_std weight + bias = z scale + shift          y = fake_quantize(activation(x))
 //
-// and x is never written. `statistics` is (4, channels): mean, inverse_std, scale, shift. Rows are cut into pieces that depend on their number alone, and the sums of the pieces are
-// added in order, so that nothing depends on the number of threads.
+// and x is never written. `statistics` is (4, channels): mean, inverse_std, scale, shift. There is at least one row.
+// Rows are cut into pieces that depend on their number alone, and the sums of the pieces are added in order, so that
+// nothing depends on the number of threads.
 
 #include <stdlib.h>
 
@@ -59,13 +60,16 @@ INLINE void sums_of_rows(const void *z, long begin, long end, long channels, con
 int batch_norm_statistics(const void *z, int z_is_bf16, long rows, long channels, const float *weight,
                           const float *bias, float eps, float *statistics)
 {
-    float *mean = statistics, *inverse_std = mean + channels, *scale = inverse_std + channels, *shift = scale + channels;
+    float *mean = statistics, *inverse_std = mean + channels;
+    float *scale = inverse_std + channels, *shift = scale + channels;
     Pieces pieces = cut(rows);
     double *sums = calloc(pieces.count * 2 * channels, sizeof(double));
     float *chunks = calloc((pieces.count * 2 + 1) * channels, sizeof(float));
     if (!sums || !chunks) return free(sums), free(chunks), 0;
-    float *about = chunks + pieces.count * 2 * channels;  // near the mean, or squares would cancel
-    for (long c = 0; c < channels; c++) about[c] = load(z, c, z_is_bf16);
+    float *about = chunks + pieces.count * 2 * channels;  // the mean of some rows, or squares would cancel
+    long some = shorter(CHUNK, rows);
+    for (long row = 0; row < some; row++)
+        for (long c = 0; c < channels; c++) about[c] += load(z, row * channels + c, z_is_bf16) / some;
 #pragma omp parallel for schedule(static) if (rows * channels >= PARALLEL_FROM)
     for (long piece = 0; piece < pieces.count; piece++) {
         long begin = piece * pieces.rows, end = shorter(begin + pieces.rows, rows);
@@ -92,8 +96,7 @@ INLINE void forward(const void *z, void *y, long begin, long end, long channels,
 #pragma omp simd
         for (long c = 0; c < channels; c++) {
             float x = load(z, row * channels + c, z_is_bf16) * scale[c] + shift[c];
-            float u = activate(x, activation) / grid.step + grid.offset;
-            store(y, row * channels + c, (code(u, grid, binary) - grid.offset) * grid.step, y_is_bf16);
+            store(y, row * channels + c, on_grid(x, grid, activation, binary), y_is_bf16);
         }
 }
 
@@ -123,17 +126,13 @@ INLINE void through_grid(const void *z, const void *grad, void *grad_x, long beg
 #pragma omp simd reduction(+ : step_sum, offset_sum)
             for (long c = 0; c < channels; c++) {
                 long i = row * channels + c;
-                float here = load(z, i, z_is_bf16), g = load(grad, i, y_is_bf16);
-                float x = here * scale[c] + shift[c];
-                float u = activate(x, activation) / grid.step + grid.offset;
-                int inside = u >= grid.q_min && u <= grid.q_max;
-                float error = code(u, grid, binary) - (inside ? u : grid.offset);
-                step_sum += error * g;
-                offset_sum -= inside ? 0 : g;
-                float by_x = inside ? g * slope(x, activation) : 0;
-                chunk[c] += by_x;
-                chunk[channels + c] += by_x * (here - mean[c]) * inverse_std[c];
-                store(grad_x, i, by_x, z_is_bf16);
+                float here = load(z, i, z_is_bf16), x = here * scale[c] + shift[c];
+                Gradient g = gradient(x, load(grad, i, y_is_bf16), grid, activation, binary);
+                step_sum += g.by_step;
+                offset_sum -= g.by_offset;
+                chunk[c] += g.by_x;
+                chunk[channels + c] += g.by_x * (here - mean[c]) * inverse_std[c];
+                store(grad_x, i, g.by_x, z_is_bf16);
             }
             grid_sums[0] += step_sum;
             grid_sums[1] += offset_sum;
@@ -173,8 +172,9 @@ int normalize_quantize_backward(const void *z, const void *grad, void *grad_z, l
         long begin = piece * pieces.rows, end = shorter(begin + pieces.rows, rows);
         float *chunk = chunks + piece * 2 * channels;
         double *mine = sums + piece * 2 * channels;
-        DISPATCH(through_grid, z, grad, grad_z, begin, end, channels, mean, inverse_std, scale, shift, grid, chunk, mine,
-                 grid_sums[piece])
+        double *by_grid = grid_sums[piece];
+        DISPATCH(through_grid, z, grad, grad_z, begin, end, channels, mean, inverse_std, scale, shift, grid, chunk,
+                 mine, by_grid)
     }
     add_pieces(sums, pieces, channels);
     float *b = chunks + pieces.count * 2 * channels, *constant = b + channels;

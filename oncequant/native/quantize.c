@@ -1,4 +1,5 @@
-// Fake-quantization of n floats or bfloat16 numbers and its gradient, on the CPU: forward bit for bit that of functional.py.
+// Fake-quantization of n floats or bfloat16 numbers and its gradient, on the CPU. Forward it is functional.py's bit for
+// bit.
 //
 // A vector is cut into pieces that depend on n alone, and the sums of the pieces are added in order, so that a gradient
 // does not depend on the number of threads.
@@ -12,10 +13,7 @@ INLINE void forward(const void *x, void *y, long begin, long end, Grid grid, int
                     int y_is_bf16)
 {
 #pragma omp simd
-    for (long i = begin; i < end; i++) {
-        float u = activate(load(x, i, x_is_bf16), activation) / grid.step + grid.offset;
-        store(y, i, (code(u, grid, binary) - grid.offset) * grid.step, y_is_bf16);
-    }
+    for (long i = begin; i < end; i++) store(y, i, on_grid(load(x, i, x_is_bf16), grid, activation, binary), y_is_bf16);
 }
 
 INLINE void backward(const void *x, const void *grad, void *grad_x, long begin, long end, Grid grid, double *sums,
@@ -24,13 +22,10 @@ INLINE void backward(const void *x, const void *grad, void *grad_x, long begin, 
     float step_sum = 0, offset_sum = 0;
 #pragma omp simd reduction(+ : step_sum, offset_sum)
     for (long i = begin; i < end; i++) {
-        float here = load(x, i, x_is_bf16), g = load(grad, i, y_is_bf16);
-        float u = activate(here, activation) / grid.step + grid.offset;
-        int inside = u >= grid.q_min && u <= grid.q_max;
-        float error = code(u, grid, binary) - (inside ? u : grid.offset);
-        step_sum += error * g;
-        offset_sum -= inside ? 0 : g;
-        store(grad_x, i, inside ? g * slope(here, activation) : 0, x_is_bf16);
+        Gradient here = gradient(load(x, i, x_is_bf16), load(grad, i, y_is_bf16), grid, activation, binary);
+        step_sum += here.by_step;
+        offset_sum -= here.by_offset;
+        store(grad_x, i, here.by_x, x_is_bf16);
     }
     sums[0] += step_sum;
     sums[1] += offset_sum;
@@ -65,7 +60,10 @@ void fake_quantize_backward(const void *x, const void *grad, void *grad_x, long 
 #pragma omp parallel for schedule(static) if (n >= PARALLEL_FROM)
     for (long start = 0; start < n; start += size)
         for (long i = start; i < shorter(start + size, n); i += BLOCK)
-            DISPATCH(backward, x, grad, grad_x, i, shorter(i + BLOCK, shorter(start + size, n)), grid, sums[start / size])
+        {
+            long end = shorter(i + BLOCK, shorter(start + size, n));
+            DISPATCH(backward, x, grad, grad_x, i, end, grid, sums[start / size])
+        }
     double step_sum = 0, offset_sum = 0;
     for (int piece = 0; piece < MAX_PIECES; piece++) {
         step_sum += sums[piece][0];

@@ -25,6 +25,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from oncequant import native
@@ -91,6 +92,7 @@ class _FakeQuantize(torch.autograd.Function):
         return quantized(x, step_size, offset, bits, signed, activation)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):
         x, step_size, offset = ctx.saved_tensors
         return *gradients(x, grad, step_size, offset, *ctx.options), None, None, None, None
@@ -191,7 +193,7 @@ def _backward(x, grad, step_size, offset, q_min, q_max, binary, activation) -> t
 def native_options(
     x: Tensor, y_dtype: torch.dtype, step_size: Tensor, offset: Tensor | None, bits: int, signed: bool, activation
 ) -> native.Options | None:
-    """How to call the kernels of quantize.c, or None where they do not apply."""
+    """How to call the kernels of oncequant.native, or None where they do not apply."""
     if step_size.numel() != 1 or (offset is not None and offset.numel() != 1):
         raise ValueError(
             "step size and offset are one number each, not of shape "
