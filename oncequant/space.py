@@ -34,7 +34,10 @@ class SearchSpace:
     @cached_property
     def free(self) -> tuple[str, ...]:
         """Names of the choices with more than one value that some depth can switch on: the columns of `codes`."""
-        reachable = lambda gate: gate is None or max(self.choices[gate[0]]) >= gate[1]  # noqa: E731
+
+        def reachable(gate: tuple[str, int] | None) -> bool:
+            return gate is None or max(self.choices[gate[0]]) >= gate[1]
+
         return tuple(name for name, values in self.choices.items() if len(values) > 1 and reachable(self.gate(name)))
 
     @cached_property
@@ -65,7 +68,10 @@ class SearchSpace:
 
     def brief(self, arch: Arch) -> Arch:
         """The architecture without single-valued choices and without choices of absent blocks (as files hold it)."""
-        active = lambda gate: gate is None or arch[gate[0]] >= gate[1]  # noqa: E731
+
+        def active(gate: tuple[str, int] | None) -> bool:
+            return gate is None or arch[gate[0]] >= gate[1]
+
         return Arch({name: arch[name] for name in self.free if active(self.gate(name))})
 
     def layers(self, arch: Mapping[str, Number]) -> dict[str, LayerSpec]:

@@ -51,7 +51,10 @@ def test_kernel_transform_equals_the_official_one():
     from oncequant.arch import LayerSpec
 
     layer = ElasticConv(LayerSpec("depthwise", 2, 2, kernel_size=7, depthwise=True), (3, 5, 7), quantized=False)
-    rule = lambda n, a, m: torch.tensor([(a * i) % m for i in range(n)], dtype=torch.float32)  # noqa: E731
+
+    def rule(n, a, m):
+        return torch.tensor([(a * i) % m for i in range(n)], dtype=torch.float32)
+
     with torch.no_grad():
         layer.weight.copy_(((rule(98, 37, 101) - 50) / 50).view(2, 1, 7, 7))
         for k in (5, 3):

@@ -66,7 +66,10 @@ def test_sigkill_at_random_times_changes_nothing(trained, tmp_path, request):
     command = [sys.executable, "-c", SCRIPT.format(tests=str(request.path.parent)), str(tmp_path)]
     rng = random.Random(0)
     log, kills = tmp_path / "metrics.jsonl", 0
-    size = lambda: log.stat().st_size if log.exists() else 0  # noqa: E731
+
+    def size():
+        return log.stat().st_size if log.exists() else 0
+
     for _ in range(3):
         before = size()
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
@@ -82,8 +85,9 @@ def test_sigkill_at_random_times_changes_nothing(trained, tmp_path, request):
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=240)
     assert kills > 0
     assert_equal_runs(trained, tmp_path)
-    strip = lambda rows: [{k: v for k, v in r.items() if k != "time_s"} for r in rows]  # noqa: E731
-    assert strip(read_lines(tmp_path / "metrics.jsonl")) == strip(read_lines(trained / "metrics.jsonl"))
+    logs = [read_lines(folder / "metrics.jsonl") for folder in (tmp_path, trained)]
+    killed, calm = ([{k: v for k, v in row.items() if k != "time_s"} for row in rows] for rows in logs)
+    assert killed == calm
     assert not list(tmp_path.glob("*.resume.pt"))
 
 
