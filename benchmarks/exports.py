@@ -19,11 +19,10 @@ import torch
 import tyro
 from rows import measured, save
 
-from oncequant.evaluate import calibrate
+from oncequant.calibrate import calibrate, initialise_quantizers
 from oncequant.export.lower import lower
 from oncequant.export.onnx_writer import write_onnx
 from oncequant.export.verify import session
-from oncequant.methods.oqat import initialise_step_sizes
 from oncequant.models.mobilenet_v3 import PRESETS, MobileNetV3, extract_subnet, with_bits
 
 
@@ -47,7 +46,7 @@ def export(preset: str, bits: int, folder: Path) -> dict[str, Path]:
     supernet = MobileNetV3(config).to(memory_format=torch.channels_last)
     arch, size = supernet.space.largest(), max(config.resolutions)
     images = torch.randn(16, config.image_channels, size, size)
-    initialise_step_sizes(supernet, images)
+    initialise_quantizers(supernet, images)
     subnet = extract_subnet(supernet, arch)
     calibrate(subnet, arch, [(images, None)])
     about = (0.5,) * config.image_channels, (0.25,) * config.image_channels, tuple(map(str, range(config.num_classes)))

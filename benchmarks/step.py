@@ -33,7 +33,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from oncequant.allocator import keep_freed_memory
-from oncequant.methods.oqat import initialise_step_sizes
+from oncequant.calibrate import initialise_quantizers
 from oncequant.models.mobilenet_v3 import PRESETS, MobileNetV3, MobileNetV3Config, with_bits
 
 
@@ -67,7 +67,7 @@ def ours(
     net = MobileNetV3(configuration(preset, bits, images)).to(memory_format=torch.channels_last)
     before = _memory_mib()
     if bits < 32:
-        initialise_step_sizes(net, images)
+        initialise_quantizers(net, images)
     net.train()
     rng, current = np.random.default_rng(0), {}
 

@@ -81,6 +81,8 @@ class LayerSpec:
     bias: bool = False
     batch_norm: bool = True
     signed_input: bool = False  # the activation quantizer uses a signed grid
+    in_size: Number = 1  # height = width of the input map
+    nominal_channels: tuple[Number, Number] | None = None  # (in, out) before rounding to multiples of 8, if rounded
 
     @property
     def group_channels(self) -> Number:

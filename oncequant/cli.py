@@ -21,10 +21,10 @@ from oncequant.allocator import keep_freed_memory
 from oncequant.arch import FLOAT_BITS, Arch
 from oncequant.checkpoint import load_supernet
 from oncequant.cost import COSTS, readable
-from oncequant.data import Data, calibration_batches, eval_batches
+from oncequant.data import Data, eval_batches
 from oncequant.evaluate import calibrated_subnet, measure
 from oncequant.files import read_json, write_json
-from oncequant.methods import oqat
+from oncequant.methods import oqat, qfa
 from oncequant.models.mobilenet_v3 import PRESETS, mobilenet_v3_space
 from oncequant.options import (
     Cost,
@@ -40,7 +40,7 @@ from oncequant.options import (
 )
 from oncequant.progress import console, track
 from oncequant.run_folder import RunSettings, check_fingerprint, create_run, open_run, preset_for
-from oncequant.search import SEARCHERS
+from oncequant.search import SEARCHERS, SearchConfig
 from oncequant.search.measurements import all_costs
 
 
@@ -86,6 +86,9 @@ def main() -> None:
     except KeyboardInterrupt:
         console.print("stopped; the same command goes on from the last checkpoint")
         sys.exit(130)
+
+
+METHODS = {"oqat": oqat, "qfa": qfa}  # a module with Config, check_budgets, train and search
 
 
 class UsageError(ValueError):
@@ -134,7 +137,7 @@ def evaluate(options: Evaluate) -> None:
             raise UsageError(f"architecture {arch!r} is neither a file nor one of {names}")
         values = read_json(Path(arch))
     complete = supernet.space.complete(values)
-    calibration = calibration_batches(data, cfg.calibration_images, 250, cfg.seed)
+    calibration = cfg.calibration(data)
     split = getattr(data, options.split)
     top1 = measure(supernet, complete, calibration, eval_batches(data, split))
     result = {"stage": stage or cfg.stages[-1], "split": options.split, "images": len(split), "top1": top1}
@@ -185,7 +188,7 @@ def info(options: Info) -> None:
             span = f"{min(config.resolutions)} to {max(config.resolutions)} px"
             table.add_row(name, "greyscale" if config.image_channels == 1 else "colour", span, f"{size:.3g}")
         console.print(table)
-        console.print(f"costs: {', '.join(COSTS)}; searchers: {', '.join(SEARCHERS)}; methods: oqat")
+        console.print(f"costs: {', '.join(COSTS)}; searchers: {', '.join(SEARCHERS)}; methods: {', '.join(METHODS)}")
         return
     settings = open_run(options.run)
     values = read_json(options.run / "run.json")
@@ -205,13 +208,11 @@ HANDLERS = {
 # -- parts that several commands share
 
 
-def _train(
-    options: Train, command: str, search_options: oqat.SearchConfig | None = None
-) -> tuple[Path, RunSettings, Data]:
+def _train(options: Train, command: str, search_options: SearchConfig | None = None) -> tuple[Path, RunSettings, Data]:
     if options.tune_allocator:
         done = keep_freed_memory()
         console.print("allocator: " + ("freed memory is kept" if done else "cannot be tuned here, only with glibc"))
-    device = _device(options.device)
+    device, cfg, method = _device(options.device), options.config(), METHODS[options.method]
     preset = options.model.preset
     if preset == "auto":
         preset = preset_for(options.data)
@@ -223,7 +224,7 @@ def _train(
         preset=preset,
         model=replace(PRESETS[preset], resolutions=tuple(sorted(resolutions))),
         method=options.method,
-        method_config=asdict(options.training),
+        method_config=asdict(cfg),
         seed=options.training.seed,
         validation_fraction=options.validation_fraction,
         test_fraction=options.test_fraction,
@@ -234,7 +235,7 @@ def _train(
     data = settings.load_data(device)
     settings = replace(settings, model=options.model.config(preset, len(data.classes), data.channels))
     if search_options:
-        oqat.check_budgets(options.training, search_options, settings.model)
+        method.check_budgets(cfg, search_options, settings.model)
     command = shlex.join(["oncequant", command, *sys.argv[2:]])
     distributed.from_main(lambda: create_run(run_dir, settings, data, command))
     counts = f"{len(data.train)} training, {len(data.validation)} validation, {len(data.test)} test images"
@@ -245,12 +246,12 @@ def _train(
         console.print(
             "training images are mirrored at random; use --flip False where that changes the label", soft_wrap=True
         )
-    oqat.train(options.training, settings.model, data, run_dir)
+    method.train(cfg, settings.model, data, run_dir)
     return run_dir, settings, data
 
 
 def _search(run_dir: Path, settings: RunSettings, data: Data, options: SearchOptions) -> None:
-    chosen = oqat.search(_method_config(settings), options.config(), data, run_dir)
+    chosen = METHODS[settings.method].search(_method_config(settings), options.config(), data, run_dir)
     _print_family(chosen)
 
 
@@ -266,7 +267,7 @@ def _export(run_dir: Path, settings: RunSettings, data: Data, names: tuple[str, 
         listed = ", ".join(family) or "none yet: run `oncequant search` first"
         raise UsageError(f"no chosen subnet is called {unknown[0]!r}; there are: {listed}")
     cfg = _method_config(settings)
-    calibration = calibration_batches(data, cfg.calibration_images, 250, cfg.seed)
+    calibration = cfg.calibration(data)
     path = run_dir / "exports.json"
     rows = {row["name"]: row for row in (read_json(path) if path.exists() else [])}
     # a name may stand for another network after a new search
@@ -313,9 +314,9 @@ def _open(run_dir: Path, data: str | None, device: Device) -> tuple[RunSettings,
     return settings, data
 
 
-def _method_config(settings: RunSettings) -> oqat.Config:
+def _method_config(settings: RunSettings) -> oqat.Config | qfa.Config:
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.method_config.items()}
-    return oqat.Config(**values)
+    return METHODS[settings.method].Config(**values)
 
 
 def _family(run_dir: Path) -> list[dict]:

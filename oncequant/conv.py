@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from oncequant import native
-from oncequant.quantizers.functional import gradients, native_options, pointer, quantized
+from oncequant.quantizers.functional import Grid, gradients, native_options, pointer, quantized
 
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, conv: dict[str, int]) -> Tensor:
@@ -25,20 +25,8 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, conv: dict[str, int])
     return F.conv2d(x, weight, bias, **conv)
 
 
-def quantized_conv2d(
-    x: Tensor,
-    step_size: Tensor,
-    offset: Tensor | None,
-    grad_scale: float,
-    bits: int,
-    signed: bool,
-    activation: str | None,
-    weight: Tensor,
-    bias: Tensor | None,
-    conv: dict[str, int],
-) -> Tensor:
-    """conv2d(fake_quantize(x, ...), weight, bias, conv) in the type of the weight."""
-    grid = step_size, offset, grad_scale, bits, signed, activation
+def quantized_conv2d(x: Tensor, grid: Grid, weight: Tensor, bias: Tensor | None, conv: dict[str, int]) -> Tensor:
+    """conv2d(fake_quantize(x), weight, bias, conv) in the type of the weight."""
     return _apply(_QuantizedConv2d, x, *grid, weight, bias, conv)
 
 
@@ -46,25 +34,36 @@ def normalized_conv2d(
     z: Tensor,
     norm_weight: Tensor,
     norm_bias: Tensor,
-    eps: float,
-    step_size: Tensor,
-    offset: Tensor | None,
-    grad_scale: float,
-    bits: int,
-    signed: bool,
-    activation: str | None,
+    statistics: Tensor,
+    grid: Grid,
     weight: Tensor,
     bias: Tensor | None,
     conv: dict[str, int],
 ) -> Tensor:
     """quantized_conv2d of z (N, C, H, W) after training batch norm with weight and bias (C,).
 
-    Raises ValueError where `can_normalize` says no.
+    `statistics` are `batch_norm_statistics` of z and these. Raises ValueError where `can_normalize` says no.
     """
-    if not can_normalize(z, norm_weight, norm_bias, step_size, offset):
+    if not can_normalize(z, norm_weight, norm_bias, grid.step_size, grid.offset):
         raise ValueError(f"batch norm cannot be part of a convolution of {tuple(z.shape)} {z.dtype} on {z.device}")
-    grid = step_size, offset, grad_scale, bits, signed, activation
-    return _apply(_NormalizedConv2d, z, norm_weight, norm_bias, eps, *grid, weight, bias, conv)
+    return _apply(_NormalizedConv2d, z, norm_weight, norm_bias, statistics, *grid, weight, bias, conv)
+
+
+@torch.no_grad()
+def batch_norm_statistics(z: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Of z (N, C, H, W): mean, 1 / standard deviation, scale and shift, so that batch norm is z scale + shift: (4, C).
+
+    Without a graph: `normalized_conv2d` has the gradients. Needs what `can_normalize` asks for.
+    """
+    z, channels = z.contiguous(memory_format=torch.channels_last), z.shape[1]
+    statistics = torch.empty(4, channels, dtype=torch.float32, device="cpu")
+    _check_memory(
+        native.library().batch_norm_statistics(
+            *(z.data_ptr(), z.dtype == torch.bfloat16, z.numel() // channels, channels),
+            *(weight.data_ptr(), bias.data_ptr(), eps, statistics.data_ptr()),
+        )
+    )
+    return statistics
 
 
 def can_normalize(z: Tensor, *parameters: Tensor | None) -> bool:
@@ -123,7 +122,7 @@ class _NormalizedConv2d(torch.autograd.Function):
         z,
         norm_weight,
         norm_bias,
-        eps,
+        statistics,
         step_size,
         offset,
         grad_scale,
@@ -135,7 +134,6 @@ class _NormalizedConv2d(torch.autograd.Function):
         conv,
     ):
         z = z.contiguous(memory_format=torch.channels_last)
-        statistics = _batch_norm_statistics(z, norm_weight, norm_bias, eps)
         ctx.options = native_options(z, weight.dtype, step_size, offset, bits, signed, activation)
         ctx.save_for_backward(z, statistics, step_size, offset, weight)
         ctx.grad_scale, ctx.has_bias, ctx.conv = grad_scale, bias is not None, conv
@@ -163,19 +161,6 @@ class _NormalizedConv2d(torch.autograd.Function):
         )
         by_grid = grad_step, grad_offset, None, None, None, None
         return grad_z, *grad_norm, None, *by_grid, grad_weight, grad_bias, None
-
-
-def _batch_norm_statistics(z: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """Of z (N, C, H, W), channels last: mean, 1 / standard deviation, and x = z scale + shift: (4, C)."""
-    channels = z.shape[1]
-    statistics = torch.empty(4, channels, dtype=torch.float32, device="cpu")
-    _check_memory(
-        native.library().batch_norm_statistics(
-            *(z.data_ptr(), z.dtype == torch.bfloat16, z.numel() // channels, channels),
-            *(weight.data_ptr(), bias.data_ptr(), eps, statistics.data_ptr()),
-        )
-    )
-    return statistics
 
 
 def _normalized(

@@ -5,15 +5,38 @@ the weights of the largest layer; the LayerSpec passed to `forward` says which p
 inside a module; `ElasticBatchNorm` has two switches that say how statistics are taken.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from oncequant.arch import FLOAT_BITS, LayerSpec
-from oncequant.conv import can_normalize, conv2d, normalized_conv2d, quantized_conv2d
+from oncequant.conv import batch_norm_statistics, can_normalize, conv2d, normalized_conv2d, quantized_conv2d
 from oncequant.distributed import AllSum, world_size
+from oncequant.quantizers.batchquant import BatchQuant, RunningRange
 from oncequant.quantizers.functional import activate
 from oncequant.quantizers.lsq import LSQ
+
+ACT_QUANTIZERS = {"lsq": LSQ, "batchquant": BatchQuant, "running": RunningRange}
+
+
+@dataclass(frozen=True)
+class Quantizers:
+    """What the quantizers of one layer are."""
+
+    weight_bits: tuple[int, ...]
+    act_bits: tuple[int, ...]
+    per_bits: bool = False
+    """Parameters of their own for each bit-width and kernel size, else one for all."""
+    activations: str = "lsq"
+    """One of ACT_QUANTIZERS."""
+
+    def slots(self, bits: tuple[int, ...], kernel_sizes: tuple[int, ...]) -> dict[tuple[int, int], int] | None:
+        """Slot by (bit-width, kernel size), None if one serves all."""
+        pairs = [(b, k) for b in sorted(bits) if b < FLOAT_BITS for k in sorted(kernel_sizes)]
+        return {pair: slot for slot, pair in enumerate(pairs)} if self.per_bits else None
 
 
 def resize(images: Tensor, resolution: int) -> Tensor:  # (N, C, S, S) -> (N, C, R, R)
@@ -30,18 +53,22 @@ class ElasticConv(nn.Module):
         largest: the layer at its largest; `role`, `stride`, `bias`, ... are fixed, channels and kernel are maxima.
         kernel_sizes: ascending kernel sizes; a smaller kernel is the centre of the next larger one times a learned
             matrix shared by all channels, starting at the identity (OFA, 1908.09791).
-        quantized: whether the layer has quantizers.
+        quantizers: what its quantizers are; None if it has none.
     """
 
-    def __init__(self, largest: LayerSpec, kernel_sizes: tuple[int, ...], quantized: bool):
+    def __init__(self, largest: LayerSpec, kernel_sizes: tuple[int, ...], quantizers: Quantizers | None):
         super().__init__()
         kernel = max(kernel_sizes)
         self.weight = nn.Parameter(torch.empty(largest.out_channels, largest.group_channels, kernel, kernel))
         self.bias = nn.Parameter(torch.zeros(largest.out_channels)) if largest.bias else None
         self.kernel_transforms = nn.ParameterDict({str(k): nn.Parameter(torch.eye(k * k)) for k in kernel_sizes[:-1]})
         self.norm = ElasticBatchNorm(largest.out_channels) if largest.batch_norm else None
-        self.weight_quantizer = LSQ() if quantized else None
-        self.act_quantizer = LSQ() if quantized else None
+        self.weight_quantizer = self.act_quantizer = self.weight_slots = self.act_slots = None
+        if quantizers is not None:
+            self.weight_slots = quantizers.slots(quantizers.weight_bits, kernel_sizes)
+            self.act_slots = quantizers.slots(quantizers.act_bits, kernel_sizes)
+            self.weight_quantizer = LSQ(_count(self.weight_slots))
+            self.act_quantizer = ACT_QUANTIZERS[quantizers.activations](_count(self.act_slots))
         if largest.role == "classifier":
             nn.init.kaiming_uniform_(self.weight, a=5**0.5)  # U(+-1/sqrt(fan_in)), as the official code
             nn.init.uniform_(self.bias, -(largest.in_channels**-0.5), largest.in_channels**-0.5)
@@ -71,33 +98,37 @@ class ElasticConv(nn.Module):
             weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
         conv = dict(stride=spec.stride, padding=spec.kernel_size // 2, groups=spec.groups)
         if spec.act_bits < FLOAT_BITS:
-            grid = self.act_quantizer.grid(x, spec.act_bits, spec.signed_input, world_size())
-            quantization = *grid, spec.act_bits, spec.signed_input, activation
+            how = spec.act_bits, spec.signed_input, slot_of(self.act_slots, spec.act_bits, spec.kernel_size), activation
             if norm_before is None:
-                y = quantized_conv2d(x, *quantization, weight, bias, conv)
+                grid = self.act_quantizer.grid(x, *how, shards=world_size())
+                y = quantized_conv2d(x, grid, weight, bias, conv)
             else:
-                y = normalized_conv2d(x, *norm_before.parameters_of(x), *quantization, weight, bias, conv)
+                norm_weight, norm_bias, eps = norm_before.parameters_of(x)
+                statistics = batch_norm_statistics(x, norm_weight, norm_bias, eps)
+                grid = self.act_quantizer.grid(x, *how, norm=statistics, shards=world_size())
+                y = normalized_conv2d(x, norm_weight, norm_bias, statistics, grid, weight, bias, conv)
         else:
             x = x if norm_before is None else norm_before(x)
             y = conv2d(activate(x, activation).to(weight.dtype), weight, bias, conv)
         y = y.to(x.dtype)
         return y if self.norm is None or defer_norm else self.norm(y)
 
-    def norm_to_defer(self, x: Tensor, reader: LayerSpec) -> "ElasticBatchNorm | None":
-        """The batch norm, if the layer `reader` can apply it to this one's result together with its quantizer.
+    def norm_to_defer(self, x: Tensor, reader: "ElasticConv", spec: LayerSpec) -> "ElasticBatchNorm | None":
+        """The batch norm, if the layer `reader`, of `spec`, can apply it to this one's result with its quantizer.
 
         In training steps only, on the CPU, where that saves time and memory; the result differs by rounding.
         """
         usual = self.training and torch.is_grad_enabled() and not (self.norm.store or self.norm.synchronised)
-        fitting = reader.act_bits < FLOAT_BITS and can_normalize(x, self.norm.weight, self.norm.bias)
-        return self.norm if usual and fitting else None
+        fitting = spec.act_bits < FLOAT_BITS and not isinstance(reader.act_quantizer, RunningRange)
+        return self.norm if usual and fitting and can_normalize(x, self.norm.weight, self.norm.bias) else None
 
     def quantized_weight(self, spec: LayerSpec, all_channels: bool = False) -> Tensor:
         """`sliced_weight`, fake-quantized."""
         weight = self.sliced_weight(spec, all_channels)
         if spec.weight_bits == FLOAT_BITS:
             return weight
-        return self.weight_quantizer(weight, spec.weight_bits, signed=True)
+        slot = slot_of(self.weight_slots, spec.weight_bits, spec.kernel_size)
+        return self.weight_quantizer(weight, spec.weight_bits, True, slot)
 
     def sliced_weight(self, spec: LayerSpec, all_channels: bool = False) -> Tensor:  # (C_out, C_in / groups, K, K)
         """The first output and input channels, or all of them; kernel reduced step by step to the spec's size."""
@@ -117,9 +148,12 @@ class ElasticConv(nn.Module):
         if self.norm is not None:
             for mine, theirs in zip(self.norm.tensors(), source.norm.tensors()):
                 mine.copy_(theirs[: spec.out_channels])
-        if self.weight_quantizer is not None:
-            self.weight_quantizer.load_state_dict(source.weight_quantizer.state_dict())
-            self.act_quantizer.load_state_dict(source.act_quantizer.state_dict())
+        if self.weight_quantizer is not None and spec.weight_bits < FLOAT_BITS:
+            slot = slot_of(source.weight_slots, spec.weight_bits, spec.kernel_size)
+            self.weight_quantizer.copy_slot(source.weight_quantizer, slot)
+        if self.act_quantizer is not None and spec.act_bits < FLOAT_BITS:
+            slot = slot_of(source.act_slots, spec.act_bits, spec.kernel_size)
+            self.act_quantizer.copy_slot(source.act_quantizer, slot)
 
 
 class ElasticBatchNorm(nn.Module):
@@ -188,6 +222,15 @@ class SharedWeights:
         used = [(whole, leaf.grad) for whole, leaf in self._made.values() if leaf.grad is not None]
         torch.autograd.backward([whole for whole, _ in used], [grad for _, grad in used])
         self._made.clear()
+
+
+def slot_of(slots: Mapping[tuple[int, int], int] | None, bits: int, kernel_size: int) -> int | None:
+    """Which parameters of a quantizer serve this bit-width and kernel size."""
+    return None if slots is None else slots[bits, kernel_size]
+
+
+def _count(slots: Mapping | None) -> int | None:
+    return None if slots is None else len(slots)
 
 
 def _first(tensor: Tensor, n: int, dim: int = 0) -> Tensor:

@@ -8,8 +8,10 @@ import tyro
 
 from oncequant.arch import FLOAT_BITS
 from oncequant.cost import Budget
-from oncequant.methods import oqat
+from oncequant.methods import oqat, qfa
 from oncequant.models.mobilenet_v3 import PRESETS, MobileNetV3Config
+from oncequant.search import SearchConfig
+from oncequant.train import TrainingOptions
 
 RunFolder = Annotated[Path, tyro.conf.Positional]
 Device = Literal["auto", "cpu", "cuda"]
@@ -65,10 +67,14 @@ class Train:
     """digits (bundled), a folder of class folders, a folder of Hugging Face parquet files, or a hub name."""
     run: Path | None = None
     """Folder of this run; default runs/<data>."""
-    method: Literal["oqat"] = "oqat"
-    """oqat: Once Quantization-Aware Training."""
+    method: Literal["oqat", "qfa"] = "oqat"
+    """oqat: Once Quantization-Aware Training, one supernet per bit-width; qfa: Quantized-for-all, one supernet with its
+    own bit-widths for every layer."""
     model: Annotated[ModelOptions, tyro.conf.arg(name="")] = field(default_factory=ModelOptions)
-    training: Annotated[oqat.Config, tyro.conf.arg(name="")] = field(default_factory=oqat.Config)
+    training: Annotated[TrainingOptions, tyro.conf.arg(name="")] = field(default_factory=TrainingOptions)
+    bit_schedule: tuple[int, ...] = oqat.Config.bit_schedule
+    """OQAT: bit-widths in training order, each inherits from the one before, the first from the float supernet."""
+    own: Annotated[qfa.OwnOptions, tyro.conf.arg(name="qfa")] = field(default_factory=qfa.OwnOptions)
     validation_fraction: float = 0.15
     """Part of the training images held out for search, if there is no validation split."""
     test_fraction: float = 0.2
@@ -87,6 +93,20 @@ class Train:
     """Processes that share the work on this machine, each on one GPU or on a share of the CPU's cores. Several
     machines: torchrun ... -m oncequant -- train ..."""
 
+    def config(self) -> oqat.Config | qfa.Config:
+        """Options of the method. Raises ValueError if they are impossible, or an option is another method's."""
+        untouched = {
+            ("oqat", "--bit-schedule"): self.bit_schedule == oqat.Config.bit_schedule,
+            ("qfa", "--qfa"): self.own == qfa.OwnOptions(),
+        }
+        if wrong := [
+            flag for (method, flag), is_default in untouched.items() if not is_default and method != self.method
+        ]:
+            raise ValueError(f"{wrong[0]} is not an option of --method {self.method}")
+        if self.method == "oqat":
+            return oqat.Config(**vars(self.training), bit_schedule=self.bit_schedule)
+        return qfa.Config(**vars(self.training), **vars(self.own))
+
 
 @dataclass(frozen=True)
 class SearchOptions:
@@ -95,17 +115,18 @@ class SearchOptions:
     budget: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Bound like "bitops<=1.2G" or "weight_bytes<=90k"; may be given several times. Without one, a family S, M, L
     along the front is chosen for each bit-width."""
-    searcher: Literal["coarse_to_fine", "nsga2", "random"] = "coarse_to_fine"
-    """coarse_to_fine: the paper's; nsga2: genetic; random: the baseline."""
-    evaluations: int = 60
-    """Subnets measured per bit-width."""
-    front: Literal["bitops", "weight_bytes", "macs", "params"] = "bitops"
+    searcher: Literal["coarse_to_fine", "nsga2", "random"] | None = None
+    """Of measured subnets: coarse_to_fine is OQAT's own; nsga2 is genetic; random the baseline. QFA's own is NSGA-II on
+    an accuracy predictor."""
+    evaluations: int | None = None
+    """Subnets measured: 60 per bit-width (OQAT), 200 for the accuracy predictor (QFA) if not given."""
+    front: Literal["bitops", "weight_bytes", "macs", "params", "qfa_mflops"] = "bitops"
     """Cost axis of the front."""
 
-    def config(self) -> oqat.SearchConfig:
+    def config(self) -> SearchConfig:
         """Parsed options. Raises ValueError for a malformed budget."""
         budgets = tuple(Budget.parse(text) for text in self.budget)
-        return oqat.SearchConfig(budgets, self.searcher, self.evaluations, self.front)
+        return SearchConfig(budgets, self.searcher, self.evaluations, self.front)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import numpy as np
 
 from oncequant.arch import FLOAT_BITS, LayerSpec
 from oncequant.checkpoint import config_from_json
-from oncequant.cost import COSTS, layer_macs, weight_bytes
+from oncequant.cost import layer_macs, weight_bytes
 from oncequant.files import FileError, read_json, read_lines, write_atomically, write_csv
 from oncequant.models.mobilenet_v3 import mobilenet_v3_space, with_bits
 from oncequant.search.pareto import hypervolume, pareto_front
@@ -42,6 +42,7 @@ STYLES = {
     "2bit": ("#bb5566", "#ff8899", "^"),
 }
 SPARE_STYLES = (("#663399", "#bb99ee", "v"), ("#117788", "#55ccdd", "P"), ("#7a5c00", "#d8c060", "X"))
+# the costs that tables and pictures show
 COST_LABELS = {"macs": "MACs", "params": "Parameters", "bitops": "BitOPs", "weight_bytes": "Packed weights (bytes)"}
 LOSS_POINTS = 300  # per stage; longer curves are averaged in bins
 
@@ -106,7 +107,7 @@ def _read_records(path: Path) -> list[dict]:
     records = read_lines(path) if path.suffix == ".jsonl" else read_json(path) if path.exists() else []
     for number, record in enumerate(records, start=1):
         missing = [key for key in FILES[path.name] if not isinstance(record, dict) or key not in record]
-        missing = missing or [cost for cost in COSTS if cost not in record.get("costs", COSTS)]
+        missing = missing or [cost for cost in COST_LABELS if cost not in record.get("costs", COST_LABELS)]
         if missing:
             raise ReportError(f"{path}: record {number} lacks {missing[0]!r}")
     return records
@@ -125,7 +126,7 @@ def page_data(run: Run) -> dict[str, Any]:
         {
             "stage": stages.index(record["stage"]),
             "top1": record["top1"] if "top1" in record else record["top1_validation"],
-            "costs": [record["costs"][cost] for cost in COSTS],
+            "costs": [record["costs"][cost] for cost in COST_LABELS],
             "arch": [record["arch"].get(name) for name in choices],
             "layers": table,
         }
@@ -134,12 +135,12 @@ def page_data(run: Run) -> dict[str, Any]:
     points = [item | {"searcher": record["searcher"]} for item, record in zip(items, run.measurements)]
     chosen = zip(items[len(points) :], run.family)
     family = [item | {"name": record["name"], "test": record.get("top1_test")} for item, record in chosen]
-    fronts = [[_front(points, stage, cost) for stage in range(len(stages))] for cost in range(len(COSTS))]
+    fronts = [[_front(points, stage, cost) for stage in range(len(stages))] for cost in range(len(COST_LABELS))]
     on_fronts = [points[i]["top1"] for by_stage in fronts for front in by_stage for i in front]
     return {
         "run": run.info,
         "stages": stage_styles(stages),
-        "costs": [COST_LABELS.get(cost, cost) for cost in COSTS],
+        "costs": list(COST_LABELS.values()),
         "choices": choices,
         "rows": rows,
         "points": points,
@@ -206,11 +207,11 @@ def compare_searchers(run: Run) -> list[dict]:
     for index, stage in enumerate(run.stages):
         here = [m for m in run.measurements if m["stage"] == stage]
         names = list(dict.fromkeys(m["searcher"] for m in here))
-        values = np.array([[*np.log([m["costs"][c] for c in COSTS]), 1 - m["top1"]] for m in here])
+        values = np.array([[*np.log([m["costs"][c] for c in COST_LABELS]), 1 - m["top1"]] for m in here])
         for name in names if len(names) > 1 else ():
             low, extent = values.min(axis=0), np.ptp(values, axis=0)
             own = (values[[m["searcher"] == name for m in here]] - low) / np.where(extent > 0, extent, 1)
-            shares = [hypervolume(own[:, [k, -1]], (1, 1)) for k in range(len(COSTS))]
+            shares = [hypervolume(own[:, [k, -1]], (1, 1)) for k in range(len(COST_LABELS))]
             best = max(m["top1"] for m in here if m["searcher"] == name)
             rows.append({"stage": index, "searcher": name, "measured": len(own), "best": best, "shares": shares})
     return rows

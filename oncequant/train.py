@@ -1,4 +1,4 @@
-"""The training loop, `fit`, and the sandwich step.
+"""The training loop, `fit`.
 
 The step (forward passes, losses, backward passes) belongs to the method; `fit` owns everything else: batches,
 schedule, optimiser, logging, checkpoints, resume. Every random number of step t is a function of (seed, t), so that a
@@ -13,19 +13,16 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from oncequant import distributed
-from oncequant.arch import Arch
-from oncequant.data import Data, train_batches
-from oncequant.elastic import SharedWeights
+from oncequant.data import Data, calibration_batches, steps_per_epoch, train_batches
 from oncequant.files import FileError, append_line, read_lines, write_atomically
 from oncequant.progress import track
-from oncequant.space import SearchSpace
 
 
 class TrainingError(RuntimeError):
@@ -48,7 +45,7 @@ class Schedule:
     clip_norm: float = 10.0
     """Largest global gradient norm."""
     step_size_lr: float = 1.0
-    """Learning rate of quantizer step sizes, relative to `lr`."""
+    """Learning rate of the quantizers' parameters, relative to `lr`."""
 
     def lr_at(self, step: int) -> float:
         """Learning rate of one step, counted from 0."""
@@ -57,11 +54,89 @@ class Schedule:
         return self.lr * (1 + math.cos(math.pi * (step - self.warmup) / max(1, self.steps - self.warmup))) / 2
 
 
+@dataclass(frozen=True)
+class TrainingOptions:
+    """Options of training that all methods share."""
+
+    epochs: int = 12
+    """Epochs per quantized stage."""
+    float_epochs: int = 16
+    """Epochs of the float supernet."""
+    min_steps: int = 650
+    """Least steps per stage: small data sets need more epochs."""
+    batch_size: int = 64
+    """Images per step, of all processes together."""
+    lr: float = 3e-3
+    """Peak learning rate of the float supernet."""
+    quantized_lr: float = 8e-3
+    """Peak learning rate of the quantized supernets, which are fine-tuned."""
+    optimizer: str = "adamw"
+    """adamw or sgd (Nesterov)."""
+    weight_decay: float = 3e-5
+    """Of weights; none on batch norm, biases and quantizers."""
+    clip_norm: float = 10.0
+    """Largest norm of the whole gradient."""
+    step_size_lr: float = 1.0
+    """Learning rate of the quantizers' parameters, relative to that of the weights."""
+    random_subnets: int = 1
+    """Random architectures per step beside the largest and the smallest; more of them train larger spaces better. QFA
+    uses four more."""
+    label_smoothing: float = 0.1
+    calibration_images: int = 2000
+    """Training images from which batch-norm statistics of a subnet are estimated."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """What training steps compute in. Weights, calibration and evaluation are float32 always."""
+    checkpoint_activations: bool = False
+    """Keep only the inputs of blocks for the backward pass: less memory, more time."""
+    independent_archs: bool = False
+    """With several processes: each draws its own random architectures, so that a step trains more of them."""
+    sync_batch_norm: bool = False
+    """With several processes: statistics of batch norm and BatchQuant from the whole batch instead of each process's
+    part."""
+    checkpoint_seconds: float = 60.0
+    """Time between checkpoints within a stage; 0 writes one every step."""
+    seed: int = 0
+
+    def __post_init__(self):
+        """Refuse impossible options before any training."""
+        if self.independent_archs and self.sync_batch_norm:
+            raise ValueError(
+                "sync_batch_norm needs the same architectures in every process: not with independent_archs"
+            )
+        if self.random_subnets < 0 or self.epochs < 1 or self.float_epochs < 1 or self.batch_size < 2:
+            raise ValueError("epochs and float_epochs are at least 1, batch_size at least 2, random_subnets at least 0")
+
+    def schedule(self, stage: str, data: Data) -> Schedule:
+        """Steps and learning rate of a stage on this data set."""
+        is_float = stage == "float"
+        steps = (self.float_epochs if is_float else self.epochs) * steps_per_epoch(data, self.batch_size)
+        steps = max(steps, self.min_steps)
+        return Schedule(
+            steps,
+            self.batch_size,
+            self.lr if is_float else self.quantized_lr,
+            warmup=steps // 20,
+            weight_decay=self.weight_decay,
+            optimizer=self.optimizer,
+            clip_norm=self.clip_norm,
+            step_size_lr=self.step_size_lr,
+        )
+
+    def calibration(self, data: Data) -> list[tuple[Tensor, Tensor]]:
+        """Batches of training images for statistics."""
+        return calibration_batches(data, self.calibration_images, self.calibration_batch, self.seed)
+
+    @property
+    def calibration_batch(self) -> int:
+        """Images per batch of `calibration`."""
+        return 250
+
+
 def make_optimizer(net: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
-    """Optimiser with groups of its own for weights, for batch norm and biases, and for step sizes."""
+    """Optimiser with groups of its own for weights, for batch norm and biases, and for quantizers."""
     weights, others, steps = [], [], []
     for name, parameter in net.named_parameters():
-        group = steps if name.endswith("step_size") else others if parameter.dim() < 2 else weights
+        group = steps if "_quantizer." in name else others if parameter.dim() < 2 else weights
         group.append(parameter)
     groups = [
         {"params": weights, "weight_decay": schedule.weight_decay, "scale": 1.0},
@@ -81,7 +156,8 @@ def step_rng(seed: int, step: int) -> np.random.Generator:
     return np.random.default_rng([seed, step])
 
 
-StepFunction = Callable[[Tensor, Tensor, np.random.Generator], Tensor]  # images, labels, rng -> loss, after backward
+StepFunction = Callable[[Tensor, Tensor, np.random.Generator, float], Tensor]
+"""(images, labels, random generator of the step, share of the stage that is done) -> loss, after backward."""
 
 
 def fit(
@@ -142,7 +218,7 @@ def fit(
                 group["lr"] = schedule.lr_at(step) * group["scale"]
             torch.manual_seed(int(step_rng(seed, step).integers(2**31)) + rank)  # dropout
             optimizer.zero_grad(set_to_none=True)
-            loss = step_function(images, labels, step_rng(seed, step))
+            loss = step_function(images, labels, step_rng(seed, step), step / schedule.steps)
             distributed.average_gradients(net)
             norm = torch.nn.utils.clip_grad_norm_(net.parameters(), schedule.clip_norm)
             gradients_finite = torch.isfinite(norm) & gradients_finite.to(norm.device)  # looked at when logging
@@ -163,36 +239,6 @@ def fit(
             if is_time and distributed.is_main() and math.isfinite(float(loss)) and bool(gradients_finite):
                 _save_checkpoint(checkpoint, net, optimizer, done, settings)
                 last_save = time.monotonic()
-
-
-def sandwich_step(
-    net: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    archs: list[Arch],
-    label_smoothing: float = 0.0,
-    compute: torch.dtype | None = None,
-) -> Tensor:
-    """Sandwich rule with in-place distillation (BigNAS, 2003.11142): gradients of all `archs`, averaged.
-
-    The first architecture, the largest, learns from the labels; the others learn from its soft answers. Subnets run
-    one after the other, so that memory is that of the largest alone. The networks compute in the type `compute` (by
-    default that of the images), weights and their gradients stay as they are. Returns the loss of the largest, 0-dim.
-    """
-    shared = SharedWeights()
-    logits = net(images, archs[0], shared, compute)  # (N, classes)
-    largest_loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
-    (largest_loss / len(archs)).backward()
-    teacher = logits.detach().softmax(1)
-    for arch in archs[1:]:
-        (F.cross_entropy(net(images, arch, shared, compute), teacher) / len(archs)).backward()
-    shared.backward()
-    return largest_loss.detach()
-
-
-def sandwich_archs(space: SearchSpace, random_subnets: int, rng: np.random.Generator) -> list[Arch]:
-    """Largest, smallest and `random_subnets` uniform architectures, each once."""
-    return list(dict.fromkeys([space.largest(), space.smallest(), *(space.sample(rng) for _ in range(random_subnets))]))
 
 
 class _MetricsLog:

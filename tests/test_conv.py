@@ -6,7 +6,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from oncequant import conv, native
-from oncequant.quantizers.functional import activate, integer_range
+from oncequant.quantizers.functional import Grid, activate, integer_range
 
 
 @settings(deadline=None, max_examples=60)
@@ -62,11 +62,16 @@ def test_other_convolutions_are_left_to_pytorch(channels, groups, kernel, paddin
     step, grad = torch.tensor(0.2), torch.randn(F.conv2d(x, weight, **options).shape)
     x, weight = x.requires_grad_(), weight.requires_grad_()
     assert type(conv.conv2d(x, weight, None, options).grad_fn).__name__ == "ConvolutionBackward0"
-    y = conv.quantized_conv2d(x, step, None, 1.0, 4, True, None, weight, None, options)
+    y = conv.quantized_conv2d(x, Grid(step, None, 1.0, 4, True, None), weight, None, options)
     quantized = (torch.round(x / step).clamp(-8, 7) * step).detach()
     assert_close(y, F.conv2d(quantized, weight, **options))
     got = torch.autograd.grad(y, weight, grad)
     assert_close(got, torch.autograd.grad(F.conv2d(quantized, weight, **options), weight, grad))
+
+
+def normalized_conv2d(z, norm, grid, weight, bias, options):
+    statistics = conv.batch_norm_statistics(z, *norm, 1e-5)
+    return conv.normalized_conv2d(z, *norm, statistics, grid, weight, bias, options)
 
 
 def depthwise(size=7):
@@ -93,8 +98,8 @@ def test_gradients_do_not_depend_on_autocast_and_defaults():
 
     def gradients():
         y = conv.conv2d(x, weight, None, options)
-        z = conv.normalized_conv2d(y, *norm, 1e-5, step, None, 1.0, 4, False, "relu", weight, None, options)
-        v = conv.quantized_conv2d(z, step, None, 1.0, 4, True, None, weight, None, options)
+        z = normalized_conv2d(y, norm, Grid(step, None, 1.0, 4, False, "relu"), weight, None, options)
+        v = conv.quantized_conv2d(z, Grid(step, None, 1.0, 4, True, None), weight, None, options)
         return torch.autograd.grad(v.square().sum(), [x, weight, *norm, step])
 
     wanted = gradients()
@@ -149,12 +154,12 @@ def test_batch_norm_in_the_quantizer_equals_batch_norm_before_it(
     flat = h <= {None: -torch.inf, "relu": 0, "hardswish": -3}[activation]
     assume(to_boundary[~flat].numel() == 0 or to_boundary[~flat].min() > 1e-4)  # there, rounding decides
     weight, bias = randn(6, channels, 1, 1).requires_grad_(), randn(6).requires_grad_()
-    rest = step, offset, 0.7, bits, signed, activation, weight, bias, dict(stride=1, padding=0, groups=1)
+    rest = Grid(step, offset, 0.7, bits, signed, activation), weight, bias, dict(stride=1, padding=0, groups=1)
     inputs = [t for t in (z, *norm, step, offset, weight, bias) if t is not None]
     grad, found = randn(images, 6, size, size), []
     for way in ("together", "apart"):
         if way == "together":
-            y = conv.normalized_conv2d(z, *norm, 1e-5, *rest)
+            y = normalized_conv2d(z, norm, *rest)
         else:
             y = conv.quantized_conv2d(F.batch_norm(z, None, None, *norm, True, 1.0, 1e-5), *rest)
         found.append([y, *torch.autograd.grad(y, inputs, grad)])
@@ -170,8 +175,8 @@ def test_batch_norm_in_the_quantizer_in_bfloat16(weight_dtype):
     norm = [torch.rand(16).requires_grad_(), torch.randn(16).requires_grad_()]
     step = torch.tensor(0.2, requires_grad=True)
     weight = torch.randn(16, 1, 3, 3).to(weight_dtype).requires_grad_()
-    rest = step, None, 1.0, 4, False, "relu", weight, None, dict(stride=1, padding=1, groups=16)
-    y = conv.normalized_conv2d(z, *norm, 1e-5, *rest)
+    rest = Grid(step, None, 1.0, 4, False, "relu"), weight, None, dict(stride=1, padding=1, groups=16)
+    y = normalized_conv2d(z, norm, *rest)
     assert y.dtype == weight_dtype
     grad = torch.randn(y.shape).to(weight_dtype)
     got = torch.autograd.grad(y, [z, *norm, step, weight], grad)
@@ -179,7 +184,7 @@ def test_batch_norm_in_the_quantizer_in_bfloat16(weight_dtype):
     wide = z.detach().float().requires_grad_()
     x = F.batch_norm(wide, None, None, *norm, True, 1.0, 1e-5)
     wide_weight = weight.detach().float().requires_grad_()
-    wanted = conv.quantized_conv2d(x, *rest[:6], wide_weight, *rest[7:])
+    wanted = conv.quantized_conv2d(x, rest[0], wide_weight, *rest[2:])
     wanted_grads = torch.autograd.grad(wanted, [wide, *norm, step, wide_weight], grad.float())
     for half, single in zip((y, *got), (wanted, *wanted_grads), strict=True):
         assert (half.float() - single).norm() <= 0.02 * single.norm()
@@ -192,7 +197,7 @@ def normalized(z, threads):
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     options = dict(stride=1, padding=1, groups=24)
-    y = conv.normalized_conv2d(z, *norm, 1e-5, step, None, 1.0, 4, False, "relu", weight, None, options)
+    y = normalized_conv2d(z, norm, Grid(step, None, 1.0, 4, False, "relu"), weight, None, options)
     grads = torch.autograd.grad((y * torch.linspace(-1, 1, 24)[:, None, None]).sum(), [z, *norm, step, weight])
     torch.set_num_threads(before)
     return y, *grads
@@ -217,14 +222,14 @@ def test_not_a_number_passes_through_batch_norm_in_the_quantizer():
 
 def test_what_batch_norm_in_the_quantizer_does_not_take_is_refused():
     norm, step, weight = (torch.ones(16), torch.zeros(16)), torch.tensor(0.2), torch.randn(8, 16, 1, 1)
-    rest = 1.0, 4, False, "relu", weight, None, dict(stride=1, padding=0, groups=1)
+    rest = weight, None, dict(stride=1, padding=0, groups=1)
     for z, s in (
         (torch.randn(1, 16, 1, 1), step),
         (torch.randn(0, 16, 3, 3), step),
         (torch.randn(2, 16, 3, 3), step.half()),
     ):
         with pytest.raises(ValueError, match="batch norm cannot be part"):
-            conv.normalized_conv2d(z, *norm, 1e-5, s, None, *rest)
+            conv.normalized_conv2d(z, *norm, torch.ones(4, 16), Grid(s, None, 1.0, 4, False, "relu"), *rest)
 
 
 def test_statistics_of_many_rows_and_any_number_of_threads():
@@ -234,7 +239,7 @@ def test_statistics_of_many_rows_and_any_number_of_threads():
     threads, found = torch.get_num_threads(), []
     for number in (1, 3):
         torch.set_num_threads(number)
-        found.append(conv._batch_norm_statistics(z, *norm))
+        found.append(conv.batch_norm_statistics(z, *norm))
     torch.set_num_threads(threads)
     assert torch.equal(*found)
     exact = z.double()

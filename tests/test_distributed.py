@@ -17,11 +17,11 @@ import torch.multiprocessing as mp
 from PIL import Image
 from test_train import CONFIG, TINY, digits
 
-from oncequant import distributed
+from oncequant import distributed, sandwich
 from oncequant.data import train_batches
 from oncequant.files import read_tensors
 from oncequant.methods import oqat
-from oncequant.train import sandwich_archs
+from oncequant.sandwich import sandwich_archs
 
 TINY_OPTIONS = (
     "--data digits --resolutions 8 --depths 1 --kernel-sizes 3 --expand-ratios 2 3 --width 0.5 --max-train 120 "
@@ -157,7 +157,7 @@ def train_both_ways(rank, folder):
         drawn.append(archs[-1])
         return archs
 
-    oqat.sandwich_archs = record
+    sandwich.sandwich_archs = record
     for independent in (False, True):
         drawn.clear()
         train_tiny(rank, folder / str(independent), dict(independent_archs=independent, bit_schedule=(4,)))

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from oncequant.arch import Arch
-from oncequant.evaluate import calibrate
+from oncequant.calibrate import calibrate
 from oncequant.export.graph import Grid
 from oncequant.export.lower import grid_over, lower, network_input
 from oncequant.export.onnx_writer import onnx_model, write_onnx

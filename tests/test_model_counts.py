@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from oncequant.arch import Arch
-from oncequant.cost import bitops, layer_macs, macs, params, weight_bytes
+from oncequant.cost import COSTS, bitops, layer_macs, macs, params, weight_bytes
 from oncequant.models.mobilenet_v3 import PRESETS, mobilenet_v3_space, with_bits
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -50,7 +50,7 @@ def test_ofa_counts(row):
 def test_batch_equals_one_by_one():
     space = mobilenet_v3_space(replace(PRESETS["imagenet"], weight_bits=(2, 3, 4), act_bits=(2, 3, 4)))
     codes = space.sample_codes(np.random.default_rng(0), 20)
-    for cost in (macs, bitops, params, weight_bytes):
+    for cost in COSTS.values():
         batch = cost(space.layers_batch(codes))
         assert [cost(space.layers(space.decode(row))) for row in codes] == batch.tolist()
 

@@ -11,9 +11,9 @@ from torch.testing import assert_close
 
 from oncequant import conv, elastic
 from oncequant.arch import LayerSpec
+from oncequant.calibrate import initialise_quantizers
 from oncequant.cost import macs, params
-from oncequant.elastic import ElasticConv, SharedWeights, resize
-from oncequant.methods.oqat import initialise_step_sizes
+from oncequant.elastic import ElasticConv, Quantizers, SharedWeights, resize
 from oncequant.models.mobilenet_v3 import (
     PRESETS,
     MobileNetV3,
@@ -44,7 +44,7 @@ def supernet(preset, bits, **options):
             if "kernel_transforms" in name or ".norm." in name:
                 p.add_(0.1 * torch.randn_like(p))
     if bits < 32:
-        initialise_step_sizes(net, images)
+        initialise_quantizers(net, images)
     return net, images
 
 
@@ -111,7 +111,7 @@ def test_elastic_layer_is_a_plain_layer_with_sliced_weights(c_in, c_out, kernel,
     """Forward and gradients against composite fake-quantization and a plain convolution."""
     c_out = c_in if depthwise else c_out
     largest = LayerSpec("x", 12, 12, kernel_size=7, stride=stride, depthwise=depthwise, batch_norm=False)
-    layer = ElasticConv(largest, (3, 5, 7), quantized=bits < 32)
+    layer = ElasticConv(largest, (3, 5, 7), Quantizers((bits,), (bits,)) if bits < 32 else None)
     spec = replace(
         largest, in_channels=c_in, out_channels=c_out, kernel_size=kernel, weight_bits=bits, act_bits=bits,
         signed_input=signed,
@@ -151,7 +151,7 @@ def test_elastic_layer_is_a_plain_layer_with_sliced_weights(c_in, c_out, kernel,
 
 def test_quantized_input_is_not_kept_for_backward(monkeypatch):
     """The convolution must not save its quantized input beside the quantizer's float input."""
-    layer = ElasticConv(LayerSpec("x", 8, 8, batch_norm=False), (1,), quantized=True)
+    layer = ElasticConv(LayerSpec("x", 8, 8, batch_norm=False), (1,), Quantizers((4,), (4,)))
     spec = LayerSpec("x", 8, 8, weight_bits=4, act_bits=4, batch_norm=False)
     x = torch.rand(2, 8, 16, 16).requires_grad_()
     layer.act_quantizer.initialise(x, 4, False)
@@ -264,7 +264,7 @@ def test_a_step_in_bfloat16_is_close_to_one_in_float32(preset, bits):
 def test_a_layer_in_bfloat16_is_close_to_one_in_float32(kernel, depthwise, activation, bits):
     spec = LayerSpec("expand", 16, 16, kernel, weight_bits=bits, act_bits=bits, depthwise=depthwise, signed_input=True)
     torch.manual_seed(0)
-    layer = ElasticConv(spec, (kernel,), quantized=bits < 32)
+    layer = ElasticConv(spec, (kernel,), Quantizers((bits,), (bits,)) if bits < 32 else None)
     x = torch.randn(8, 16, 12, 12).bfloat16().float()
     if bits < 32:
         layer.act_quantizer.initialise(x, bits, True)

@@ -50,7 +50,7 @@ def test_kernel_transform_equals_the_official_one():
     golden = json.loads((GOLDEN / "quantizers_oqa.json").read_text())["kernel_transform"]
     from oncequant.arch import LayerSpec
 
-    layer = ElasticConv(LayerSpec("depthwise", 2, 2, kernel_size=7, depthwise=True), (3, 5, 7), quantized=False)
+    layer = ElasticConv(LayerSpec("depthwise", 2, 2, kernel_size=7, depthwise=True), (3, 5, 7), None)
 
     def rule(n, a, m):
         return torch.tensor([(a * i) % m for i in range(n)], dtype=torch.float32)

@@ -9,7 +9,7 @@ import pytest
 
 from oncequant.cost import COSTS
 from oncequant.models.mobilenet_v3 import PRESETS, mobilenet_v3_space, with_bits
-from oncequant.report import ReportError, page_data, read_run, stretch, top1_axis, write_report
+from oncequant.report import COST_LABELS, ReportError, page_data, read_run, stretch, top1_axis, write_report
 from oncequant.search.measurements import Measurement, all_costs
 from oncequant.search.pareto import spread
 
@@ -124,7 +124,7 @@ def test_page_has_every_measurement_network_and_export(run_folder):
     stages = [stage["name"] for stage in data["stages"]]
     shown = [(stages[p["stage"]], p["searcher"], p["top1"], p["costs"]) for p in data["points"]]
     assert shown == [
-        (m["stage"], m["searcher"], m["top1"], [m["costs"][name] for name in COSTS]) for m in lines_of(run_folder)
+        (m["stage"], m["searcher"], m["top1"], [m["costs"][name] for name in COST_LABELS]) for m in lines_of(run_folder)
     ]
     assert stages == list(STAGES)
     assert [e["name"] for e in data["exports"]] == [f"{b}bit-{s}" for b in (4, 3, 2) for s in "SML"]
@@ -233,6 +233,15 @@ def test_mixed_precision_stage_keeps_bits_as_choices(tmp_path):
     data = data_in(write_report(tmp_path))
     assert {row[7] for row in data["rows"]} == {2, 4, 8, 32}
     assert sum(data["rows"][i][10] for i in data["points"][0]["layers"]) == costs["weight_bytes"]
+
+
+def test_only_costs_that_are_shown_must_be_there(run_folder, tmp_path):
+    """Measurements from before a cost was added."""
+    (tmp_path / "run.json").write_bytes((run_folder / "run.json").read_bytes())
+    lines = [line | {"costs": {name: line["costs"][name] for name in COST_LABELS}} for line in lines_of(run_folder)]
+    (tmp_path / "measurements.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    data = data_in(write_report(tmp_path))
+    assert [p["costs"] for p in data["points"]] == [list(line["costs"].values()) for line in lines]
 
 
 def test_errors_name_path_and_remedy(tmp_path):

@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 import torch
 
+from oncequant.calibrate import initialise_quantizers
 from oncequant.data import load_data
 from oncequant.elastic import SharedWeights
 from oncequant.evaluate import calibrated_subnet, measure
 from oncequant.files import FileError, read_lines, read_tensors
 from oncequant.methods import oqat
 from oncequant.models.mobilenet_v3 import PRESETS, MobileNetV3, elastic_layers, with_bits
-from oncequant.train import Schedule, TrainingError, fit, sandwich_step
+from oncequant.sandwich import sandwich_step
+from oncequant.train import Schedule, TrainingError, fit
 
 TINY = replace(PRESETS["nano"], resolutions=(6, 8), stage_widths=(8, 8, 8), final_expand_width=16, feature_mix_width=16,
                stem_width=8, edge_bits=8, se_bits=8)  # fmt: skip
@@ -105,7 +107,7 @@ def test_interruption_inside_a_stage_resumes_bit_identically(tmp_path, at):
         net = MobileNetV3(replace(TINY, dropout=0.5)).to(memory_format=torch.channels_last)
         calls = 0
 
-        def step(images, labels, rng):
+        def step(images, labels, rng, done):
             nonlocal calls
             calls += 1
             if stop_at and calls > stop_at:
@@ -128,7 +130,7 @@ def test_interruption_inside_a_stage_resumes_bit_identically(tmp_path, at):
 def small_fit(tmp_path, step=None, steps=3, **schedule):
     torch.manual_seed(0)
     net = MobileNetV3(TINY)
-    step = step or (lambda images, labels, rng: sandwich_step(net, images, labels, [net.space.smallest()]))
+    step = step or (lambda images, labels, rng, done: sandwich_step(net, images, labels, [net.space.smallest()]))
     fit(net, step, digits(), Schedule(steps, 16, **{"lr": 1e-3, **schedule}), stage="s", run_dir=tmp_path, seed=0,
         checkpoint_seconds=0)  # fmt: skip
 
@@ -136,7 +138,7 @@ def small_fit(tmp_path, step=None, steps=3, **schedule):
 def test_a_loss_that_is_not_finite_stops_with_advice(tmp_path):
     calls = []
 
-    def step(images, labels, rng):
+    def step(images, labels, rng, done):
         calls.append(1)
         return torch.tensor(float("nan") if len(calls) == 3 else 1.0)
 
@@ -152,7 +154,7 @@ def test_a_gradient_that_is_not_finite_stops_too(tmp_path, at):
     net = MobileNetV3(TINY)
     calls = []
 
-    def step(images, labels, rng):
+    def step(images, labels, rng, done):
         calls.append(1)
         loss = sandwich_step(net, images, labels, [net.space.smallest()])
         if len(calls) == at:
@@ -188,7 +190,7 @@ def test_a_hostile_pickle_is_not_executed(tmp_path):
 def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
     losses = iter([torch.tensor(1.0)])
 
-    def step(images, labels, rng):
+    def step(images, labels, rng, done):
         for loss in losses:
             return loss
         raise Interrupted
@@ -264,7 +266,7 @@ def test_sandwich_step_accumulates_the_average_gradient():
 def test_shared_weights_give_the_gradients_of_separate_subnets():
     """Equal but for the weight step sizes, whose gradient scale then counts all channels (docs/oqat.md)."""
     net = supernet(4)
-    oqat.initialise_step_sizes(net, torch.randn(16, 1, 8, 8))
+    initialise_quantizers(net, torch.randn(16, 1, 8, 8))
     net.config = replace(net.config, dropout=0.0)
     images, labels = torch.randn(8, 1, 8, 8), torch.arange(8)
     rng = np.random.default_rng(0)
@@ -293,7 +295,7 @@ def supernet(bits, seed=0):
     torch.manual_seed(seed)
     net = MobileNetV3(with_bits(TINY, bits))
     if bits < 32:
-        oqat.initialise_step_sizes(net, torch.randn(16, 1, 8, 8))
+        initialise_quantizers(net, torch.randn(16, 1, 8, 8))
     return net
 
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from oncequant.arch import FLOAT_BITS, Arch, LayerSpec
-from oncequant.elastic import ElasticConv, resize
-from oncequant.evaluate import Batches
+from oncequant.calibrate import Batches
+from oncequant.elastic import ElasticConv, resize, slot_of
 from oncequant.export.graph import Graph, Grid, Node, Weights
 from oncequant.export.simulate import float_parameters, float_values
 from oncequant.models.mobilenet_v3 import Block, MobileNetV3
@@ -103,10 +103,17 @@ def _training_graph(subnet: MobileNetV3, arch: Arch, mean, std, classes, as_floa
 
 
 def _input_grid(name: str, layer: ElasticConv, spec: LayerSpec) -> Grid | None:
+    """The grid of a layer's input with codes from 0, as in evaluation."""
     if spec.act_bits == FLOAT_BITS:
         return None
-    step = _step_size(name, "input", layer.act_quantizer, spec.act_bits)
-    return Grid(step, -integer_range(spec.act_bits, spec.signed_input)[0], spec.act_bits)
+    _check_bits(name, "input", spec.act_bits)
+    slot = slot_of(layer.act_slots, spec.act_bits, spec.kernel_size)
+    grid = layer.act_quantizer.eval().grid(torch.zeros(1, 1), spec.act_bits, spec.signed_input, slot)
+    step = _checked_step(name, "input", grid.step_size)
+    offset = 0.0 if grid.offset is None else grid.offset.item()
+    if offset != round(offset):
+        raise ValueError(f"{name}: the zero point of its input is {offset}, not a whole number: fold offsets first")
+    return Grid(step, round(offset) - integer_range(spec.act_bits, spec.signed_input)[0], spec.act_bits)
 
 
 def _folded(name: str, layer: ElasticConv, spec: LayerSpec, grid: Grid | None) -> Weights:
@@ -124,7 +131,9 @@ def _folded(name: str, layer: ElasticConv, spec: LayerSpec, grid: Grid | None) -
     shape = dict(stride=spec.stride, groups=spec.groups)
     if spec.weight_bits == FLOAT_BITS:
         return Weights((weight * gain.view(-1, 1, 1, 1)).float(), bias.float(), None, **shape)
-    step = _step_size(name, "weight", layer.weight_quantizer, spec.weight_bits)
+    _check_bits(name, "weight", spec.weight_bits)
+    slot = slot_of(layer.weight_slots, spec.weight_bits, spec.kernel_size)
+    step = _checked_step(name, "weight", layer.weight_quantizer.grid(weight, spec.weight_bits, True, slot).step_size)
     codes = quantize(weight, torch.tensor(step), spec.weight_bits, signed=True).to(torch.int8)
     if grid is None:
         return Weights(codes, bias.float(), (step * gain).float(), spec.weight_bits, **shape)
@@ -143,10 +152,13 @@ def _folded(name: str, layer: ElasticConv, spec: LayerSpec, grid: Grid | None) -
     return Weights(codes, (bias / unit.double()).round().int(), scale, spec.weight_bits, shift, **shape)
 
 
-def _step_size(name: str, what: str, quantizer, bits: int) -> float:
+def _check_bits(name: str, what: str, bits: int) -> None:
     if not 2 <= bits <= 8:
         raise ValueError(f"{name}: {what} bit-width {bits} cannot be exported; 2 to 8 and 32 can")
-    step = quantizer.step_size.detach().abs().item()
+
+
+def _checked_step(name: str, what: str, step_size: Tensor) -> float:
+    step = step_size.detach().abs().item()
     if not 0 < step < float("inf"):
         raise ValueError(f"{name}: the step size of its {what} is {step}; was the quantizer ever initialised?")
     return step

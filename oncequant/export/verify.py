@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from oncequant.arch import Arch
-from oncequant.evaluate import Batches
+from oncequant.calibrate import Batches
 from oncequant.export.graph import Graph
 from oncequant.export.lower import lower, network_input
 from oncequant.export.onnx_writer import codes_name, write_onnx

@@ -14,96 +14,46 @@ the float supernet, where OFA shrinks progressively.
 Run. `oncequant run --data digits`, recipes/oqat_cifar10.sh.      Results. results/README.md
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
 
 from oncequant import distributed
-from oncequant.arch import FLOAT_BITS, Arch
+from oncequant.arch import FLOAT_BITS
+from oncequant.calibrate import initialise_quantizers
 from oncequant.checkpoint import load_supernet, save_supernet
-from oncequant.cost import Budget
-from oncequant.data import Data, calibration_batches, eval_batches, steps_per_epoch, train_batches
-from oncequant.elastic import ElasticBatchNorm
+from oncequant.data import Data, eval_batches, train_batches
 from oncequant.evaluate import measure
-from oncequant.files import read_json, write_json
 from oncequant.models.mobilenet_v3 import MobileNetV3, MobileNetV3Config, elastic_layers, mobilenet_v3_space, with_bits
-from oncequant.progress import track
-from oncequant.quantizers.functional import activate
-from oncequant.search import SEARCHERS
+from oncequant.sandwich import sandwich_training, train_supernet
+from oncequant.search import SearchConfig
 from oncequant.search.budget import check_reachable
-from oncequant.search.measurements import Measurement, MeasurementFile, all_costs, read_measurements
-from oncequant.search.pareto import best_under, spread
-from oncequant.train import Schedule, fit, sandwich_archs, sandwich_step
+from oncequant.search.measurements import MeasurementFile
+from oncequant.search.supernet import Choice, chosen_measurements, record_family, search_by_measuring
+from oncequant.train import TrainingOptions
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(TrainingOptions):
     """Options of OQAT training."""
 
     bit_schedule: tuple[int, ...] = (4, 3, 2)
     """Bit-widths in training order, each inherits from the one before, the first from the float supernet."""
-    epochs: int = 12
-    """Epochs per quantized bit-width."""
-    float_epochs: int = 16
-    """Epochs of the float supernet."""
-    min_steps: int = 650
-    """Least steps per stage: small data sets need more epochs."""
-    batch_size: int = 64
-    """Images per step, of all processes together."""
-    lr: float = 3e-3
-    """Peak learning rate of the float supernet."""
-    quantized_lr: float = 8e-3
-    """Peak learning rate of the quantized supernets, which are fine-tuned."""
-    optimizer: str = "adamw"
-    """adamw or sgd (Nesterov)."""
-    weight_decay: float = 3e-5
-    random_subnets: int = 1
-    """Random architectures per step beside the largest and the smallest; more of them train larger spaces better."""
-    label_smoothing: float = 0.1
-    calibration_images: int = 2000
-    """Training images from which batch-norm statistics of a subnet are estimated."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """What training steps compute in. Weights, calibration and evaluation are float32 always."""
-    checkpoint_activations: bool = False
-    """Keep only the inputs of blocks for the backward pass: less memory, more time."""
-    independent_archs: bool = False
-    """With several processes: each draws its own random architectures, so that a step trains more of them."""
-    sync_batch_norm: bool = False
-    """With several processes: batch-norm statistics of the whole batch instead of each process's part."""
-    checkpoint_seconds: float = 60.0
-    """Time between checkpoints within a stage; 0 writes one every step."""
-    seed: int = 0
 
     def __post_init__(self):
         """Refuse impossible schedules before any training."""
+        super().__post_init__()
         widths = self.bit_schedule
         if any(not 2 <= bits <= 8 for bits in widths) or list(widths) != sorted(set(widths), reverse=True):
             raise ValueError(f"bit_schedule {widths}: use falling bit-widths from 8 to 2, for example 4 3 2")
-        if self.independent_archs and self.sync_batch_norm:
-            raise ValueError(
-                "sync_batch_norm needs the same architectures in every process: not with independent_archs"
-            )
-        if self.random_subnets < 0 or self.epochs < 1 or self.float_epochs < 1 or self.batch_size < 2:
-            raise ValueError("epochs and float_epochs are at least 1, batch_size at least 2, random_subnets at least 0")
 
     @property
     def stages(self) -> tuple[str, ...]:
         """Names of the stages in training order: float, 4bit, 3bit, 2bit."""
         return ("float", *(stage_name(bits) for bits in self.bit_schedule))
-
-    def schedule(self, stage: str, data: Data) -> Schedule:
-        """Steps and learning rate of a stage on this data set."""
-        is_float = stage == "float"
-        steps = (self.float_epochs if is_float else self.epochs) * steps_per_epoch(data, self.batch_size)
-        steps = max(steps, self.min_steps)
-        lr = self.lr if is_float else self.quantized_lr
-        return Schedule(
-            steps, self.batch_size, lr, steps // 20, weight_decay=self.weight_decay, optimizer=self.optimizer
-        )
 
 
 def stage_name(bits: int) -> str:
@@ -130,7 +80,7 @@ def train(
             supernet = supernet.to(data.device, memory_format=torch.channels_last)
             if bits < FLOAT_BITS:
                 inherit_bits(load_supernet(run_dir, stage_name(previous), data.device), supernet, data, cfg)
-            train_supernet(supernet, cfg, data, run_dir, stage)
+            train_supernet(supernet, sandwich_training(supernet, cfg), cfg, data, run_dir, stage)
             distributed.from_main(lambda: save_supernet(run_dir, stage, supernet))  # noqa: B023
         if distributed.is_main():
             resume.unlink(missing_ok=True)
@@ -147,7 +97,7 @@ def inherit_bits(higher: MobileNetV3, lower: MobileNetV3, data: Data, cfg: Confi
     assert all(key.endswith("step_size") for key in missing), missing  # from float there are no step sizes
     if higher.config.is_float:
         images, _ = next(train_batches(data, max(cfg.batch_size, 256), seed=cfg.seed, crop="none"))
-        initialise_step_sizes(lower, images)
+        initialise_quantizers(lower, images)
         return
     arch_high, arch_low = higher.space.largest(), lower.space.largest()
     for name, layer in elastic_layers(lower):
@@ -158,83 +108,7 @@ def inherit_bits(higher: MobileNetV3, lower: MobileNetV3, data: Data, cfg: Confi
                 layer.act_quantizer.step_size.mul_(2 ** (spec_high.act_bits - spec_low.act_bits))
 
 
-@torch.no_grad()
-def initialise_step_sizes(supernet: MobileNetV3, images: torch.Tensor) -> None:
-    """LSQ's s = 2 mean|v| / sqrt(q_max) in every layer, from the largest subnet on `images` (N, C, S, S)."""
-
-    def initialise(layer, inputs) -> None:
-        x, spec, activation, *_ = inputs
-        if layer.weight_quantizer is not None:
-            layer.act_quantizer.initialise(activate(x, activation), spec.act_bits, spec.signed_input)
-            layer.weight_quantizer.initialise(layer.sliced_weight(spec), spec.weight_bits, signed=True)
-
-    hooks = [layer.register_forward_pre_hook(initialise) for _, layer in elastic_layers(supernet)]
-    supernet.train()
-    supernet(images, supernet.space.largest())
-    for hook in hooks:
-        hook.remove()
-
-
-def train_supernet(supernet: MobileNetV3, cfg: Config, data: Data, run_dir: Path, stage: str) -> None:
-    """Sandwich rule with in-place distillation over the whole space."""
-
-    supernet.checkpoint_blocks = cfg.checkpoint_activations
-    for module in supernet.modules():
-        if isinstance(module, ElasticBatchNorm):
-            module.synchronised = cfg.sync_batch_norm
-
-    def step(images: torch.Tensor, labels: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-        if cfg.independent_archs:
-            rng = rng.spawn(distributed.world_size())[distributed.rank()]
-        archs = sandwich_archs(supernet.space, cfg.random_subnets, rng)
-        return sandwich_step(supernet, images, labels, archs, cfg.label_smoothing, getattr(torch, cfg.precision))
-
-    fit(
-        supernet,
-        step,
-        data,
-        cfg.schedule(stage, data),
-        stage=stage,
-        run_dir=run_dir,
-        seed=cfg.seed,
-        evaluate=validation_metrics(supernet, cfg, data),
-        checkpoint_seconds=cfg.checkpoint_seconds,
-    )
-
-
-def validation_metrics(supernet: MobileNetV3, cfg: Config, data: Data) -> Callable[[], dict[str, float]]:
-    """Validation top-1 of the largest and the smallest subnet, calibrated."""
-    calibration = calibration_batches(data, cfg.calibration_images, 250, cfg.seed)
-
-    def evaluate() -> dict[str, float]:
-        def top1(arch: Arch) -> float:
-            return measure(supernet, arch, calibration, eval_batches(data, data.validation))
-
-        ends = distributed.shared_map(top1, [supernet.space.largest(), supernet.space.smallest()])
-        return dict(zip(("top1_largest", "top1_smallest"), ends))
-
-    return evaluate
-
-
-@dataclass(frozen=True)
-class SearchConfig:
-    """Options of the search over trained supernets."""
-
-    budgets: tuple[Budget, ...] = ()
-    """Bounds every architecture must keep. Without any, a family along the Pareto front is chosen."""
-    searcher: str = "coarse_to_fine"
-    """coarse_to_fine (the paper's), nsga2, or random (the baseline)."""
-    evaluations: int = 60
-    """Architectures measured per bit-width."""
-    cost: str = "bitops"
-    """The cost axis of the front along which a family is spread."""
-
-    def __post_init__(self):
-        """Refuse unknown searchers before any work."""
-        if self.searcher not in SEARCHERS:
-            raise ValueError(f"searcher {self.searcher!r}: use one of {', '.join(SEARCHERS)}")
-        if self.evaluations < 1:
-            raise ValueError("evaluations is at least 1")
+SEARCHER, EVALUATIONS = "coarse_to_fine", 60  # where the options leave them open: the paper's, and ours
 
 
 def check_budgets(cfg: Config, options: SearchConfig, model: MobileNetV3Config) -> None:
@@ -256,68 +130,26 @@ def search(cfg: Config, options: SearchConfig, data: Data, run_dir: Path) -> lis
     quantized = [stage for stage in trained if stage != "float"]
     for stage in quantized:
         check_reachable(supernets[stage].space, options.budgets)
-    calibration = calibration_batches(data, cfg.calibration_images, 250, cfg.seed)
-
-    family_path = run_dir / "family.json"
-    family = {entry["name"]: entry for entry in (read_json(family_path) if family_path.exists() else [])}
+    calibration = cfg.calibration(data)
 
     largest = supernets["float"].space.largest()
     top1 = measure(supernets["float"], largest, calibration, eval_batches(data, data.validation))
-    chosen = [("float-max", "float", largest, top1)]
+    chosen = [Choice("float-max", "float", largest, top1, FLOAT_BITS)]
     for stage in quantized:
         supernet = supernets[stage]
         memory = MeasurementFile(run_dir / "measurements.jsonl", stage)
-        found = _search_stage(supernet, memory, options, calibration, data, stage, cfg.seed)
-        chosen += [(f"{stage}-{name}", stage, supernet.space.complete(m.arch), m.top1) for name, m in found.items()]
+        searcher, evaluations = options.searcher or SEARCHER, options.evaluations or EVALUATIONS
+        search_by_measuring(supernet, memory, searcher, evaluations, options, calibration, data, cfg.seed)
+        found = distributed.from_main(lambda: chosen_measurements(memory, options, supernet.space))  # noqa: B023
+        chosen += [
+            Choice(f"{stage}-{name}", stage, supernet.space.complete(m.arch), m.top1, int(stage.removesuffix("bit")))
+            for name, m in found.items()
+        ]
 
-    def entry(choice: tuple[str, str, Arch, float]) -> dict[str, Any]:
-        """What family.json says of a chosen subnet; the test split is used once for each."""
-        name, stage, arch, top1 = choice
-        space = supernets[stage].space
-        brief = dict(space.brief(arch))
-        known = [e["top1_test"] for e in family.values() if e["stage"] == stage and e["arch"] == brief]
-        test = known[0] if known else measure(supernets[stage], arch, calibration, eval_batches(data, data.test))
-        bits = FLOAT_BITS if stage == "float" else int(stage.removesuffix("bit"))
-        costs = all_costs(space, arch)
-        return dict(name=name, stage=stage, bits=bits, arch=brief, top1_validation=top1, top1_test=test, costs=costs)
+    def top1_test(choice: Choice) -> float:
+        return measure(supernets[choice.stage], choice.arch, calibration, eval_batches(data, data.test))
 
-    entries = distributed.shared_map(entry, chosen)
-    if not options.budgets:  # an earlier family of these stages may have had more members
-        replaced = {f"{stage}-{letter}" for stage in quantized for letter in "SML"}
-        family = {name: entry for name, entry in family.items() if name not in replaced}
-    family.update((entry["name"], entry) for entry in entries)
-    distributed.from_main(lambda: write_json(family_path, list(family.values())))
-    return entries
-
-
-def _search_stage(supernet, memory, options, calibration, data, stage, seed) -> dict[str, Measurement]:
-    """Search one bit-width; the chosen measurements by name."""
-    space = supernet.space
-    with track(f"search {stage}", options.evaluations) as bar:
-        best = 0.0
-
-        def top1(arch: Arch) -> float:
-            return measure(supernet, arch, calibration, eval_batches(data, data.validation))
-
-        def all_top1(archs: Sequence[Arch]) -> Iterator[float]:
-            nonlocal best
-            for value in memory.measured(space, top1, options.searcher)(archs):
-                best = max(best, value)
-                yield value
-
-        SEARCHERS[options.searcher](
-            space,
-            all_top1,
-            budgets=options.budgets,
-            cost=options.cost,
-            evaluations=options.evaluations,
-            seed=seed,
-            progress=lambda done, total: bar(done, {"best top-1": best}),
-        )
-    everything = distributed.from_main(lambda: [m for m in read_measurements(memory.path) if m.stage == stage])
-    if options.budgets:
-        return {
-            "-".join(str(b).replace("<=", "") for b in options.budgets): best_under(everything, options.budgets, space)
-        }
-    front = spread(everything, 3, options.cost)
-    return dict(zip({1: "L", 2: "SL", 3: "SML"}[len(front)], front))
+    # an earlier family of these stages may have had more members
+    replaced = set() if options.budgets else {f"{stage}-{letter}" for stage in quantized for letter in "SML"}
+    spaces = {stage: supernet.space for stage, supernet in supernets.items()}
+    return record_family(run_dir, chosen, spaces, top1_test, replaced)

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from oncequant.arch import FLOAT_BITS, Arch, LayerSpec, Number
-from oncequant.elastic import ElasticConv, SharedWeights, resize
+from oncequant.elastic import ACT_QUANTIZERS, ElasticConv, Quantizers, SharedWeights, resize
 from oncequant.quantizers.functional import activate
 from oncequant.space import SearchSpace
 
@@ -55,6 +55,11 @@ class MobileNetV3Config:
     """Weights and inputs of squeeze-and-excite in a quantized network: 8 or 32."""
     signed_activations: bool = True
     """Signed activation grid after linear bottlenecks; False is the official OQA behaviour."""
+    steps_per_bits: bool = False
+    """Quantizer parameters of their own for each bit-width, and kernel size of depthwise convolutions, as QFA; else one
+    for all, as OQAT."""
+    act_quantizer: str = "lsq"
+    """Of the layers' inputs: lsq, batchquant (QFA's), or running (moving averages of the range)."""
     dropout: float = 0.1
 
     def __post_init__(self):
@@ -73,6 +78,8 @@ class MobileNetV3Config:
                 raise ValueError(f"{name} = {list(values)}: use {text}")
         if self.width <= 0:
             raise ValueError(f"width = {self.width}: use a number above 0")
+        if self.act_quantizer not in ACT_QUANTIZERS:
+            raise ValueError(f"act_quantizer = {self.act_quantizer!r}: use {', '.join(ACT_QUANTIZERS)}")
         for name in ("edge_bits", "se_bits"):
             if getattr(self, name) not in (8, FLOAT_BITS):
                 raise ValueError(f"{name} = {getattr(self, name)}: use 8, or 32 for float")
@@ -169,47 +176,58 @@ def layer_specs(config: MobileNetV3Config, values: Mapping[str, Number]) -> dict
     """LayerSpec by layer name, in network order; `values` are ints or NumPy vectors by choice name."""
     specs: dict[str, LayerSpec] = {}
     linear_is_signed = config.signed_activations
+    se_bits = FLOAT_BITS if config.is_float else config.se_bits
+    nominal = round(config.image_channels * config.width)  # of the last layer; the next one reads it
 
-    def add(name: str, role: str, c_in: Number, c_out: Number, size: Number, **rest) -> Number:
+    def add(name: str, role: str, c_in: Number, c_out: Number, nominal_out: Number, size: Number, **rest) -> Number:
         """Append one layer and return the size of its output."""
+        nonlocal nominal
         stride = rest.get("stride", 1)
-        size = (size - 1) // stride + 1 if stride > 1 else size
-        bits = name if f"{name}.weight_bits" in values else None
-        se_bits = FLOAT_BITS if config.is_float else config.se_bits
+        in_size, size = size, (size - 1) // stride + 1 if stride > 1 else size
         specs[name] = LayerSpec(
             role=role,
             in_channels=c_in,
             out_channels=c_out,
+            nominal_channels=(nominal, nominal_out),
+            in_size=in_size,
             out_size=size,
-            weight_bits=values[f"{bits}.weight_bits"] if bits else se_bits,
-            act_bits=values[f"{bits}.act_bits"] if bits else se_bits,
+            weight_bits=values.get(f"{name}.weight_bits", se_bits),
+            act_bits=values.get(f"{name}.act_bits", se_bits),
             **rest,
         )
+        nominal = nominal_out
         return size
 
-    stem = make_divisible(config.stem_width * config.width)
+    def channels(base: int) -> tuple[int, int]:
+        """(channels of the network, nominal channels)."""
+        return make_divisible(base * config.width), round(base * config.width)
+
+    stem = channels(config.stem_width)
     size = values["resolution"]
     size = add(
-        "stem", "stem", config.image_channels, stem, size, kernel_size=3, stride=config.stem_stride, signed_input=True
+        "stem", "stem", config.image_channels, *stem, size, kernel_size=3, stride=config.stem_stride, signed_input=True
     )
-    size = add("block0.depthwise", "depthwise", stem, stem, size, kernel_size=3, depthwise=True)
-    size = add("block0.project", "project", stem, stem, size)
-    c_in = stem
+    size = add("block0.depthwise", "depthwise", stem[0], *stem, size, kernel_size=3, depthwise=True)
+    size = add("block0.project", "project", stem[0], *stem, size)
+    c_in = stem[0]
     for s, base_width in enumerate(config.stage_widths, start=1):
-        c_out = make_divisible(base_width * config.width)
+        c_out = channels(base_width)
         for b in range(1, max(config.depths) + 1):
             block = f"stage{s}.block{b}"
             here = {"present": 1 if b <= min(config.depths) else (values[f"stage{s}.depth"] >= b) * 1}
             ratio = values[f"{block}.expand_ratio"]
             mid = elementwise(lambda r, c=c_in: make_divisible(c * r), ratio)
+            nominal_in, is_rounded = nominal, nominal != c_in
+            nominal_mid = nominal * ratio if is_rounded else mid
             stride = config.stage_strides[s - 1] if b == 1 else 1
-            add(f"{block}.expand", "expand", c_in, mid, size, signed_input=linear_is_signed, **here)
+            add(f"{block}.expand", "expand", c_in, mid, nominal_mid, size, signed_input=linear_is_signed, **here)
             kernel = values[f"{block}.kernel_size"]
             size = add(
                 f"{block}.depthwise",
                 "depthwise",
                 mid,
                 mid,
+                nominal_mid,
                 size,
                 kernel_size=kernel,
                 stride=stride,
@@ -218,15 +236,18 @@ def layer_specs(config: MobileNetV3Config, values: Mapping[str, Number]) -> dict
             )
             if config.stage_se[s - 1]:
                 squeezed = elementwise(lambda r, c=c_in: make_divisible(make_divisible(c * r) // 4), ratio)
-                add(f"{block}.se_reduce", "se", mid, squeezed, 1, bias=True, batch_norm=False, **here)
-                add(f"{block}.se_expand", "se", squeezed, mid, 1, bias=True, batch_norm=False, **here)
-            add(f"{block}.project", "project", mid, c_out, size, **here)
-            c_in = c_out
-    final = make_divisible(config.final_expand_width * config.width)
-    mixed = make_divisible(config.feature_mix_width * config.width)
-    add("final_expand", "final_expand", c_in, final, size, signed_input=linear_is_signed)
-    add("feature_mix", "feature_mix", final, mixed, 1, batch_norm=False)
-    add("classifier", "classifier", mixed, config.num_classes, 1, bias=True, batch_norm=False)
+                nominal_squeezed = squeezed
+                if is_rounded:
+                    nominal_squeezed = elementwise(lambda r, c=nominal_in: make_divisible(c * r // 4), ratio)
+                add(f"{block}.se_reduce", "se", mid, squeezed, nominal_squeezed, 1, bias=True, batch_norm=False, **here)
+                add(f"{block}.se_expand", "se", squeezed, mid, nominal_mid, 1, bias=True, batch_norm=False, **here)
+            add(f"{block}.project", "project", mid, *c_out, size, **here)
+            c_in = c_out[0]
+    final, mixed = channels(config.final_expand_width), channels(config.feature_mix_width)
+    classes = config.num_classes, round(config.num_classes * config.width)
+    add("final_expand", "final_expand", c_in, *final, size, signed_input=linear_is_signed)
+    add("feature_mix", "feature_mix", final[0], *mixed, 1, batch_norm=False)
+    add("classifier", "classifier", mixed[0], *classes, 1, bias=True, batch_norm=False)
     return specs
 
 
@@ -253,14 +274,14 @@ class Block(nn.Module):
         # An activation is applied by the layer that reads it, within its quantizer; so is a batch norm where possible.
         h, activation, norm = x, None, None
         if self.has_expand:
-            norm, activation = self.expand.norm_to_defer(x, specs[f"{name}.depthwise"]), self.activation
+            norm, activation = self.expand.norm_to_defer(x, self.depthwise, specs[f"{name}.depthwise"]), self.activation
             h = layer("expand", x, defer_norm=norm is not None)
         if self.has_se:
             h = activate(layer("depthwise", h, activation, norm_before=norm), self.activation)
             gate = layer("se_reduce", h.mean((2, 3), keepdim=True))
             h = layer("project", h * F.hardsigmoid(layer("se_expand", gate, "relu")))
         else:
-            before, norm = norm, self.depthwise.norm_to_defer(h, specs[f"{name}.project"])
+            before, norm = norm, self.depthwise.norm_to_defer(h, self.project, specs[f"{name}.project"])
             h = layer("depthwise", h, activation, norm_before=before, defer_norm=norm is not None)
             h = layer("project", h, self.activation, norm_before=norm)
         return x + h if self.residual else h
@@ -279,12 +300,16 @@ class MobileNetV3(nn.Module):
         self.checkpoint_blocks = False  # compute a block's activations again in the backward pass, to save memory
         self.space = space or mobilenet_v3_space(config)
         largest = self.space.layers(self.space.largest())
-        smallest = self.space.layers(self.space.smallest())
 
         def layer(name: str) -> ElasticConv:
             kernels = self.space.choices.get(name.replace(".depthwise", ".kernel_size"), (largest[name].kernel_size,))
-            lowest = smallest[name]
-            return ElasticConv(largest[name], kernels, min(lowest.weight_bits, lowest.act_bits) < FLOAT_BITS)
+            weight_bits, act_bits = (
+                self.space.choices.get(f"{name}.{what}_bits", (getattr(largest[name], f"{what}_bits"),))
+                for what in ("weight", "act")
+            )
+            quantizers = Quantizers(weight_bits, act_bits, config.steps_per_bits, config.act_quantizer)
+            is_float = min(*weight_bits, *act_bits) == FLOAT_BITS
+            return ElasticConv(largest[name], kernels, None if is_float else quantizers)
 
         def block(name: str, hswish: bool, residual: bool) -> Block:
             own = [key for key in largest if key.startswith(f"{name}.")]

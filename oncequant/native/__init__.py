@@ -1,8 +1,8 @@
 """The compiled CPU kernels: built once per machine by the C compiler, called through ctypes.
 
-quantize.c is fake-quantization, normalize.c the same with batch norm before it, depthwise.c the weight gradient of
-depthwise convolutions. A call costs about 2 microseconds, against 25 to 40 through torch.compile, and networks for
-small targets are made of small layers; the build takes two seconds.
+quantize.c is fake-quantization, normalize.c the same with batch norm before it, range.c the range of BatchQuant,
+depthwise.c the weight gradient of depthwise convolutions. A call costs about 2 microseconds, against 25 to 40 through
+torch.compile, and networks for small targets are made of small layers; the build takes two seconds.
 
 The environment variable ONCEQUANT_KERNELS chooses: auto (default) uses PyTorch where the kernels cannot be built or do
 not apply, with compiled a missing compiler is an error, with eager they are not used.
@@ -21,7 +21,7 @@ from functools import cache
 from pathlib import Path
 
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-shared", "-fPIC")
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("quantize.c", "normalize.c", "depthwise.c"))
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("quantize.c", "normalize.c", "range.c", "depthwise.c"))
 HEADER = Path(__file__).with_name("grid.h")
 ACTIVATIONS = {None: 0, "relu": 1, "hardswish": 2}  # as the enum in grid.h
 
@@ -94,9 +94,14 @@ def library() -> ctypes.CDLL:
         *(pointer, pointer, pointer, long, long, pointer),
         *(*grid, real, pointer, pointer, pointer, pointer),
     ]
-    for function in (loaded.fake_quantize, loaded.fake_quantize_backward, loaded.depthwise_weight_gradient):
-        function.restype = None
-    loaded.normalize_quantize.restype = None  # the others say whether there was memory
+    loaded.channel_extremes.argtypes = [pointer, integer, long, long, pointer, pointer]
+    loaded.mean_range.argtypes = [pointer, pointer, long, pointer, pointer, integer, pointer]
+    loaded.range_grid.argtypes = [pointer, real, real, ctypes.POINTER(Options), pointer]
+    for name in (
+        *("fake_quantize", "fake_quantize_backward", "normalize_quantize"),
+        *("depthwise_weight_gradient", "mean_range", "range_grid"),
+    ):
+        getattr(loaded, name).restype = None  # the others say whether there was memory
     return loaded
 
 

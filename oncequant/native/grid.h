@@ -2,6 +2,9 @@
 // quantizers/functional.py, to which tests hold them.
 //
 //     h = activation(x)    u = h / s + offset    q = clamp(round(u), q_min, q_max)    y = (q - offset) s
+//
+// computed relative to the whole number z nearest to the offset, which moves q_min and q_max instead of u: with a whole
+// offset, a zero point, this is what runtimes compute, ties included.
 
 #include <math.h>
 
@@ -112,5 +115,6 @@ INLINE long shorter(long a, long b) { return a < b ? a : b; }
 
 static inline Grid make_grid(const float *step, const float *offset, const Options *options)
 {
-    return (Grid){fabsf(*step), offset ? *offset : 0, options->q_min, options->q_max};
+    float zero = offset ? rintf(*offset) : 0;
+    return (Grid){fabsf(*step), offset ? *offset - zero : 0, options->q_min - zero, options->q_max - zero};
 }

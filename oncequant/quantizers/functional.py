@@ -10,7 +10,8 @@ Backward is the straight-through estimator with LSQ's step-size gradient (eq. 3)
     d v_hat / d s = round(h / s) - h / s inside, q_min or q_max outside
 
 With an `offset` o (BatchQuant's zero point plus learned offset, 2105.08952) the code is clamp(round(h / s + o)) and
-v_hat = s (code - o); its gradient is -s outside the grid and 0 inside.
+v_hat = s (code - o); its gradient is -s outside the grid and 0 inside. Computed relative to the whole number nearest to
+o, which moves q_min and q_max instead, so that a whole offset is the zero point of QuantizeLinear, ties included.
 
 Three implementations of the same formulas, computed in float32 for float32 and bfloat16 alike: on the CPU quantize.c,
 equal bit for bit in the forward pass; on a GPU what torch.compile makes of `_forward` and `_backward` below, once for
@@ -72,11 +73,14 @@ def fake_quantize(
 
 
 class Grid(NamedTuple):
-    """What a quantizer quantizes one input with."""
+    """What a quantizer quantizes one tensor with: the arguments of `fake_quantize`."""
 
     step_size: Tensor
     offset: Tensor | None
     grad_scale: float
+    bits: int
+    signed: bool
+    activation: str | None
 
 
 def initial_step_size(x: Tensor, bits: int, signed: bool) -> Tensor:
@@ -169,12 +173,14 @@ def _codes(u: Tensor, q_min: Tensor, q_max: Tensor, binary: Tensor) -> Tensor:
 
 
 def _forward(x, step_size, offset, q_min, q_max, binary, activation: str | None, dtype: torch.dtype) -> Tensor:
-    s = step_size.abs()
+    s, zero = step_size.abs(), offset.round()
+    offset, q_min, q_max = offset - zero, q_min - zero, q_max - zero
     return ((_codes(activate(_wide(x), activation) / s + offset, q_min, q_max, binary) - offset) * s).to(dtype)
 
 
 def _backward(x, grad, step_size, offset, q_min, q_max, binary, activation) -> tuple[Tensor, Tensor, Tensor]:
-    dtype, x, grad = x.dtype, _wide(x), _wide(grad)
+    dtype, x, grad, zero = x.dtype, _wide(x), _wide(grad), offset.round()
+    offset, q_min, q_max = offset - zero, q_min - zero, q_max - zero
     u = activate(x, activation) / step_size.abs() + offset
     inside = (u >= q_min) & (u <= q_max)
     error = _codes(u, q_min, q_max, binary) - torch.where(inside, u, offset)

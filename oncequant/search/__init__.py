@@ -1,5 +1,8 @@
 """Search for architectures in a trained supernet: every searcher has the same signature, see `random_search`."""
 
+from dataclasses import dataclass
+
+from oncequant.cost import Budget
 from oncequant.search import coarse_to_fine, nsga2, random_search
 
 SEARCHERS = {
@@ -7,3 +10,24 @@ SEARCHERS = {
     "coarse_to_fine": coarse_to_fine.search,
     "nsga2": nsga2.search,
 }
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """Options of the search over trained supernets."""
+
+    budgets: tuple[Budget, ...] = ()
+    """Bounds every architecture must keep. Without any, a family along the Pareto front is chosen."""
+    searcher: str | None = None
+    """Of measured architectures: coarse_to_fine, nsga2, or random. None: the method's own."""
+    evaluations: int | None = None
+    """Architectures measured, for OQAT per bit-width. None: the method's default."""
+    cost: str = "bitops"
+    """The cost axis of the front along which a family is spread."""
+
+    def __post_init__(self):
+        """Refuse unknown searchers before any work."""
+        if self.searcher is not None and self.searcher not in SEARCHERS:
+            raise ValueError(f"searcher {self.searcher!r}: use one of {', '.join(SEARCHERS)}")
+        if self.evaluations is not None and self.evaluations < 1:
+            raise ValueError("evaluations is at least 1")

@@ -1,8 +1,10 @@
 """Budgets on architectures: refuse what cannot be met, and find architectures that fit.
 
-Everything rests on one property of the spaces: every cost grows with every choice, so `space.smallest()` minimises all
-costs at once. Hence several budgets are jointly reachable as soon as each is, and every feasible architecture is
-connected to the smallest one by single choices lowered one after the other without leaving the budget.
+Everything rests on one property of the spaces: at a given resolution every cost grows with every choice, so the
+smallest choices minimise all costs at once. Most costs grow with the resolution too; `qfa_mflops` may fall. Hence
+budgets are jointly reachable as soon as the smallest choices keep them at some resolution, and every feasible
+architecture is connected to those by single choices, lowered one after the other without leaving the budget, and the
+resolution last.
 """
 
 from collections.abc import Sequence
@@ -22,14 +24,26 @@ class BudgetError(ValueError):
 
 
 def check_reachable(space: SearchSpace, budgets: Sequence[Budget]) -> None:
-    """Raise BudgetError if a budget is below the cost of the smallest architecture."""
-    specs = space.layers(space.smallest())
+    """Raise BudgetError if no architecture keeps all budgets."""
+    smallest_codes(space, budgets)
+
+
+def smallest_codes(space: SearchSpace, budgets: Sequence[Budget]) -> np.ndarray:
+    """Codes (genes,) of the smallest choices at the lowest resolution that keeps all budgets. Raises BudgetError."""
+    codes = space.encode(space.smallest())[None]
+    if "resolution" in space.free:
+        codes = np.repeat(codes, len(space.choices["resolution"]), axis=0)
+        codes[:, space.free.index("resolution")] = np.arange(len(codes))
+    fits = within(space, budgets, codes)
+    if fits.any():
+        return codes[fits.argmax()]
     for budget in budgets:
-        if not budget.holds(specs):
-            least = COSTS[budget.cost](specs)
+        least = cost_batch(space, budget.cost, codes).min()
+        if least > budget.limit:
             raise BudgetError(
                 f"budget {budget} cannot be met: the smallest {budget.cost} of this search space is {least:.15g}"
             )
+    raise BudgetError(f"budgets {', '.join(map(str, budgets))} can be met one by one, but not together")
 
 
 def cost_batch(space: SearchSpace, cost: str, codes: np.ndarray) -> np.ndarray:
@@ -55,13 +69,12 @@ def within(space: SearchSpace, budgets: Sequence[Budget], codes: np.ndarray) -> 
 
 
 def shrink(space: SearchSpace, budgets: Sequence[Budget], codes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Lower random choices of `codes` (n, genes) to their smallest value, as few as needed to keep all budgets.
+    """Replace random choices of `codes` (n, genes) by those of `smallest_codes`, as few as needed to keep all budgets.
 
-    Each architecture gets its own random order of choices; how many of them to lower is found by bisection, which ends
-    with a feasible architecture, at worst the smallest one. Raises BudgetError.
+    Each architecture gets its own random order of choices; how many of them to replace is found by bisection, which
+    ends with a feasible architecture, at worst the smallest one. Raises BudgetError.
     """
-    check_reachable(space, budgets)
-    smallest = space.encode(space.smallest())
+    smallest = smallest_codes(space, budgets)
     order = np.argsort(rng.random(codes.shape), axis=1).argsort(axis=1)  # (n, genes), position of the gene in its row
 
     def lowered(count: np.ndarray) -> np.ndarray:
@@ -103,7 +116,7 @@ def covering_codes(
     """
     leaning = np.exp(rng.uniform(-2, 2, size=(POOL * n, 1)))
     pool = (space.cardinalities * rng.random((POOL * n, len(space.free))) ** leaning).astype(np.int64)
-    pool = np.concatenate([[space.encode(space.smallest()), space.encode(space.largest())], pool])
+    pool = np.concatenate([[smallest_codes(space, budgets), space.encode(space.largest())], pool])
     pool = shrink(space, budgets, space.canonical(pool), rng)
     log_cost = np.log(cost_batch(space, cost, pool))
     order = np.argsort(log_cost)
@@ -128,8 +141,7 @@ def feasible_by_growth(space: SearchSpace, budgets: Sequence[Budget], at_least: 
     Stops once there are `at_least`, or else returns every feasible architecture there is. Shape (m, genes).
     Raises BudgetError.
     """
-    check_reachable(space, budgets)
-    smallest = space.encode(space.smallest())
+    smallest = smallest_codes(space, budgets)
     columns = np.repeat(np.arange(len(smallest)), space.cardinalities)  # one row per value of every choice
     values = np.concatenate([np.arange(0), *map(np.arange, space.cardinalities)])
     found, waiting = {smallest.tobytes(): smallest}, [smallest]

@@ -69,25 +69,32 @@ class MeasurementFile:
             if measurement.stage == stage:
                 self._remember(measurement)
 
-    def measured(self, space: SearchSpace, measure: Callable[[Arch], float], searcher: str) -> MeasureAll:
+    def best_within(self, cost: str, limit: float) -> float:
+        """The highest top-1 measured at this stage with at most this cost; 0 if there is none."""
+        return max((m.top1 for m in self._by_arch.values() if m.costs[cost] <= limit), default=0.0)
+
+    def measured(self, space: SearchSpace, measure: Callable[[Arch], float | None], searcher: str) -> MeasureAll:
         """`measure` (top-1 in [0, 1] of an architecture of `space`) for many, with the memory of this file.
 
         An architecture of this stage is measured once. When another searcher comes to it, the value is reused and a
         line with that searcher's name is added, so that the file holds each searcher's own list. Every value is in the
-        file before the next is measured; several processes measure one architecture each at a time. The function
+        file before the next is measured; several processes measure one architecture each at a time. An architecture
+        whose measurement was given up, None, is not in the file. The function
         raises ValueError for a top-1 outside [0, 1], and if the stored costs are not those of `space`: then the file
         belongs to another one.
         """
 
-        def top1_of(arch: Arch) -> float:
+        def top1_of(arch: Arch) -> float | None:
             known = self._by_arch.get(space.brief(arch))
-            return known.top1 if known else float(measure(arch))
+            return known.top1 if known else measure(arch)
 
         def measure_all(archs: Sequence[Arch]) -> Iterator[float]:
             for start in range(0, len(archs), world_size()):
                 group = archs[start : start + world_size()]
                 for arch, top1 in zip(group, shared_map(top1_of, group)):
-                    self._note(Measurement(space.brief(arch), top1, all_costs(space, arch), self.stage, searcher))
+                    if top1 is not None:
+                        costs = all_costs(space, arch)
+                        self._note(Measurement(space.brief(arch), float(top1), costs, self.stage, searcher))
                     yield top1
 
         return measure_all

@@ -1,0 +1,100 @@
+"""The sandwich rule with in-place distillation (BigNAS, https://arxiv.org/abs/2003.11142): a supernet's training."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from oncequant import distributed
+from oncequant.arch import Arch
+from oncequant.data import Data, eval_batches
+from oncequant.elastic import ElasticBatchNorm, SharedWeights
+from oncequant.evaluate import measure
+from oncequant.models.mobilenet_v3 import MobileNetV3
+from oncequant.quantizers.batchquant import BatchQuant
+from oncequant.space import SearchSpace
+from oncequant.train import StepFunction, TrainingOptions, fit
+
+
+def sandwich_training(supernet: MobileNetV3, cfg: TrainingOptions) -> StepFunction:
+    """Steps of the sandwich rule over the whole space of a supernet."""
+
+    def step(images: Tensor, labels: Tensor, rng: np.random.Generator, done: float) -> Tensor:
+        archs = sandwich_archs(supernet.space, cfg.random_subnets, own_rng(cfg, rng))
+        return sandwich_step(supernet, images, labels, archs, cfg.label_smoothing, getattr(torch, cfg.precision))
+
+    return step
+
+
+def own_rng(cfg: TrainingOptions, rng: np.random.Generator) -> np.random.Generator:
+    """The generator from which this process draws a step's architectures."""
+    return rng.spawn(distributed.world_size())[distributed.rank()] if cfg.independent_archs else rng
+
+
+def train_supernet(
+    supernet: MobileNetV3,
+    step: StepFunction,
+    cfg: TrainingOptions,
+    data: Data,
+    run_dir: Path,
+    stage: str,
+    ends: Sequence[Arch] | None = None,
+) -> None:
+    """Train one stage by `step`; logs validation top-1 of two subnets `ends`, by default the largest and smallest."""
+    supernet.checkpoint_blocks = cfg.checkpoint_activations
+    for module in supernet.modules():
+        if isinstance(module, (ElasticBatchNorm, BatchQuant)):
+            module.synchronised = cfg.sync_batch_norm
+    calibration = cfg.calibration(data)
+
+    def top1(arch: Arch) -> float:
+        return measure(supernet, arch, calibration, eval_batches(data, data.validation))
+
+    def evaluate() -> dict[str, float]:
+        measured = distributed.shared_map(top1, ends or [supernet.space.largest(), supernet.space.smallest()])
+        return dict(zip(("top1_largest", "top1_smallest"), measured))
+
+    fit(
+        supernet,
+        step,
+        data,
+        cfg.schedule(stage, data),
+        stage=stage,
+        run_dir=run_dir,
+        seed=cfg.seed,
+        evaluate=evaluate,
+        checkpoint_seconds=cfg.checkpoint_seconds,
+    )
+
+
+def sandwich_step(
+    net: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    archs: list[Arch],
+    label_smoothing: float = 0.0,
+    compute: torch.dtype | None = None,
+) -> Tensor:
+    """Sandwich rule with in-place distillation (BigNAS, 2003.11142): gradients of all `archs`, averaged.
+
+    The first architecture, the largest, learns from the labels; the others learn from its soft answers. Subnets run
+    one after the other, so that memory is that of the largest alone. The networks compute in the type `compute` (by
+    default that of the images), weights and their gradients stay as they are. Returns the loss of the largest, 0-dim.
+    """
+    shared = SharedWeights()
+    logits = net(images, archs[0], shared, compute)  # (N, classes)
+    largest_loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+    (largest_loss / len(archs)).backward()
+    teacher = logits.detach().softmax(1)
+    for arch in archs[1:]:
+        (F.cross_entropy(net(images, arch, shared, compute), teacher) / len(archs)).backward()
+    shared.backward()
+    return largest_loss.detach()
+
+
+def sandwich_archs(space: SearchSpace, random_subnets: int, rng: np.random.Generator) -> list[Arch]:
+    """Largest, smallest and `random_subnets` uniform architectures, each once."""
+    return list(dict.fromkeys([space.largest(), space.smallest(), *(space.sample(rng) for _ in range(random_subnets))]))

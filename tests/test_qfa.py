@@ -1,0 +1,410 @@
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+from oncequant.checkpoint import load_supernet
+from oncequant.cost import Budget
+from oncequant.data import eval_batches, load_data
+from oncequant.evaluate import calibrated_subnet, measure
+from oncequant.export.verify import export_network
+from oncequant.files import read_json, read_tensors
+from oncequant.methods import qfa
+from oncequant.models.mobilenet_v3 import PRESETS, MobileNetV3, mobilenet_v3_space
+from oncequant.quantizers.batchquant import BatchQuant
+from oncequant.search import SearchConfig
+from oncequant.search.budget import BudgetError
+from oncequant.search.measurements import read_measurements
+
+TINY = replace(
+    PRESETS["nano"],
+    num_classes=10,
+    stage_widths=(16, 16),
+    stage_strides=(2, 2),
+    stage_se=(False, True),
+    stage_hswish=(False, True),
+    final_expand_width=24,
+    feature_mix_width=32,
+    expand_ratios=(1, 2),
+    resolutions=(8, 10),
+    edge_bits=8,
+    se_bits=8,
+)
+QUICK = dict(epochs=1, float_epochs=1, min_steps=4, batch_size=32, calibration_images=64, random_subnets=1)
+
+
+def digits():
+    return load_data("digits", size=10, seed=0, max_train=160)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """(config, data, run folder) of a QFA run with all its stages."""
+    cfg, data, folder = qfa.Config(**QUICK), digits(), tmp_path_factory.mktemp("run")
+    qfa.train(cfg, TINY, data, folder)
+    return cfg, data, folder
+
+
+# -- the space
+
+
+def test_the_imagenet_space_has_more_than_ten_to_the_76_subnets():
+    """As the abstract says; w1.0 and w1.2 have the same choices."""
+    _, space = qfa.mixed_precision(qfa.Config(), PRESETS["imagenet"])
+    assert space.size() > 10**76
+    bits = [name for name in space.free if name.endswith("_bits")]
+    assert len(bits) == 130 - 2  # the official genes have an inert pair for block 0's missing expand convolution
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_restricted_spaces(preset):
+    def space(**options):
+        return qfa.mixed_precision(qfa.Config(**options), PRESETS[preset])[1]
+
+    assert all(name.endswith("_bits") for name in space(space="precision").free)
+    assert not any(name.endswith("_bits") for name in space(space="architecture").free)
+    full, precision, architecture = (space(space=s).size() for s in ("full", "precision", "architecture"))
+    assert architecture == mobilenet_v3_space(PRESETS[preset]).size()
+    assert full > precision * 10 and full > architecture * 10
+    floor = space(depthwise_floor=3)
+    depthwise = [name for name in floor.choices if name.endswith(".depthwise.weight_bits")]
+    assert depthwise and all(floor.choices[name] == (3, 4) for name in depthwise)
+    with_float = qfa.mixed_precision(qfa.Config(space="architecture"), PRESETS[preset], with_float=True)[1]
+    assert with_float.choices["final_expand.act_bits"] == (4, 32)
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 10**6), with_float=st.booleans(), floor=st.integers(2, 4), subnets=st.integers(0, 4))
+def test_the_subnets_of_a_step(seed, with_float, floor, subnets):
+    cfg = qfa.Config(random_subnets=subnets, depthwise_floor=floor)
+    _, space = qfa.mixed_precision(cfg, TINY, with_float)
+    archs = qfa.step_archs(space, cfg, np.random.default_rng(seed))
+    assert len(archs) == subnets + 2
+    for arch in archs:
+        assert space.complete(arch) == arch
+        for name, spec in space.layers(arch).items():
+            assert (spec.weight_bits == 32) == (spec.act_bits == 32), name
+    for arch, resolution, depth in ((archs[0], 10, 2), (archs[-1], 8, 1)):
+        assert arch["resolution"] == resolution and {arch[f"stage{s}.depth"] for s in (1, 2)} == {depth}
+        assert len({arch[name] for name in space.free if name.endswith("kernel_size")}) == 1
+        widths = {arch[n] for n in space.free if n.endswith("_bits") and "depthwise.weight" not in n}
+        assert len(widths) == 1
+
+
+def test_float_layers_are_repaired_as_in_the_official_code():
+    cfg = qfa.Config(random_subnets=200)
+    _, space = qfa.mixed_precision(cfg, TINY, with_float=True)
+    archs = qfa.step_archs(space, cfg, np.random.default_rng(0))[1:-1]
+    layers = ["final_expand", "feature_mix", "block0.project"]
+    pairs = Counter((arch[f"{n}.weight_bits"], arch[f"{n}.act_bits"]) for arch in archs for n in layers)
+    # both float at once: 1/16; exactly one: 6/16, of which 0.2 become float on both sides
+    assert pairs[32, 32] / pairs.total() == pytest.approx(1 / 16 + 0.2 * 6 / 16, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    "options, text",
+    [
+        (dict(bits=()), "bits"),
+        (dict(bits=(2, 9)), "bits"),
+        (dict(bits=(2, 2)), "bits"),
+        (dict(depthwise_floor=5), "depthwise_floor"),
+        (dict(learned_offsets=1.5), "learned_offsets"),
+        (dict(batch_size=1), "batch_size"),
+    ],
+)
+def test_impossible_options_are_refused(options, text):
+    with pytest.raises(ValueError, match=text):
+        qfa.Config(**options)
+
+
+# -- training
+
+
+def test_a_step_adds_the_gradients_of_its_subnets():
+    """Written again plainly: every subnet alone, label loss and soft loss, sum over six."""
+    torch.manual_seed(0)
+    cfg = qfa.Config(random_subnets=2)
+    config, space = qfa.mixed_precision(cfg, replace(TINY, dropout=0.0))
+    net, plain = (MobileNetV3(config, space).train() for _ in range(2))
+    images, labels = torch.randn(16, 1, 10, 10), torch.arange(16) % 10
+    qfa.initialise_quantizers(net, images)
+    plain.load_state_dict(net.state_dict())
+    teacher_net = MobileNetV3(TINY)
+    teacher = qfa.Teacher(teacher_net, (8, 10), [(images, labels)])
+    loss = qfa.training_step(net, teacher, cfg, is_last=True)(images, labels, np.random.default_rng(3), 0.0)
+    archs, losses = qfa.step_archs(space, cfg, np.random.default_rng(3)), []
+    for arch in archs:
+        logits = plain(images, arch).log_softmax(1)
+        hard = torch.full((16, 10), 0.1 / 10).scatter(1, labels[:, None], 0.9 + 0.1 / 10)
+        soft = teacher(images, arch["resolution"])
+        losses.append(-(hard * logits).sum(1).mean())
+        ((losses[-1] - (soft * logits).sum(1).mean()) / 4).backward()
+    assert_close(loss, losses[0].detach(), atol=1e-4, rtol=1e-4)
+    for (name, mine), theirs in zip(net.named_parameters(), plain.parameters(), strict=True):
+        if mine.grad is None or name.endswith("weight_quantizer.step_size"):
+            continue  # whose gradient scale counts the whole weight (docs/qfa.md)
+        assert (mine.grad - theirs.grad).norm() <= 0.02 * theirs.grad.norm() + 1e-4, name
+
+
+def soft_targets(distillation, monkeypatch):
+    """The soft answers that each subnet of one step learns from."""
+    torch.manual_seed(0)
+    cfg = qfa.Config(random_subnets=2, distillation=distillation)
+    config, space = qfa.mixed_precision(cfg, TINY)
+    net, images = MobileNetV3(config, space), torch.randn(16, 1, 10, 10)
+    qfa.initialise_quantizers(net, images)
+    teacher = qfa.Teacher(MobileNetV3(TINY), (8, 10), [(images, None)])
+    asked, answers, original = [], [], qfa.F.cross_entropy
+
+    def record(logits, target, **options):
+        if target.dim() == 2:
+            asked.append(target)
+            answers.append(logits.detach().softmax(1))
+        return original(logits, target, **options)
+
+    monkeypatch.setattr(qfa.F, "cross_entropy", record)
+    qfa.training_step(net.train(), teacher, cfg, True)(images, torch.arange(16) % 10, np.random.default_rng(0), 0.0)
+    archs = qfa.step_archs(space, cfg, np.random.default_rng(0))
+    return asked, answers, [teacher(images, arch["resolution"]) for arch in archs]
+
+
+def test_the_float_network_teaches_at_each_resolution(monkeypatch):
+    asked, _, teacher = soft_targets("float", monkeypatch)
+    assert len(asked) == 4 and all(map(torch.equal, asked, teacher))
+    assert not torch.equal(asked[0], asked[-1])
+
+
+def test_in_a_chain_the_largest_teaches_the_random_ones_and_they_the_smallest(monkeypatch):
+    asked, answers, teacher = soft_targets("chain", monkeypatch)
+    assert torch.equal(asked[0], teacher[0])
+    assert torch.equal(asked[1], answers[0]) and torch.equal(asked[2], answers[0])
+    assert_close(asked[3], (answers[1] + answers[2]) / 2)
+
+
+def test_regularisers_move_weights_where_they_should():
+    torch.manual_seed(0)
+    config, space = qfa.mixed_precision(qfa.Config(), TINY)
+    net = MobileNetV3(config, space)
+    qfa.initialise_quantizers(net, torch.randn(16, 1, 10, 10))
+    layers = [net.final_expand]
+    weight = net.final_expand.weight
+
+    def gradient(**options):
+        weight.grad = None
+        qfa.regularise(layers, qfa.Config(**options), done=1.0)
+        return weight.grad
+
+    def kurtosis(w):
+        c = w - w.mean()
+        return (c.pow(4).mean() / c.square().mean().square()).item()
+
+    assert gradient() is None
+    before = kurtosis(weight.detach())  # about 3 for normal weights, 1.8 for uniform ones
+    after = kurtosis(weight.detach() - 0.05 * gradient(kurtosis=1.0) / weight.grad.norm())
+    assert 1.8 < after < before
+    step = net.final_expand.weight_quantizer.step_size
+    pull = gradient(dampening=1.0)
+    assert step.grad is None and pull.abs().sum() > 0
+    with torch.no_grad():  # on a level of all three grids nothing pulls
+        step.fill_(0.25)
+        weight.zero_()
+    assert gradient(dampening=1.0).abs().sum() == 0
+    assert qfa.regularise(layers, qfa.Config(dampening=1.0), done=0.0) is None
+
+
+def test_offsets_end_at_zero_where_they_are_not_learned_to_the_end(tmp_path):
+    cfg = qfa.Config(**{**QUICK, "min_steps": 6}, learned_offsets=0.5, quantized_lr=0.05)
+    qfa.train(cfg, TINY, digits(), tmp_path)
+    state = {stage: read_tensors(tmp_path / f"{stage}.safetensors")[0] for stage in ("mixed-float", "mixed")}
+    offsets = {
+        stage: torch.cat([t.flatten() for name, t in tensors.items() if name.endswith("act_quantizer.offset")])
+        for stage, tensors in state.items()
+    }
+    assert offsets["mixed-float"].abs().max() > 0 and offsets["mixed"].abs().max() == 0
+
+
+def test_all_stages_are_trained_and_a_second_call_does_nothing(trained):
+    cfg, data, folder = trained
+    files = {stage: (folder / f"{stage}.safetensors") for stage in cfg.stages}
+    before = {stage: file.stat().st_mtime_ns for stage, file in files.items()}
+    assert not list(folder.glob("*.resume.pt"))
+    qfa.train(cfg, TINY, data, folder)
+    assert before == {stage: file.stat().st_mtime_ns for stage, file in files.items()}
+    mixed = load_supernet(folder, "mixed")
+    ranges = [m for m in mixed.modules() if isinstance(m, BatchQuant)]
+    assert ranges and all(m.range.isnan().all() for m in ranges)  # statistics belong to subnets
+    assert any(m.scale.abs().max() > 0 for m in ranges)
+
+
+@pytest.mark.parametrize("activations", ["lsq", "running"])
+def test_other_activation_quantizers_train(activations, tmp_path):
+    cfg, data = qfa.Config(**QUICK, activations=activations), digits()
+    qfa.train(cfg, TINY, data, tmp_path)
+    mixed = load_supernet(tmp_path, "mixed")
+    top1 = measure(mixed, mixed.space.largest(), cfg.calibration(data), eval_batches(data, data.validation))
+    assert 0 <= top1 <= 1
+
+
+# -- search
+
+
+@pytest.fixture(scope="module")
+def searched(trained):
+    cfg, data, folder = trained
+    return qfa.search(cfg, SearchConfig(evaluations=40), data, folder)
+
+
+def test_a_search_hands_out_a_family_along_the_front(trained, searched):
+    cfg, data, folder = trained
+    names = [entry["name"] for entry in searched]
+    assert names[0] == "float-max" and set(names[1:]) <= {"mixed-S", "mixed-M", "mixed-L"} and len(names) >= 2
+    found = read_measurements(folder / "measurements.jsonl")
+    by = Counter(m.searcher for m in found)
+    assert by["sample"] == 40 and by["predicted"] >= 1
+    assert {"uniform 2 bits", "uniform 3 bits", "uniform 4 bits"} <= set(by)
+    for m in found:
+        if m.searcher.startswith("uniform"):
+            bits = {value for name, value in m.arch.items() if name.endswith("_bits")}
+            assert bits == {int(m.searcher.split()[1])}
+    for entry in searched[1:]:
+        assert 0 <= entry["top1_predicted"] <= 1 and 0 <= entry["top1_before_folding"] <= 1
+    assert read_json(folder / "family.json") == searched
+
+
+def test_a_budget_is_answered_from_the_predictor(trained, searched):
+    cfg, data, folder = trained
+    before = read_measurements(folder / "measurements.jsonl")
+    costs = sorted(m.costs["bitops"] for m in before)
+    budget = Budget("bitops", costs[len(costs) // 2])
+    entries = qfa.search(cfg, SearchConfig(budgets=(budget,)), data, folder)
+    after = read_measurements(folder / "measurements.jsonl")
+    assert len(after) - len(before) <= qfa.MEASURED_UNDER_BUDGET
+    assert all(m.searcher == "budget" and budget.limit >= m.costs["bitops"] for m in after[len(before) :])
+    fitting = [m.top1 for m in after if m.costs["bitops"] <= budget.limit]
+    assert entries[-1]["costs"]["bitops"] <= budget.limit and entries[-1]["top1_validation"] == max(fitting)
+    kept = {entry["name"] for entry in read_json(folder / "family.json")}
+    assert {e["name"] for e in searched} | {entries[-1]["name"]} == kept
+
+
+def test_a_budget_that_nothing_meets_is_refused_before_measuring(trained, tmp_path):
+    cfg, data, folder = trained
+    with pytest.raises(BudgetError, match="bitops<=10"):
+        qfa.search(cfg, SearchConfig(budgets=(Budget("bitops", 10),)), data, folder)
+    with pytest.raises(BudgetError):
+        qfa.check_budgets(cfg, SearchConfig(budgets=(Budget("weight_bytes", 10),)), TINY)
+
+
+def test_a_killed_search_measures_the_same_again(trained, tmp_path, monkeypatch):
+    cfg, data, folder = trained
+    for stage in cfg.stages:
+        (tmp_path / f"{stage}.safetensors").write_bytes((folder / f"{stage}.safetensors").read_bytes())
+    options = SearchConfig(evaluations=30)
+    for name in ("whole", "killed"):
+        run = tmp_path / name
+        run.mkdir()
+        for stage in cfg.stages:
+            (run / f"{stage}.safetensors").symlink_to(tmp_path / f"{stage}.safetensors")
+    whole = qfa.search(cfg, options, data, tmp_path / "whole")
+    wanted = (tmp_path / "whole" / "measurements.jsonl").read_text().splitlines()
+    original, count = qfa.measure_codes.__globals__["calibrated_subnet"], [0]
+
+    def killed(*args, **kwargs):
+        count[0] += 1
+        if count[0] in (7, 20, 45):
+            raise KeyboardInterrupt
+        return original(*args, **kwargs)
+
+    monkeypatch.setitem(qfa.measure_codes.__globals__, "calibrated_subnet", killed)
+    for attempt in range(5):
+        try:
+            found = qfa.search(cfg, options, data, tmp_path / "killed")
+            break
+        except KeyboardInterrupt:
+            assert attempt < 4
+    assert count[0] > 20 and found == whole
+    assert (tmp_path / "killed" / "measurements.jsonl").read_text().splitlines() == wanted
+
+
+def test_the_sample_is_uniform_and_the_official_mixture_in_turn():
+    cfg = qfa.Config()
+    _, space = qfa.mixed_precision(cfg, TINY)
+    codes = qfa.sample_codes(space, np.random.default_rng(0), 2000)
+    archs = [space.decode(row) for row in codes]
+    assert all(space.complete(arch) == arch for arch in archs)
+    uniform, mixture = archs[::2], archs[1::2]
+
+    def share(archs, condition):
+        return sum(map(condition, archs)) / len(archs)
+
+    def highest(arch):
+        return arch["resolution"] == 10
+
+    def one_width(arch):
+        active = space.brief(arch)
+        return len({value for name, value in active.items() if name.endswith("_bits")}) == 1
+
+    assert share(uniform, highest) == pytest.approx(0.5, abs=0.05)
+    assert share(mixture, highest) == pytest.approx(0.4 + 0.6 * 0.5, abs=0.05)
+    assert share(uniform, one_width) == 0 and share(mixture, one_width) == pytest.approx(0.3, abs=0.05)
+
+
+def test_dominated_candidates_are_given_up(trained, monkeypatch):
+    """Validation in batches of 1: hopeless ones see only some of them, and nothing is noted."""
+    cfg, data, folder = trained
+    from oncequant.search import supernet as searching
+
+    stop = searching._hopeless(to_beat=0.9, images=1000)
+    assert stop(50, 250) and not stop(220, 250) and not stop(0, 1000)
+    assert not searching._hopeless(0.0, 1000)(0, 999)
+    net, space = load_supernet(folder, "mixed"), load_supernet(folder, "mixed").space
+    memory = searching.MeasurementFile(folder / "other.jsonl", "mixed")
+    memory._append = lambda new: None
+    cheapest = space.smallest()
+    list(memory.measured(space, lambda arch: 1.0, "x")([cheapest]))
+    monkeypatch.setattr(searching, "eval_batches", lambda data, split: eval_batches(data, split, 1))
+    seen = []
+    monkeypatch.setattr(memory, "_note", seen.append)
+    codes = np.array([space.encode(space.largest())])
+    searching.measure_codes(net, memory, codes, "y", cfg.calibration(data), data, stop_dominated="bitops")
+    assert seen == []
+    searching.measure_codes(net, memory, codes, "y", cfg.calibration(data), data)
+    assert len(seen) == 1
+
+
+# -- export
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_mixed_precision_subnets_are_exported_and_verified(trained, seed, tmp_path):
+    cfg, data, folder = trained
+    net = load_supernet(folder, "mixed")
+    arch = net.space.sample(np.random.default_rng(seed))
+    calibration = cfg.calibration(data)
+    subnet = calibrated_subnet(net, arch, calibration)
+    test = eval_batches(data, data.test, 100)
+    found = export_network(subnet, arch, data.mean, data.std, data.classes, calibration, test, tmp_path)
+    assert not found.problems and found.argmax_differences == found.near_tie_differences
+    assert found.simulator_bit_equal_images == found.images
+    specs = net.space.layers(arch)
+    ideal = sum(s.weights * s.weight_bits / 8 for s in specs.values())
+    assert found.ideal_bytes == ideal
+
+
+def test_a_subnet_with_zero_points_between_levels_is_not_exported(trained, tmp_path):
+    cfg, data, folder = trained
+    net = load_supernet(folder, "mixed")
+    with torch.no_grad():
+        for module in net.modules():
+            if isinstance(module, BatchQuant):
+                module.offset.fill_(0.3)
+    arch, calibration = net.space.largest(), cfg.calibration(data)
+    subnet = calibrated_subnet(net, arch, calibration, fold=False)
+    with pytest.raises(ValueError, match="fold"):
+        export_network(
+            subnet, arch, data.mean, data.std, data.classes, calibration, eval_batches(data, data.test), tmp_path
+        )
