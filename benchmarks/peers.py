@@ -1,7 +1,8 @@
-"""What benchmarks/step.py compares with: the released OFA and OQA supernets, and layers of Brevitas.
+"""What benchmarks/step.py compares with: the released OFA, OQA and QFA supernets, and layers of Brevitas.
 
 PEER_OFA  (environment) names a checkout of github.com/mit-han-lab/once-for-all
 PEER_OQA  one of github.com/LaVieEnRoseSMZ/OQA
+PEER_QFA  one of github.com/apple/ml-batchquant (without its checkpoints)
 Brevitas  is used if it can be imported: pip install brevitas. It has no supernets: the largest subnet only, our static
           network with its quantized convolutions and activations in place of ours.
 
@@ -27,10 +28,13 @@ SPACE = dict(ks_list=[3, 5, 7], expand_ratio_list=[3, 4, 6], depth_list=[2, 3, 4
 LARGEST = dict(ks=7, e=6, d=4)
 
 
-def available(preset: str, subnet: str) -> list[str]:
-    """OFA and OQA if their checkouts are named, Brevitas if it is installed; those that have such a subnet."""
-    official = [name for name in ("OFA", "OQA") if os.environ.get(f"PEER_{name}") and preset == "imagenet"]
-    return official + ["Brevitas"] * (subnet == "max" and importlib.util.find_spec("brevitas") is not None)
+def available(preset: str, subnet: str, method: str, width: float) -> list[str]:
+    """Official codes whose checkouts are named, Brevitas if it is installed; those that have such a subnet."""
+    widths = {"OFA": (1.0, 1.2), "OQA": (1.0,), "QFA": (1.2,)}
+    wanted = {"oqat": ("OFA", "OQA"), "qfa": ("OFA", "QFA")}[method]
+    official = [name for name in wanted if os.environ.get(f"PEER_{name}") and width in widths[name]]
+    has_brevitas = method == "oqat" and subnet == "max" and importlib.util.find_spec("brevitas") is not None
+    return official * (preset == "imagenet") + ["Brevitas"] * has_brevitas
 
 
 class _BrevitasLayer(nn.Module):
@@ -68,14 +72,31 @@ def brevitas(config: MobileNetV3Config) -> nn.Module:
     return net.to(memory_format=torch.channels_last).train()
 
 
-def supernet(name: str, bits: int, images: torch.Tensor) -> tuple[nn.Module, Callable[[bool], None]]:
-    """The official supernet of width 1.0 in training mode, and a function that sets its largest or a random subnet."""
+def supernet(name: str, bits: int, width: float, images: torch.Tensor) -> tuple[nn.Module, Callable[[bool], None]]:
+    """The official supernet in training mode, and a function that sets its largest or a random subnet."""
     sys.path.insert(0, os.environ[f"PEER_{name}"])
     _stand_ins()
     if name == "OFA":
         from ofa.imagenet_classification.elastic_nn.networks.ofa_mbv3 import OFAMobileNetV3
 
-        net = OFAMobileNetV3(n_classes=1000, dropout_rate=0, width_mult=1.0, **SPACE)
+        net = OFAMobileNetV3(n_classes=1000, dropout_rate=0, width_mult=width, **SPACE)
+    elif name == "QFA":
+        os.chdir(os.environ["PEER_QFA"])  # it opens its table of costs by a relative name
+        from qfa.elastic_nn.modules.dynamic_op import DynamicSeparableConv2d
+        from qfa.elastic_nn.networks import QFAMobileNetV3
+        from qfa.elastic_nn.utils import set_activation_statistics
+
+        DynamicSeparableConv2d.KERNEL_TRANSFORM_MODE = 1
+        widths = dict(bn_param=(0.1, 1e-5), width_mult_list=[width], bits_list=[2, 3, 4])
+        net = QFAMobileNetV3(n_classes=1000, dropout_rate=0.0, **widths, **SPACE)
+        net.init_model("he_fout")
+        for module in net.modules():
+            if hasattr(module, "gamma"):
+                nn.init.ones_(module.gamma)  # its batch norm is a member of the convolution
+        set_activation_statistics(net)
+        net.train()
+        largest = dict(**LARGEST, b=bits)
+        return net, lambda is_max: net.set_active_subnet(**largest) if is_max else net.sample_active_subnet()
     else:
         _module("elastic_nn.networks.oqa_mbv3", OQAMobileNetV3=None)
         from elastic_nn.modules.dynamic_op import DynamicSeparableConv2d

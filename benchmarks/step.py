@@ -2,12 +2,14 @@
 
     python benchmarks/step.py [--tune-allocator] [--out results/NAME.csv]
     PEER_OFA=path/to/once-for-all PEER_OQA=path/to/OQA python benchmarks/step.py --presets imagenet
+    PEER_QFA=path/to/ml-batchquant python benchmarks/step.py --method qfa --presets imagenet --width 1.2
 
 A step is forward, cross entropy and backward of one subnet, without optimiser and data. Every setting runs in processes
 of its own, for its peak memory; the settings of one line take turns within one run; ratios are to our float network in
 the first precision. Memory is what the step adds to the process with the network and the images in place. Quantized is
 what `oncequant run` trains by default: 4-bit blocks, 8-bit first convolution, classifier and squeeze-and-excite; the
-official OQA keeps those in float. Random subnets are the same ones for our settings, others for the official code.
+official OQA keeps those in float. With --method qfa it is the mixed-precision supernet with BatchQuant, the largest
+subnet at `bits`, random ones mixed. Random subnets are the same for our settings, others for the official code.
 """
 
 import json
@@ -23,6 +25,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import peers
@@ -34,6 +37,7 @@ from torch.nn import functional as F
 
 from oncequant.allocator import keep_freed_memory
 from oncequant.calibrate import initialise_quantizers
+from oncequant.methods import qfa
 from oncequant.models.mobilenet_v3 import PRESETS, MobileNetV3, MobileNetV3Config, with_bits
 
 
@@ -45,6 +49,8 @@ class Options:
     sizes: tuple[int, ...] = (64,)
     subnets: tuple[str, ...] = ("max", "random")
     batch: int = 32
+    method: Literal["oqat", "qfa"] = "oqat"
+    width: float = 1.0
     bits: int = 4
     precisions: tuple[str, ...] = ("float32", "bfloat16")
     """Of our steps."""
@@ -61,10 +67,16 @@ class Options:
 
 
 def ours(
-    preset: str, bits: int, precision: str, images: torch.Tensor
+    method: str, preset: str, width: float, bits: int, precision: str, images: torch.Tensor
 ) -> tuple[Callable[[], torch.Tensor], nn.Module, Callable[[bool], None], float]:
     """(forward of the set subnet, network, function that sets the largest or a random subnet, MiB before any pass)."""
-    net = MobileNetV3(configuration(preset, bits, images)).to(memory_format=torch.channels_last)
+    config = configuration(preset, width, bits, images)
+    if method == "qfa" and bits < 32:
+        widths = tuple(b for b in (2, 3, 4) if b <= bits)
+        config, space = qfa.mixed_precision(qfa.Config(bits=widths), config)
+        net = MobileNetV3(config, space).to(memory_format=torch.channels_last)
+    else:
+        net = MobileNetV3(config).to(memory_format=torch.channels_last)
     before = _memory_mib()
     if bits < 32:
         initialise_quantizers(net, images)
@@ -78,13 +90,17 @@ def ours(
     return lambda: net(images, current["arch"], None, compute), net, set_subnet, before
 
 
-def configuration(preset: str, bits: int, images: torch.Tensor) -> MobileNetV3Config:
+def configuration(preset: str, width: float, bits: int, images: torch.Tensor) -> MobileNetV3Config:
     """A preset for images (N, C, S, S), quantized as by default."""
-    return with_bits(replace(PRESETS[preset], resolutions=(images.shape[-1],), edge_bits=8, se_bits=8), bits)
+    return with_bits(
+        replace(PRESETS[preset], width=width, resolutions=(images.shape[-1],), edge_bits=8, se_bits=8), bits
+    )
 
 
 def measure(
     code: str,
+    method: str,
+    width: float,
     preset: str,
     subnet: str,
     bits: int,
@@ -102,13 +118,13 @@ def measure(
     random.seed(0)
     images, labels = torch.randn(batch, 3, size, size), torch.randint(0, 10, (batch,))
     if code == "ours":
-        forward, net, set_subnet, before = ours(preset, bits, precision, images)
+        forward, net, set_subnet, before = ours(method, preset, width, bits, precision, images)
         net.checkpoint_blocks = checkpoint
     elif code == "Brevitas":
-        net, set_subnet = peers.brevitas(configuration(preset, bits, images)), lambda largest: None
+        net, set_subnet = peers.brevitas(configuration(preset, width, bits, images)), lambda largest: None
         forward, before = partial(net, images, net.space.largest()), _memory_mib()
     else:
-        net, set_subnet = peers.supernet(code, bits, images)
+        net, set_subnet = peers.supernet(code, bits, width, images)
         forward, before = lambda: net(images), _memory_mib()
     times = []
     for _ in range(steps + 2):
@@ -135,13 +151,19 @@ def main(options: Options) -> None:
     rows = []
     for preset, size, subnet in product(options.presets, options.sizes, options.subnets):
         settings = [("ours", bits, precision) for precision in options.precisions for bits in (32, options.bits)]
-        others = peers.available(preset, subnet)
+        others = peers.available(preset, subnet, options.method, options.width)
         settings += [(name, 32 if name == "OFA" else options.bits, "float32") for name in others]
         found = {setting: [] for setting in settings}
         for _ in range(options.passes):
             for code, bits, precision in settings:
                 values = dict(code=code, preset=preset, subnet=subnet, bits=bits, precision=precision, size=size)
-                values |= dict(batch=options.batch, steps=options.steps, tune=options.tune_allocator)
+                values |= dict(
+                    method=options.method,
+                    width=options.width,
+                    batch=options.batch,
+                    steps=options.steps,
+                    tune=options.tune_allocator,
+                )
                 values |= dict(checkpoint=options.checkpoint_activations)
                 command = [sys.executable, __file__, "--one", json.dumps(values)]
                 environment = {"GOMP_SPINCOUNT": "2000", **os.environ}  # as the command line does
@@ -156,7 +178,9 @@ def main(options: Options) -> None:
         for (code, bits, precision), median in medians.items():
             rows.append(
                 measured(
-                    code=f"official {code}" if code in ("OFA", "OQA") else code,
+                    code=f"official {code}" if code in ("OFA", "OQA", "QFA") else code,
+                    method=options.method,
+                    width=options.width,
                     preset=preset,
                     subnet=subnet,
                     size=size,

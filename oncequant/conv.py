@@ -50,17 +50,18 @@ def normalized_conv2d(
 
 
 @torch.no_grad()
-def batch_norm_statistics(z: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+def batch_norm_statistics(z: Tensor, weight: Tensor, bias: Tensor, eps: float, extremes: bool = False) -> Tensor:
     """Of z (N, C, H, W): mean, 1 / standard deviation, scale and shift, so that batch norm is z scale + shift: (4, C).
 
-    Without a graph: `normalized_conv2d` has the gradients. Needs what `can_normalize` asks for.
+    With `extremes` also the least and the greatest z of each channel: (6, C). Without a graph: `normalized_conv2d` has
+    the gradients. Needs what `can_normalize` asks for.
     """
     z, channels = z.contiguous(memory_format=torch.channels_last), z.shape[1]
-    statistics = torch.empty(4, channels, dtype=torch.float32, device="cpu")
+    statistics = torch.empty(6 if extremes else 4, channels, dtype=torch.float32, device="cpu")
     _check_memory(
         native.library().batch_norm_statistics(
             *(z.data_ptr(), z.dtype == torch.bfloat16, z.numel() // channels, channels),
-            *(weight.data_ptr(), bias.data_ptr(), eps, statistics.data_ptr()),
+            *(weight.data_ptr(), bias.data_ptr(), eps, statistics.data_ptr(), extremes),
         )
     )
     return statistics

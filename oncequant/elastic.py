@@ -104,7 +104,8 @@ class ElasticConv(nn.Module):
                 y = quantized_conv2d(x, grid, weight, bias, conv)
             else:
                 norm_weight, norm_bias, eps = norm_before.parameters_of(x)
-                statistics = batch_norm_statistics(x, norm_weight, norm_bias, eps)
+                extremes = isinstance(self.act_quantizer, BatchQuant)
+                statistics = batch_norm_statistics(x, norm_weight, norm_bias, eps, extremes)
                 grid = self.act_quantizer.grid(x, *how, norm=statistics, shards=world_size())
                 y = normalized_conv2d(x, norm_weight, norm_bias, statistics, grid, weight, bias, conv)
         else:

@@ -79,8 +79,7 @@ class TrainingOptions:
     step_size_lr: float = 1.0
     """Learning rate of the quantizers' parameters, relative to that of the weights."""
     random_subnets: int = 1
-    """Random architectures per step beside the largest and the smallest; more of them train larger spaces better. QFA
-    uses four more."""
+    """Random architectures per step beside the largest and the smallest; more of them train larger spaces better."""
     label_smoothing: float = 0.1
     calibration_images: int = 2000
     """Training images from which batch-norm statistics of a subnet are estimated."""

@@ -79,7 +79,7 @@ def main(options: Options) -> None:
     """Run one seed, or summarise."""
     if options.summarise:
         return summarise(options.out, options.part, options.summarise)
-    base = qfa.Config(**{**vars(options.training), "random_subnets": qfa.Config.random_subnets})
+    base = qfa.Config(**vars(options.training))
     preset = options.model.preset if options.model.preset != "auto" else preset_for(options.data)
     model = options.model.config(preset, 2, 1)
     settings = RunSettings(options.data, preset, model, "qfa", {}, base.seed, 0.15, 0.2, None, options.max_train)
@@ -154,7 +154,7 @@ def dedicated(cfg: qfa.Config, model: MobileNetV3Config, data: Data, out: Path, 
     """The largest architecture at one bit-width alone, from the same float supernet, for as many steps."""
     calibration = cfg.calibration(data)
     for bits in cfg.bits:
-        name, alone = f"dedicated-{bits}", replace(cfg, bits=(bits,), random_subnets=0)
+        name, alone = f"dedicated-{bits}", replace(cfg, bits=(bits,), mixed_subnets=0)
         if trained(alone, model, data, out, name):
             net = load_supernet(out / name, "mixed")
             arch = net.space.largest()

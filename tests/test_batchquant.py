@@ -108,6 +108,11 @@ def test_the_range_is_the_mean_over_channels_of_their_extremes(
         values = values * norm[2][:, None, None] + norm[3][:, None, None]
     low, high = official_range(activate(values, activation))
     found = batch_range(x, activation, norm, False)
+    if norm is not None:
+        with_extremes = batch_norm_statistics(x, weight, bias, 1e-5, extremes=True)
+        assert torch.equal(with_extremes[:4], norm) and torch.equal(
+            batch_range(x, activation, with_extremes, False), found
+        )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(native, "available", lambda: False)
         assert_close(batch_range(x, activation, norm, False), found, atol=1e-5, rtol=1e-5)

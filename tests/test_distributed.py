@@ -20,8 +20,10 @@ from test_train import CONFIG, TINY, digits
 from oncequant import distributed, sandwich
 from oncequant.data import train_batches
 from oncequant.files import read_tensors
-from oncequant.methods import oqat
+from oncequant.methods import oqat, qfa
 from oncequant.sandwich import sandwich_archs
+from oncequant.search import SearchConfig
+from oncequant.search.measurements import read_measurements
 
 TINY_OPTIONS = (
     "--data digits --resolutions 8 --depths 1 --kernel-sizes 3 --expand-ratios 2 3 --width 0.5 --max-train 120 "
@@ -147,6 +149,27 @@ def test_two_processes_equal_one_with_synchronised_batch_norm(synchronised, tmp_
         one, two = (read_tensors(tmp_path / which / f"{stage}.safetensors")[0] for which in ("one", "two"))
         difference = max((one[name] - two[name]).abs().max().item() for name in one)
         assert (difference <= tolerance) == synchronised, (stage, difference)
+
+
+def train_mixed(rank, folder):
+    model = replace(TINY, dropout=0.0)
+    options = dict(optimizer="sgd", batch_size=16, min_steps=3, epochs=1, float_epochs=1, calibration_images=16)
+    cfg = qfa.Config(**options, sync_batch_norm=True, mixed_subnets=1, lr=0.05, quantized_lr=0.01)
+    data = digits(train=48)
+    qfa.train(cfg, model, data, folder)
+    qfa.search(cfg, SearchConfig(evaluations=32), data, folder)
+
+
+def test_two_processes_equal_one_with_mixed_precision(tmp_path):
+    """Ranges of BatchQuant are those of the whole batch; the search is shared and measures the same subnets."""
+    train_mixed(0, tmp_path / "one")
+    in_processes(train_mixed, tmp_path / "two")
+    for stage, tolerance in (("float", 1e-5), ("mixed", 5e-3)):
+        one, two = (read_tensors(tmp_path / which / f"{stage}.safetensors")[0] for which in ("one", "two"))
+        difference = max((one[name] - two[name]).nan_to_num().abs().max().item() for name in one)
+        assert difference <= tolerance, (stage, difference)
+    archs = [[m.arch for m in read_measurements(tmp_path / w / "measurements.jsonl")] for w in ("one", "two")]
+    assert archs[0][:32] == archs[1][:32]
 
 
 def train_both_ways(rank, folder):

@@ -35,7 +35,7 @@ TINY = replace(
     edge_bits=8,
     se_bits=8,
 )
-QUICK = dict(epochs=1, float_epochs=1, min_steps=4, batch_size=32, calibration_images=64, random_subnets=1)
+QUICK = dict(epochs=1, float_epochs=1, min_steps=4, batch_size=32, calibration_images=64, mixed_subnets=1)
 
 
 def digits():
@@ -81,7 +81,7 @@ def test_restricted_spaces(preset):
 @settings(deadline=None, max_examples=40)
 @given(seed=st.integers(0, 10**6), with_float=st.booleans(), floor=st.integers(2, 4), subnets=st.integers(0, 4))
 def test_the_subnets_of_a_step(seed, with_float, floor, subnets):
-    cfg = qfa.Config(random_subnets=subnets, depthwise_floor=floor)
+    cfg = qfa.Config(mixed_subnets=subnets, depthwise_floor=floor)
     _, space = qfa.mixed_precision(cfg, TINY, with_float)
     archs = qfa.step_archs(space, cfg, np.random.default_rng(seed))
     assert len(archs) == subnets + 2
@@ -97,7 +97,7 @@ def test_the_subnets_of_a_step(seed, with_float, floor, subnets):
 
 
 def test_float_layers_are_repaired_as_in_the_official_code():
-    cfg = qfa.Config(random_subnets=200)
+    cfg = qfa.Config(mixed_subnets=200)
     _, space = qfa.mixed_precision(cfg, TINY, with_float=True)
     archs = qfa.step_archs(space, cfg, np.random.default_rng(0))[1:-1]
     layers = ["final_expand", "feature_mix", "block0.project"]
@@ -128,7 +128,7 @@ def test_impossible_options_are_refused(options, text):
 def test_a_step_adds_the_gradients_of_its_subnets():
     """Written again plainly: every subnet alone, label loss and soft loss, sum over six."""
     torch.manual_seed(0)
-    cfg = qfa.Config(random_subnets=2)
+    cfg = qfa.Config(mixed_subnets=2)
     config, space = qfa.mixed_precision(cfg, replace(TINY, dropout=0.0))
     net, plain = (MobileNetV3(config, space).train() for _ in range(2))
     images, labels = torch.randn(16, 1, 10, 10), torch.arange(16) % 10
@@ -154,7 +154,7 @@ def test_a_step_adds_the_gradients_of_its_subnets():
 def soft_targets(distillation, monkeypatch):
     """The soft answers that each subnet of one step learns from."""
     torch.manual_seed(0)
-    cfg = qfa.Config(random_subnets=2, distillation=distillation)
+    cfg = qfa.Config(mixed_subnets=2, distillation=distillation)
     config, space = qfa.mixed_precision(cfg, TINY)
     net, images = MobileNetV3(config, space), torch.randn(16, 1, 10, 10)
     qfa.initialise_quantizers(net, images)

@@ -61,6 +61,8 @@ class OwnOptions:
     space: Literal["full", "precision", "architecture"] = "full"
     """What is searched: all; precision: bit-widths of the largest architecture; architecture: all layers at the
     largest bit-width."""
+    mixed_subnets: int = 4
+    """Random subnets per step of mixed precision, beside the largest and the smallest."""
     activations: Literal["batchquant", "lsq", "running"] = "batchquant"
     """Activation quantizer: QFA's; learned step sizes; moving averages of the range."""
     distillation: Literal["float", "chain"] = "float"
@@ -83,8 +85,6 @@ class OwnOptions:
 class Config(TrainingOptions, OwnOptions):
     """Options of QFA training."""
 
-    random_subnets: int = 4
-
     def __post_init__(self):
         """Refuse impossible options before any training."""
         super().__post_init__()
@@ -94,6 +94,8 @@ class Config(TrainingOptions, OwnOptions):
             raise ValueError(
                 f"depthwise_floor {self.depthwise_floor}: use at most {max(self.bits)}, the largest of bits"
             )
+        if self.mixed_subnets < 0:
+            raise ValueError(f"mixed_subnets {self.mixed_subnets}: use at least 0")
         if not 0 <= self.learned_offsets <= 1:
             raise ValueError(f"learned_offsets {self.learned_offsets}: use a share from 0 to 1")
 
@@ -275,7 +277,7 @@ def step_archs(space: SearchSpace, cfg: Config, rng: np.random.Generator) -> lis
                     changes[name] = int(rng.choice([b for b in space.choices[name] if b < FLOAT_BITS]))
         return arch.replace(**changes)
 
-    random = [repaired(space.sample(rng)) for _ in range(cfg.random_subnets)]
+    random = [repaired(space.sample(rng)) for _ in range(cfg.mixed_subnets)]
     return [end(space.largest()), *random, end(space.smallest())]
 
 

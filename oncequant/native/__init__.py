@@ -88,7 +88,7 @@ def library() -> ctypes.CDLL:
     loaded.fake_quantize.argtypes = [pointer, pointer, long, *grid]
     loaded.fake_quantize_backward.argtypes = [pointer, pointer, pointer, long, *grid, real, pointer, pointer]
     loaded.depthwise_weight_gradient.argtypes = [pointer, pointer, pointer, *[long] * 6, integer, integer]
-    loaded.batch_norm_statistics.argtypes = [pointer, integer, long, long, pointer, pointer, real, pointer]
+    loaded.batch_norm_statistics.argtypes = [pointer, integer, long, long, pointer, pointer, real, pointer, integer]
     loaded.normalize_quantize.argtypes = [pointer, pointer, long, long, pointer, *grid]
     loaded.normalize_quantize_backward.argtypes = [
         *(pointer, pointer, pointer, long, long, pointer),

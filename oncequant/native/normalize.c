@@ -4,10 +4,12 @@
 //
 //     x = (z - mean) inverse_std weight + bias = z scale + shift          y = fake_quantize(activation(x))
 //
-// and x is never written. `statistics` is (4, channels): mean, inverse_std, scale, shift. There is at least one row.
+// and x is never written. `statistics` is (4, channels): mean, inverse_std, scale, shift; or (6, channels) with the least
+// and the greatest z of each channel. There is at least one row.
 // Rows are cut into pieces that depend on their number alone, and the sums of the pieces are added in order, so that
 // nothing depends on the number of threads.
 
+#include <float.h>
 #include <stdlib.h>
 
 #include "grid.h"
@@ -42,15 +44,19 @@ static void add_pieces(double *sums, Pieces pieces, long channels)
 }
 
 INLINE void sums_of_rows(const void *z, long begin, long end, long channels, const float *about, float *chunk,
-                         double *sums, int z_is_bf16)
+                         double *sums, float *low, float *high, int z_is_bf16, int with_extremes)
 {
     for (long start = begin; start < end; start += CHUNK) {
         for (long row = start; row < shorter(start + CHUNK, end); row++)
 #pragma omp simd
             for (long c = 0; c < channels; c++) {
-                float d = load(z, row * channels + c, z_is_bf16) - about[c];
+                float v = load(z, row * channels + c, z_is_bf16), d = v - about[c];
                 chunk[c] += d;
                 chunk[channels + c] += d * d;
+                if (with_extremes) {
+                    low[c] = v < low[c] ? v : low[c];
+                    high[c] = v > high[c] ? v : high[c];
+                }
             }
         add_chunk(chunk, sums, channels);
     }
@@ -58,25 +64,28 @@ INLINE void sums_of_rows(const void *z, long begin, long end, long channels, con
 
 // Fills `statistics`, with inverse_std = 1 / sqrt(variance + eps). Returns 0 without memory.
 int batch_norm_statistics(const void *z, int z_is_bf16, long rows, long channels, const float *weight,
-                          const float *bias, float eps, float *statistics)
+                          const float *bias, float eps, float *statistics, int with_extremes)
 {
     float *mean = statistics, *inverse_std = mean + channels;
     float *scale = inverse_std + channels, *shift = scale + channels;
     Pieces pieces = cut(rows);
     double *sums = calloc(pieces.count * 2 * channels, sizeof(double));
-    float *chunks = calloc((pieces.count * 2 + 1) * channels, sizeof(float));
+    float *chunks = calloc((pieces.count * 4 + 1) * channels, sizeof(float));
     if (!sums || !chunks) return free(sums), free(chunks), 0;
-    float *about = chunks + pieces.count * 2 * channels;  // the mean of some rows, or squares would cancel
+    float *about = chunks + pieces.count * 4 * channels;  // the mean of some rows, or squares would cancel
     long some = shorter(CHUNK, rows);
     for (long row = 0; row < some; row++)
         for (long c = 0; c < channels; c++) about[c] += load(z, row * channels + c, z_is_bf16) / some;
 #pragma omp parallel for schedule(static) if (rows * channels >= PARALLEL_FROM)
     for (long piece = 0; piece < pieces.count; piece++) {
         long begin = piece * pieces.rows, end = shorter(begin + pieces.rows, rows);
-        float *chunk = chunks + piece * 2 * channels;
+        float *chunk = chunks + piece * 4 * channels, *low = chunk + 2 * channels, *high = low + channels;
         double *mine = sums + piece * 2 * channels;
-        if (z_is_bf16) sums_of_rows(z, begin, end, channels, about, chunk, mine, 1);
-        else sums_of_rows(z, begin, end, channels, about, chunk, mine, 0);
+        for (long c = 0; c < channels; c++) low[c] = FLT_MAX, high[c] = -FLT_MAX;
+        if (z_is_bf16 && with_extremes) sums_of_rows(z, begin, end, channels, about, chunk, mine, low, high, 1, 1);
+        else if (z_is_bf16) sums_of_rows(z, begin, end, channels, about, chunk, mine, low, high, 1, 0);
+        else if (with_extremes) sums_of_rows(z, begin, end, channels, about, chunk, mine, low, high, 0, 1);
+        else sums_of_rows(z, begin, end, channels, about, chunk, mine, low, high, 0, 0);
     }
     add_pieces(sums, pieces, channels);
     for (long c = 0; c < channels; c++) {
@@ -85,6 +94,16 @@ int batch_norm_statistics(const void *z, int z_is_bf16, long rows, long channels
         inverse_std[c] = (float)(1 / sqrt((variance > 0 ? variance : 0) + eps));
         scale[c] = weight[c] * inverse_std[c];
         shift[c] = bias[c] - mean[c] * scale[c];
+    }
+    if (with_extremes) {
+        float *low = shift + channels, *high = low + channels;
+        for (long c = 0; c < channels; c++) low[c] = FLT_MAX, high[c] = -FLT_MAX;
+        for (long piece = 0; piece < pieces.count; piece++)
+            for (long c = 0; c < channels; c++) {
+                const float *theirs = chunks + piece * 4 * channels + 2 * channels;
+                low[c] = theirs[c] < low[c] ? theirs[c] : low[c];
+                high[c] = theirs[channels + c] > high[c] ? theirs[channels + c] : high[c];
+            }
     }
     return free(sums), free(chunks), 1;
 }

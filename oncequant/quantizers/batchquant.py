@@ -60,7 +60,8 @@ class BatchQuant(nn.Module):
         norm: Tensor | None = None,
         shards: int = 1,
     ) -> Grid:
-        """The grid for activation(x), x (N, C, ...); with `norm`, `conv.batch_norm_statistics`, x is before batch norm.
+        """The grid for activation(x), x (N, C, ...); with `norm`, `conv.batch_norm_statistics`, x is before batch norm,
+        and not read if the statistics have its extremes.
 
         Raises NotCalibrated in evaluation without a stored range.
         """
@@ -163,7 +164,9 @@ class RunningRange(nn.Module):
 def batch_range(x: Tensor, activation: str | None, norm: Tensor | None, of_all_processes: bool) -> Tensor:
     """x_min <= 0 <= x_max of activation(x), x (N, C, ...), as said at the top; shape (2,), float32."""
     channels = x.shape[1]
-    if x.is_cpu and x.dtype in (torch.float32, torch.bfloat16) and x.numel() and native.available():
+    if norm is not None and len(norm) == 6:
+        low, high = norm[4], norm[5]
+    elif x.is_cpu and x.dtype in (torch.float32, torch.bfloat16) and x.numel() and native.available():
         x = x if x.dim() != 4 else x.contiguous(memory_format=torch.channels_last)
         low, high = torch.empty(2, channels, dtype=torch.float32).unbind()
         had_memory = native.library().channel_extremes(
