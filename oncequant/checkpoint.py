@@ -9,6 +9,7 @@ import torch
 
 from oncequant.files import FileError, read_tensors, write_tensors
 from oncequant.models.mobilenet_v3 import MobileNetV3, MobileNetV3Config, mobilenet_v3_space
+from oncequant.space import SearchSpace
 
 FORMAT = "oncequant supernet 1"
 
@@ -25,21 +26,37 @@ def save_supernet(run_dir: Path, stage: str, supernet: MobileNetV3) -> None:
 
 def load_supernet(run_dir: Path, stage: str, device: torch.device | str = "cpu") -> MobileNetV3:
     """The supernet of a stage. Raises FileError if there is none, or the file is damaged or foreign."""
+    tensors, _ = _read(run_dir, stage)
+    config, space = load_space(run_dir, stage)
+    supernet = MobileNetV3(config, space)
+    try:
+        supernet.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise FileError(f"{run_dir / f'{stage}.safetensors'} does not fit its own configuration: {error}") from error
+    return supernet.to(device, memory_format=torch.channels_last)
+
+
+def load_space(run_dir: Path, stage: str) -> tuple[MobileNetV3Config, SearchSpace]:
+    """Configuration and search space of the supernet of a stage. Raises FileError as `load_supernet`."""
+    path = run_dir / f"{stage}.safetensors"
+    metadata = _read(run_dir, stage)[1]
+    try:
+        config = config_from_json(json.loads(metadata["config"]))
+        return config, mobilenet_v3_space(config).restrict(json.loads(metadata["choices"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise FileError(f"{path} does not fit its own configuration: {error}") from error
+
+
+def _read(run_dir: Path, stage: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Tensors and metadata of a stage's file."""
     path = run_dir / f"{stage}.safetensors"
     if not path.exists():
-        have = sorted(p.stem for p in run_dir.glob("*.safetensors"))
+        have = sorted(p.stem for p in run_dir.glob("*.safetensors") if p.stem != "predictor")
         raise FileError(f"{path} does not exist: stages in this run are {', '.join(have) or 'none yet'}")
     tensors, metadata = read_tensors(path)
     if metadata.get("format") != FORMAT:
         raise FileError(f"{path} is not a supernet checkpoint of oncequant: its format is {metadata.get('format')!r}")
-    try:
-        config = config_from_json(json.loads(metadata["config"]))
-        space = mobilenet_v3_space(config).restrict(json.loads(metadata["choices"]))
-        supernet = MobileNetV3(config, space)
-        supernet.load_state_dict(tensors)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise FileError(f"{path} does not fit its own configuration: {error}") from error
-    return supernet.to(device, memory_format=torch.channels_last)
+    return tensors, metadata
 
 
 def config_from_json(values: dict[str, Any]) -> MobileNetV3Config:

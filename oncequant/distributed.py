@@ -5,6 +5,7 @@ run the same program: they see different parts of each batch, and the main one (
 must be on a file system that all hosts see.
 """
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -13,6 +14,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -56,6 +58,8 @@ def join(device: torch.device) -> None:
     store, number, processes = next(dist.rendezvous("env://"))
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(backend, store=own_part(store, number, processes), rank=number, world_size=processes)
+    if sys.platform == "linux":
+        os.register_at_fork(before=wait_for_threads)  # a loader worker starts as a copy of this process
 
 
 def own_part(store: dist.Store, number: int, processes: int) -> dist.Store:
@@ -83,6 +87,22 @@ def own_part(store: dist.Store, number: int, processes: int) -> dist.Store:
             store.set(f"answer/{store.get(f'call/{other}').decode()}", name)
             time.sleep(0.01)
     return dist.PrefixStore(name, store)
+
+
+def wait_for_threads(patience: float = 1.0) -> None:
+    """Wait until all other threads of this process sleep, or for `patience` seconds. Linux only.
+
+    A process forked while another thread holds a lock gets the lock but not the thread, and waits for it without end.
+    Gloo's threads let go of tensors just after a joint operation has returned; for that they take the lock of Python's
+    list of threads, which Python before 3.11.10 needs in the new process (python/cpython#112275).
+    """
+    mine, deadline = str(threading.get_native_id()), time.monotonic() + patience
+    while time.monotonic() < deadline:
+        others = [Path("/proc/self/task", thread, "stat") for thread in os.listdir("/proc/self/task") if thread != mine]
+        with contextlib.suppress(OSError):  # a thread has ended: look again
+            if all(other.read_text().rpartition(") ")[2].startswith("S") for other in others):
+                return
+        time.sleep(0.001)
 
 
 def leave() -> None:

@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 
 from oncequant.arch import FLOAT_BITS, LayerSpec
-from oncequant.checkpoint import config_from_json
+from oncequant.checkpoint import config_from_json, load_space
 from oncequant.cost import layer_macs, weight_bytes
 from oncequant.files import FileError, read_json, read_lines, write_atomically, write_csv
 from oncequant.models.mobilenet_v3 import mobilenet_v3_space, with_bits
+from oncequant.report_mixed import bits_by_role, draw_bits, draw_predictions, mixed_stages
 from oncequant.search.pareto import hypervolume, pareto_front
 
 # file -> what every record of it must have
@@ -61,6 +62,8 @@ class Run:
     measurements: list[dict]
     family: list[dict]
     exports: list[dict]
+    predictions: dict[str, Any] | None = None
+    """What an accuracy predictor said before subnets were measured, and how good it is."""
 
     @property
     def stages(self) -> list[str]:
@@ -84,6 +87,10 @@ def write_report(run_dir: Path) -> Path:
         draw_pareto(data, folder / "pareto.png")
     if data["curves"]:
         draw_training(data, folder / "training.png")
+    if any(item["stage"] in mixed_stages(data) for item in data["family"]):
+        draw_bits(data, _panels, folder / "bits.png", _save)
+    if run.predictions and run.predictions["points"]:
+        draw_predictions(run.predictions, _panels, folder / "predictor.png", _save)
     write_atomically(folder / "index.html", page_html(data).encode())
     return folder / "index.html"
 
@@ -96,11 +103,12 @@ def read_run(folder: Path) -> Run:
     try:
         info = read_json(folder / "run.json")
         metrics, measurements, family, exports = (_read_records(folder / name) for name in FILES)
+        predictions = read_json(folder / "predictor.json") if (folder / "predictor.json").exists() else None
     except FileError as error:
         raise ReportError(str(error)) from error
     if not isinstance(info, dict):
         raise ReportError(f"{folder / 'run.json'} should hold a JSON object")
-    return Run(folder, info, metrics, measurements, family, exports)
+    return Run(folder, info, metrics, measurements, family, exports, predictions)
 
 
 def _read_records(path: Path) -> list[dict]:
@@ -134,10 +142,11 @@ def page_data(run: Run) -> dict[str, Any]:
     ]
     points = [item | {"searcher": record["searcher"]} for item, record in zip(items, run.measurements)]
     chosen = zip(items[len(points) :], run.family)
-    family = [item | {"name": record["name"], "test": record.get("top1_test")} for item, record in chosen]
+    more = ("top1_test", "top1_predicted", "top1_before_folding")
+    family = [item | {"name": r["name"]} | {k.removeprefix("top1_"): r.get(k) for k in more} for item, r in chosen]
     fronts = [[_front(points, stage, cost) for stage in range(len(stages))] for cost in range(len(COST_LABELS))]
     on_fronts = [points[i]["top1"] for by_stage in fronts for front in by_stage for i in front]
-    return {
+    data = {
         "run": run.info,
         "stages": stage_styles(stages),
         "costs": list(COST_LABELS.values()),
@@ -151,6 +160,8 @@ def page_data(run: Run) -> dict[str, Any]:
         "curves": training_curves(run),
         "top1_axis": top1_axis(on_fronts + [f["top1"] for f in family]),
     }
+    by_role = bits_by_role(data, list(COST_LABELS).index("bitops"))
+    return data | {"bits_by_role": by_role, "predictions": run.predictions}
 
 
 def stage_styles(stages: list[str]) -> list[dict[str, str]]:
@@ -175,6 +186,8 @@ def layer_tables(run: Run, records: list[dict]) -> tuple[list[tuple], list[list[
     @cache
     def space_of(stage: str):
         try:
+            if (run.folder / f"{stage}.safetensors").exists():
+                return load_space(run.folder, stage)[1]
             config = config_from_json(run.info["model"]["config"])
         except (KeyError, TypeError, FileError) as error:
             raise ReportError(f"{run.folder / 'run.json'}: model.config does not fit: {error!r}") from error

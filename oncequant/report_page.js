@@ -259,9 +259,25 @@ function about() {
 }
 function familyTable() {
   const pick = (item) => el("button", { type: "button", onclick: () => { select(item); $("pareto").scrollIntoView(); } }, item.name);
+  const extra = [["Predicted", "predicted"], ["Before zero points were rounded", "before_folding"]].filter(([, key]) => FAMILY.some((f) => f[key] != null));
   $("family").append(table("Chosen by validation top-1 alone. Select a name to see its layers.",
-    ["Network", "Bits", "Test top-1", "Validation top-1", ...DATA.costs.map((_, c) => costName(c))],
-    FAMILY.map((f) => [pick(f), label(f.stage), percent(f.test), percent(f.top1), ...f.costs.map(costText)])));
+    ["Network", "Bits", "Test top-1", "Validation top-1", ...extra.map(([title]) => title), ...DATA.costs.map((_, c) => costName(c))],
+    FAMILY.map((f) => [pick(f), label(f.stage), percent(f.test), percent(f.top1),
+      ...extra.map(([, key]) => (f[key] == null ? "–" : percent(f[key]))), ...f.costs.map(costText)])));
+}
+function mixedTables() {
+  const p = DATA.predictions, widths = [...new Set(DATA.bits_by_role.flatMap((r) => Object.keys(r.shares)))].sort((a, b) => a - b);
+  if (DATA.bits_by_role.length) {
+    $("mixed").append(table("Bit-widths along the front of validation top-1 and BitOPs: share of the layers of each role.",
+      ["Role", "Of", "Layers", ...widths.map((w) => `${w} bit`), "Mean"],
+      DATA.bits_by_role.map((r) => [r.role, r.what, String(r.layers), ...widths.map((w) => percent(r.shares[w] ?? 0, 0)), r.mean.toFixed(2)])));
+  }
+  if (p) {
+    $("mixed").append(table("The accuracy predictor, judged on subnets that it was not fitted to.",
+      ["Measured subnets", "Held out", "Kendall tau", "Root mean square error", "Hypervolume, mixed precision", "Hypervolume, uniform bits"],
+      [[String(p.pairs), String(p.held_out), p.kendall_tau.toFixed(3), percent(p.rmse),
+        ...["predicted", "uniform"].map((k) => (p.hypervolume?.[k] == null ? "–" : p.hypervolume[k].toFixed(4)))]]));
+  }
 }
 function exportsTable() {
   const ms = (t) => (Number.isFinite(t) ? `${t.toFixed(t < 1 ? 3 : 2)} ms` : "–");
@@ -301,6 +317,7 @@ about();
 if (POINTS.length || FAMILY.length) pareto(); else nothing("pareto", "No network has been measured yet (measurements.jsonl).");
 if (FAMILY.length) familyTable(); else nothing("family", "No network has been chosen yet (family.json).");
 if (DATA.exports.length) exportsTable(); else nothing("exports", "Nothing has been exported yet (exports.json).");
+if (DATA.bits_by_role.length || DATA.predictions) mixedTables(); else $("mixed").remove();
 if (DATA.searchers.length) searcherTable(); else $("searchers").remove();
 if (DATA.curves.length) drawCurves(); else nothing("training", "No training step has been logged yet (metrics.jsonl).");
 new ResizeObserver(() => {

@@ -4,6 +4,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -109,6 +110,22 @@ def check_parts(rank):
 
 def test_parts():
     in_processes(check_parts)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere loader workers are no copies of their parent")
+def test_forks_wait_for_busy_threads():
+    numbers = torch.rand(5000, 5000)
+    thread = threading.Thread(target=numbers.sort)  # without the interpreter's lock, for seconds
+    thread.start()
+    began = time.monotonic()
+    distributed.wait_for_threads(0.05)
+    assert thread.is_alive() and 0.05 <= time.monotonic() - began < 1
+    distributed.wait_for_threads(300)
+    thread.join(1)
+    assert not thread.is_alive()
+    began = time.monotonic()
+    distributed.wait_for_threads(300)
+    assert time.monotonic() - began < 10
 
 
 def test_one_process_needs_nothing():
@@ -277,6 +294,12 @@ def workers_of(process):
     return [int(pid) for pid in listed]
 
 
+def family_of(pid):
+    """The process and all that it started, the youngest generation first."""
+    listed = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True).stdout.split()
+    return [member for child in listed for member in family_of(int(child))] + [pid]
+
+
 def wait_for(path, process):
     while not path.exists():
         assert process.poll() is None, process.communicate()[1]
@@ -333,9 +356,16 @@ def test_the_imagenet_recipe_runs_on_a_few_jpegs(tmp_path):
     small = "--batch-size 8 --float-epochs 1 --epochs 1 --min-steps 3 --bit-schedule 4 --calibration-images 16 "
     small += "--width 0.35 --resolutions 32 40 --depths 2 --kernel-sizes 3 5 --validation-fraction 0.2 --resident-gib 0"
     environment = dict(DATA=str(tmp_path / "images"), RUN=str(tmp_path / "run"), DEVICES="2", EVALUATIONS="4")
-    environment |= {**os.environ, "OPTIONS": small, "OMP_NUM_THREADS": "1"} | environment
+    environment |= {**os.environ, "OPTIONS": small, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"} | environment
     recipe = Path(__file__).parent.parent / "recipes" / "oqat_imagenet.sh"
-    subprocess.run(["sh", str(recipe)], env=environment, check=True, timeout=600)
+    process = subprocess.Popen(["sh", str(recipe)], env=environment)
+    try:
+        assert process.wait(300) == 0
+    except subprocess.TimeoutExpired:
+        for pid in family_of(process.pid):
+            os.kill(pid, signal.SIGABRT)  # each prints where it stands
+            time.sleep(0.5)
+        raise
     assert {"float.safetensors", "4bit.safetensors", "report"} <= {p.name for p in (tmp_path / "run").iterdir()}
     exports = json.loads((tmp_path / "run" / "exports.json").read_text())
     assert exports and all(row["problems"] == [] and row["images"] == 10 for row in exports)

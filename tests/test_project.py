@@ -24,6 +24,7 @@ LAYERS = [  # a module may import modules of lines above it, and of its own pack
     {"search", "run_folder"},
     {"train"},
     {"sandwich"},
+    {"report_mixed"},
     {"export", "report"},
     {"methods"},
     {"options"},

@@ -13,7 +13,7 @@ Run. `oncequant run --method qfa --data digits`, recipes/qfa_*.sh.      Results.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -30,6 +30,7 @@ from oncequant.checkpoint import load_supernet, save_supernet
 from oncequant.data import Data, eval_batches, train_batches
 from oncequant.elastic import SharedWeights
 from oncequant.evaluate import calibrated_subnet, measure
+from oncequant.files import read_json, write_json
 from oncequant.models.mobilenet_v3 import MobileNetV3, MobileNetV3Config, elastic_layers, mobilenet_v3_space
 from oncequant.progress import track
 from oncequant.quantizers.batchquant import BatchQuant
@@ -37,8 +38,9 @@ from oncequant.quantizers.functional import integer_range
 from oncequant.sandwich import own_rng, sandwich_training, train_supernet
 from oncequant.search import SearchConfig, predicted
 from oncequant.search.budget import check_reachable
-from oncequant.search.measurements import MeasurementFile, read_measurements
-from oncequant.search.predictor import fit_predictor, load_predictor, quality, save_predictor
+from oncequant.search.measurements import Measurement, MeasurementFile, read_measurements
+from oncequant.search.pareto import hypervolume
+from oncequant.search.predictor import AccuracyPredictor, fit_predictor, load_predictor, quality, save_predictor
 from oncequant.search.supernet import (
     Choice,
     chosen_measurements,
@@ -366,7 +368,7 @@ def search(cfg: Config, options: SearchConfig, data: Data, run_dir: Path) -> lis
             measure_codes(supernet, memory, sample, "sample", calibration, data)
         measure_predicted(supernet, memory, cfg, options, path, calibration, data)
     found = distributed.from_main(lambda: chosen_measurements(memory, options, space))
-    predictor = distributed.from_main(lambda: load_predictor(path, space) if path.exists() else None)
+    predictor = distributed.from_main(lambda: load_predictor(path, space)[0] if path.exists() else None)
 
     def about(arch: Arch) -> dict[str, float]:
         """What the predictor said, and what whole zero points cost."""
@@ -408,7 +410,7 @@ def measure_predicted(
     for_budget = options.budgets and distributed.from_main(path.exists)
     seen = distributed.from_main(lambda: _pairs(memory, space, None if for_budget else "sample"))
     predictor = distributed.from_main(
-        lambda: load_predictor(path, space) if for_budget else fit_predictor(space, *seen, seed=cfg.seed)
+        lambda: load_predictor(path, space)[0] if for_budget else fit_predictor(space, *seen, seed=cfg.seed)
     )
     front_of = partial(predicted.search, space, predictor, cost=options.cost, first=seen[0], seed=cfg.seed)
 
@@ -427,7 +429,7 @@ def measure_predicted(
             fixed = {name: uniform[name] for name in bit_choices(space)}
             front = front_of(fixed=fixed, population=POPULATION // 2, generations=GENERATIONS // 2)
             measured(front, MEASURED_OF_UNIFORM, f"uniform {bits} bits")
-    distributed.from_main(lambda: save_predictor(path, *_fitted(memory, space, cfg.seed)))
+    distributed.from_main(lambda: _keep_predictor(predictor, memory, path, options.cost, cfg.seed))
 
 
 def evenly(front: np.ndarray, most: int) -> np.ndarray:
@@ -442,7 +444,30 @@ def _pairs(memory: MeasurementFile, space: SearchSpace, searcher: str | None) ->
     return np.array([space.encode(space.complete(arch)) for arch in unique]), np.array(list(unique.values()))
 
 
-def _fitted(memory: MeasurementFile, space: SearchSpace, seed: int):
-    """A predictor fitted to everything, and its quality on architectures held out."""
-    pairs = _pairs(memory, space, None)
-    return fit_predictor(space, *pairs, seed=seed), quality(space, *pairs, seed=seed)
+def _keep_predictor(used: AccuracyPredictor, memory: MeasurementFile, path: Path, cost: str, seed: int) -> None:
+    """Fit to everything measured and save it, and beside it for the report what the one that was `used` said before
+    subnets were measured, and how the fronts compare."""
+    space, everything = used.space, _pairs(memory, used.space, None)
+    found = quality(space, *everything, seed=seed)
+    save_predictor(path, fit_predictor(space, *everything, seed=seed), found)
+    after = [m for m in read_measurements(memory.path) if m.stage == memory.stage and m.searcher != "sample"]
+    codes = np.array([space.encode(space.complete(m.arch)) for m in after])
+    points = [
+        dict(searcher=m.searcher, predicted=float(top1), measured=m.top1) for m, top1 in zip(after, used.top1(codes))
+    ]
+    report = path.with_suffix(".json")
+    before = read_json(report) if report.exists() else {"points": [], "hypervolume": None}
+    if any(m.searcher.startswith("uniform") for m in after) and not before["points"]:
+        before = {"points": points, "hypervolume": compare_fronts(after, cost)}
+    write_json(report, asdict(found) | before)
+
+
+def compare_fronts(measurements: Sequence[Measurement], cost: str) -> dict[str, float]:
+    """Hypervolume over validation error and a cost of what was measured of the predicted mixed-precision front, and of
+    the fronts of uniform bit-widths; as a share of the box from nothing to the worst of both."""
+    points = {
+        name: np.array([[m.costs[cost], 1 - m.top1] for m in measurements if m.searcher.startswith(name)])
+        for name in ("predicted", "uniform")
+    }
+    worst = np.concatenate(list(points.values())).max(axis=0)
+    return {name: hypervolume(own / worst, (1.0, 1.0)) for name, own in points.items()}

@@ -1,0 +1,234 @@
+"""Accuracy predictor of QFA (https://arxiv.org/abs/2105.08952): top-1 of an architecture without running it.
+
+As there, architectures are one-hot encoded, and a small network with one output is fitted to some measured ones. Ours
+differs in what it reads, in its target and in how it is fitted, because measurements are expensive: from 50 of them
+QFA's perceptron ranks architectures hardly better than their cost does.
+
+    x = (encoding, log MACs, log BitOPs), centred and scaled
+    -log(1.01 - top1) = b + w x + sum_h c_h (v_h x)^2 + noise
+
+This is a layer of squared units, hence a polynomial of second degree: every choice, the costs, and all products of two
+of them. Its weights w, V, c are those of a Gaussian process with the kernel K = G + r G^2, G = x x' (Rasmussen and
+Williams, 2006, equations 2.25, 2.30 and 5.8), cut to the largest terms of the quadratic part. So the fit is in closed
+form, it needs neither seeds nor learning rates, and the strength of the products r and of the noise are those under
+which the measured accuracies are most likely. Numbers are in docs/qfa.md.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.linalg import solve
+from scipy.stats import kendalltau
+
+from oncequant.cost import COSTS
+from oncequant.files import FileError, read_tensors, write_tensors
+from oncequant.search.measurements import all_costs
+from oncequant.space import SearchSpace
+
+FORMAT = "oncequant predictor 1"
+LEAST_PAIRS = 30
+INPUT_COSTS = ("macs", "bitops")
+ERROR_OFFSET = 0.01  # the logarithm of errors far below a point would be mostly noise of the validation set
+PRODUCTS = (0.0, 0.03, 0.1, 0.3, 1.0)  # r
+NOISE = np.logspace(-3, 1, 13)  # variance, relative to that of w x
+COMPARED = 500  # pairs that r and the noise are chosen with: the time grows with the third power
+UNITS = 32  # squared units kept: as accurate as all 546 of the imagenet space
+FOLDS = 5
+CHUNK = 2048  # architectures at a time, so that their encoding stays in the cache
+
+
+@dataclass(frozen=True)
+class AccuracyPredictor:
+    """Predicts the top-1 of the architectures of `space`; a value, see `fit_predictor`."""
+
+    space: SearchSpace
+    weight: np.ndarray
+    """(inputs, 1 + units), float32: what the linear part and the squared units read, w and V."""
+    bias: np.ndarray
+    """(1 + units,), float32."""
+    curvature: np.ndarray
+    """(units,), float32: how the squares add up, c."""
+
+    def top1(self, codes: np.ndarray) -> np.ndarray:
+        """Predicted top-1 in [0, 1] of the architectures `codes` (n, genes), shape (n,), float64."""
+        parts = [np.empty(0)]
+        for start in range(0, len(codes), CHUNK):
+            encoding, costs = inputs(self.space, codes[start : start + CHUNK])
+            split = encoding.shape[1]
+            hidden = encoding @ self.weight[:split] + costs @ self.weight[split:] + self.bias  # (n, 1 + units)
+            parts.append(target_to_top1(hidden[:, 0] + np.square(hidden[:, 1:]) @ self.curvature))
+        return np.concatenate(parts)
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How well a predictor does on architectures that it was not fitted to."""
+
+    kendall_tau: float
+    """Rank correlation of predicted and measured top-1, -1 to 1; 0 if either is constant."""
+    rmse: float
+    """Root mean square error of the predicted top-1."""
+    pairs: int
+    """Measured architectures there are."""
+    held_out: int
+    """Predictions that the two figures are of."""
+
+
+def encode(space: SearchSpace, codes: np.ndarray) -> np.ndarray:
+    """Binary inputs for the architectures `codes` (n, genes): float32, shape (n, sum of the cardinalities).
+
+    One-hot for every free choice, but a thermometer (one for every value reached) for those that switch on others, the
+    depths. All zero for the choices of absent blocks. In memory, columns are contiguous.
+    """
+    values = space.decode_batch(codes)
+    gates = {gate[0] for gate in map(space.gate, space.free) if gate}
+    encoding = np.empty((int(space.cardinalities.sum()), len(codes)), dtype=np.float32)
+    start = 0
+    for name, cardinality in zip(space.free, space.cardinalities):
+        allowed = np.array(space.choices[name])[:, None]
+        block = values[name] >= allowed if name in gates else values[name] == allowed  # (cardinality, n)
+        if gate := space.gate(name):
+            block &= values[gate[0]] >= gate[1]
+        encoding[start : start + cardinality] = block
+        start += cardinality
+    return encoding.T
+
+
+def inputs(space: SearchSpace, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What the predictor reads: the encoding and the log costs, (n, width) and (n, 2), float32."""
+    specs = space.layers_batch(codes)
+    costs = [np.broadcast_to(np.log(COSTS[name](specs)), len(codes)) for name in INPUT_COSTS]
+    return encode(space, codes), np.stack(costs, axis=1).astype(np.float32)
+
+
+def top1_to_target(top1: np.ndarray) -> np.ndarray:
+    """What is fitted: choices act on the error by factors rather than by points."""
+    return -np.log(1 + ERROR_OFFSET - top1)
+
+
+def target_to_top1(target: np.ndarray) -> np.ndarray:
+    """Inverse of `top1_to_target`, kept within [0, 1]."""
+    return np.clip(1 + ERROR_OFFSET - np.exp(-target.astype(np.float64)), 0, 1)
+
+
+def fit_predictor(space: SearchSpace, codes: np.ndarray, top1: np.ndarray, *, seed: int) -> AccuracyPredictor:
+    """Fit to the measured `top1` (n,) in [0, 1] of the architectures `codes` (n, genes).
+
+    Raises ValueError for fewer than 30 pairs and for accuracies outside [0, 1]. 2,000 pairs take about a second; the
+    time grows with the third power of their number from there, the memory with the second (8,000: 1 GB).
+    """
+    check_pairs(codes, top1)
+    return fit(space, codes, np.asarray(top1), seed)
+
+
+def check_pairs(codes: np.ndarray, top1: np.ndarray) -> None:
+    """Raise ValueError if there is too little to fit, or something else than accuracies."""
+    if len(codes) != len(top1):
+        raise ValueError(f"{len(codes)} architectures but {len(top1)} accuracies")
+    different = len(np.unique(codes, axis=0))
+    if different < LEAST_PAIRS:
+        raise ValueError(f"a predictor needs at least {LEAST_PAIRS} different measured architectures, got {different}")
+    if wrong := [value for value in np.asarray(top1, dtype=float).tolist() if not 0 <= value <= 1]:
+        raise ValueError(f"top-1 must be in [0, 1], got {wrong[0]:g}")
+
+
+def fit(space: SearchSpace, codes: np.ndarray, top1: np.ndarray, seed: int) -> AccuracyPredictor:
+    """`fit_predictor` without its checks."""
+    encoding, costs = inputs(space, codes)
+    x = np.concatenate([encoding, costs], axis=1, dtype=np.float64)
+    width = encoding.shape[1]
+    centre, scale = x.mean(axis=0), x.std(axis=0)
+    scale[:width] = np.sqrt(np.square(scale[:width]).sum())  # one for the encoding: rare values are not blown up
+    scale[scale < 1e-6] = 1  # a constant input
+    x = (x - centre) / scale
+    target = top1_to_target(top1)
+    offset = target.mean()
+    target = target - offset
+
+    some = np.random.default_rng(seed).permutation(len(x))[:COMPARED]
+    products, noise = most_likely(x[some] @ x[some].T, target[some])
+    gram = x @ x.T
+    kernel = gram + products * np.square(gram)
+    kernel[np.diag_indices_from(kernel)] += noise
+    dual = solve(kernel, target, assume_a="pos", overwrite_a=True)  # (n,)
+
+    curvature, units = np.linalg.eigh(products * (x.T * dual) @ x)  # (inputs,), (inputs, inputs)
+    largest = np.argsort(-np.abs(curvature))[:UNITS]
+    weight = np.column_stack([x.T @ dual, units[:, largest]]) / scale[:, None]
+    bias = -centre @ weight
+    bias[0] += offset
+    arrays = (weight, bias, curvature[largest])
+    return AccuracyPredictor(space, *(np.ascontiguousarray(a, dtype=np.float32) for a in arrays))
+
+
+def most_likely(gram: np.ndarray, target: np.ndarray) -> tuple[float, float]:
+    """r and the noise, of those listed above, that maximise the marginal likelihood of `target` (n,), gram (n, n)."""
+    likelihood = {}
+    for products in PRODUCTS:
+        variance, vectors = np.linalg.eigh(gram + products * np.square(gram))
+        squares = np.square(vectors.T @ target)
+        for noise in NOISE:
+            total = np.maximum(variance, 0) + noise
+            scale = np.mean(squares / total) + 1e-12  # the likeliest factor of the whole covariance
+            likelihood[products, noise] = -len(target) * np.log(scale) - np.log(total).sum()
+    return max(likelihood, key=likelihood.get)
+
+
+def quality(space: SearchSpace, codes: np.ndarray, top1: np.ndarray, seed: int) -> Quality:
+    """What to expect of `fit_predictor` on these pairs, by cross-validation: see there for shapes and errors.
+
+    Every pair is predicted by a predictor that was fitted to four fifths of the pairs without it; repeated measurements
+    of one architecture stay together.
+    """
+    check_pairs(codes, top1)
+    top1 = np.asarray(top1, dtype=float)
+    _, arch = np.unique(codes, axis=0, return_inverse=True)
+    fold = np.random.default_rng(seed).permutation(arch.max() + 1)[arch.ravel()] % FOLDS
+    predicted = np.empty(len(top1))
+    for k in range(FOLDS):
+        kept = fold != k
+        if not kept.all():
+            predicted[~kept] = fit(space, codes[kept], top1[kept], seed).top1(codes[~kept])
+    tau = kendalltau(predicted, top1).statistic
+    rmse = float(np.sqrt(np.square(predicted - top1).mean()))
+    return Quality(0.0 if np.isnan(tau) else float(tau), rmse, len(top1), len(top1))
+
+
+def save_predictor(path: Path, predictor: AccuracyPredictor, quality: Quality) -> None:
+    """Write a safetensors file atomically. Raises FileError."""
+    tensors = {name: torch.from_numpy(getattr(predictor, name)) for name in ("weight", "bias", "curvature")}
+    metadata = {
+        "format": FORMAT,
+        "space": json.dumps(identity(predictor.space)),
+        "quality": json.dumps(asdict(quality)),
+    }
+    write_tensors(Path(path), tensors, metadata)
+
+
+def load_predictor(path: Path, space: SearchSpace) -> tuple[AccuracyPredictor, Quality]:
+    """The predictor of a file and its quality. Raises FileError if it is missing, damaged or of another space."""
+    tensors, metadata = read_tensors(Path(path))
+    if metadata.get("format") != FORMAT:
+        raise FileError(f"{path} is not a predictor of oncequant: its format is {metadata.get('format')!r}")
+    try:
+        theirs, ours = json.loads(metadata["space"]), identity(space)
+        if different := [what for what in ours | theirs if ours.get(what) != theirs.get(what)]:
+            what = different[0]
+            raise FileError(
+                f"{path} predicts for another search space: {what} is {theirs.get(what)} there and {ours.get(what)} here"
+            )
+        quality = Quality(**json.loads(metadata["quality"]))
+        predictor = AccuracyPredictor(space, **{name: tensor.numpy() for name, tensor in tensors.items()})
+        predictor.top1(space.encode(space.smallest())[None])  # the shapes fit
+    except (KeyError, TypeError, ValueError) as error:
+        raise FileError(f"{path} is not a complete predictor: {error}") from error
+    return predictor, quality
+
+
+def identity(space: SearchSpace) -> dict[str, list[int] | float]:
+    """What makes a predictor belong to a space: the free choices with their values, and what the largest costs."""
+    choices = {name: list(space.choices[name]) for name in space.free}
+    return choices | {f"{name} of the largest": float(v) for name, v in all_costs(space, space.largest()).items()}
