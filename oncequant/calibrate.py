@@ -1,6 +1,6 @@
 """What is estimated from images without gradients: first step sizes, a subnet's statistics, whole zero points."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -12,6 +12,9 @@ from oncequant.models.mobilenet_v3 import MobileNetV3, elastic_layers
 from oncequant.quantizers.batchquant import BatchQuant
 from oncequant.quantizers.functional import activate
 from oncequant.quantizers.lsq import LSQ
+
+RANGE_BATCHES = 8  # from which activation ranges are estimated
+NORM_IMAGES = 250  # least images of a batch from which batch norm is estimated: fewer, larger batches are faster
 
 Batches = Iterable[tuple[Tensor, Tensor]]  # normalised images (N, C, S, S), labels (N,)
 
@@ -66,25 +69,47 @@ def _initialise(quantizer, slots, bits: int, values: dict[int, Tensor], largest:
 
 
 @torch.no_grad()
-def calibrate(subnet: MobileNetV3, arch: Arch, batches: Batches, ranges: bool = True) -> None:
-    """Re-estimate the batch-norm statistics of a static subnet, and with `ranges` its activation ranges.
+def calibrate(subnet: MobileNetV3, arch: Arch, batches: Batches, fold: bool = True) -> None:
+    """Estimate the activation ranges and then the batch-norm statistics of a static subnet; leaves it in evaluation.
 
-    Every forward pass uses the statistics of its batch; the means over batches (weighted by images) of mean, biased
-    variance and range are stored, as in the official OFA, OQA and QFA evaluation. Leaves it in evaluation mode.
+    Ranges are means over `RANGE_BATCHES` batches, as large as given, because the range of a batch grows with its size;
+    every layer uses those of the batch meanwhile. Then, with `fold`, zero points are rounded to whole numbers, as
+    integer kernels need. Batch norm is estimated last, with these ranges: means over batches (weighted by images, at
+    least `NORM_IMAGES` each where there are so many) of mean and biased variance.
     """
-    norms = {module: [] for module in subnet.modules() if isinstance(module, ElasticBatchNorm)}
-    quantizers = [module for module in subnet.modules() if isinstance(module, BatchQuant)]
+    batches, specs = list(batches), subnet.space.layers(arch)
+    quantizers = {
+        layer.act_quantizer: specs[name]
+        for name, layer in elastic_layers(subnet)
+        if isinstance(layer.act_quantizer, BatchQuant) and specs[name].present and specs[name].act_bits < FLOAT_BITS
+    }
+    norms = [module for module in subnet.modules() if isinstance(module, ElasticBatchNorm)]
+    subnet.eval()  # without dropout
+    if quantizers:
+        for quantizer in quantizers:
+            quantizer.train().observed = []
+        for norm in norms:
+            norm.train()
+        for images, _ in batches[:RANGE_BATCHES]:
+            subnet(images, arch)
+        for quantizer, spec in quantizers.items():
+            total = sum(count for count, _ in quantizer.observed)
+            quantizer.range.copy_(sum(count * found for count, found in quantizer.observed) / total)
+            quantizer.eval().observed = None
+            if fold:
+                quantizer.fold_offset(spec.act_bits, spec.signed_input)
+    _calibrate_norms(subnet, arch, norms, _merged(batches, NORM_IMAGES))
+
+
+def _calibrate_norms(subnet: MobileNetV3, arch: Arch, norms: list[ElasticBatchNorm], batches: Batches) -> None:
+    seen: dict[ElasticBatchNorm, list] = {norm: [] for norm in norms}
 
     def record(norm: ElasticBatchNorm, inputs: tuple[Tensor], output: Tensor) -> None:
         values = output.numel() // output.shape[1]  # of a channel; batch norm stores the unbiased variance
         biased = norm.running_var * ((values - 1) / values)
-        norms[norm].append((len(output), norm.running_mean.clone(), biased))
+        seen[norm].append((len(output), norm.running_mean.clone(), biased))
 
     hooks = [norm.register_forward_hook(record) for norm in norms]
-    subnet.eval()  # without dropout
-    for quantizer in quantizers:
-        quantizer.train(ranges)
-        quantizer.observed = [] if ranges else None
     try:
         for norm in norms:
             norm.train().store = True
@@ -95,31 +120,21 @@ def calibrate(subnet: MobileNetV3, arch: Arch, batches: Batches, ranges: bool = 
             norm.store = False
             hook.remove()
         subnet.eval()
-    for norm, seen in norms.items():
-        total = sum(count for count, _, _ in seen)
-        norm.running_mean.copy_(sum(count * mean for count, mean, _ in seen) / total)
-        norm.running_var.copy_(sum(count * variance for count, _, variance in seen) / total)
-    for quantizer in quantizers:
-        if quantizer.observed:  # a layer may be in float in this subnet
-            total = sum(count for count, _ in quantizer.observed)
-            quantizer.range.copy_(sum(count * found for count, found in quantizer.observed) / total)
-        quantizer.observed = None
+    for norm, found in seen.items():
+        total = sum(count for count, _, _ in found)
+        norm.running_mean.copy_(sum(count * mean for count, mean, _ in found) / total)
+        norm.running_var.copy_(sum(count * variance for count, _, variance in found) / total)
 
 
-@torch.no_grad()
-def fold_offsets(subnet: MobileNetV3, arch: Arch, batches: Batches) -> float:
-    """Make the zero points of a calibrated static subnet whole numbers, as integer kernels need.
-
-    Rounding moves activations, so batch norm is calibrated again if anything moved. Returns the largest move, in steps
-    of a grid.
-    """
-    specs = subnet.space.layers(arch)
-    moves = [
-        layer.act_quantizer.fold_offset(specs[name].act_bits, specs[name].signed_input)
-        for name, layer in elastic_layers(subnet)
-        if isinstance(layer.act_quantizer, BatchQuant) and specs[name].act_bits < FLOAT_BITS and specs[name].present
-    ]
-    moved = max(moves, default=0.0)
-    if moved > 0:
-        calibrate(subnet, arch, batches, ranges=False)
-    return moved
+def _merged(batches: Sequence[tuple[Tensor, Tensor]], images: int) -> Iterator[tuple[Tensor, None]]:
+    """Neighbouring batches together until they have so many images; a small rest goes with the last."""
+    parts: list[list[Tensor]] = [[]]
+    for batch, _ in batches:
+        if sum(map(len, parts[-1])) >= images:
+            parts.append([])
+        parts[-1].append(batch)
+    if len(parts) > 1 and sum(map(len, parts[-1])) < images // 2:
+        rest = parts.pop()
+        parts[-1] += rest
+    for part in parts:
+        yield (torch.cat(part) if len(part) > 1 else part[0]), None

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 
 from oncequant.arch import Arch
-from oncequant.calibrate import Batches, calibrate, fold_offsets
+from oncequant.calibrate import Batches, calibrate
 from oncequant.models.mobilenet_v3 import MobileNetV3, extract_subnet
 
 
@@ -33,9 +33,7 @@ def calibrated_subnet(supernet: MobileNetV3, arch: Arch, calibration: Batches, f
     As it is deployed: with `fold`, zero points that training left between two levels are rounded.
     """
     subnet = extract_subnet(supernet, arch)
-    calibrate(subnet, arch, calibration)
-    if fold:
-        fold_offsets(subnet, arch, calibration)
+    calibrate(subnet, arch, calibration, fold)
     return subnet
 
 

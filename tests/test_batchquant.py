@@ -12,9 +12,9 @@ from torch.testing import assert_close
 
 from oncequant import native
 from oncequant.arch import LayerSpec
-from oncequant.calibrate import calibrate, fold_offsets, initialise_quantizers
+from oncequant.calibrate import _merged, calibrate, initialise_quantizers
 from oncequant.conv import batch_norm_statistics
-from oncequant.elastic import ACT_QUANTIZERS, ElasticConv, Quantizers
+from oncequant.elastic import ACT_QUANTIZERS, ElasticBatchNorm, ElasticConv, Quantizers
 from oncequant.evaluate import accuracy, calibrated_subnet
 from oncequant.models.mobilenet_v3 import PRESETS, MobileNetV3, elastic_layers, extract_subnet, mobilenet_v3_space
 from oncequant.quantizers.batchquant import BatchQuant, NotCalibrated, RunningRange, batch_range
@@ -289,26 +289,53 @@ def test_statistics_belong_to_the_subnet_and_folding_is_calibrated():
     net, images = mixed_net(), torch.randn(64, 1, 12, 12)
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     batches, arch = [(images[:32], None), (images[32:], None)], random_arch(net, 2)
-    subnet = extract_subnet(net, arch)
+    learned, folded = extract_subnet(net, arch), extract_subnet(net, arch)
     with pytest.raises(NotCalibrated):
-        accuracy(subnet, arch, [(images, torch.zeros(64, dtype=torch.long))])
-    calibrate(subnet, arch, batches)
-    quantizer, seen = subnet.block0.depthwise.act_quantizer, []
+        accuracy(folded, arch, [(images, torch.zeros(64, dtype=torch.long))])
     with torch.no_grad():
-        x = [F.hardswish(subnet.stem.norm.train()(stem_of(subnet, part, arch))) for part, _ in batches]
-    subnet.eval()
+        x = [F.hardswish(folded.stem.norm.train()(stem_of(folded, part, arch))) for part, _ in batches]
     seen = [batch_range(part, None, None, False) for part in x]
-    assert_close(quantizer.range, sum(seen) / 2, atol=1e-4, rtol=1e-4)
-    learned = subnet(images, arch)
-    means = [layer.norm.running_mean.clone() for _, layer in elastic_layers(subnet) if layer.norm]
-    ranges = [layer.act_quantizer.range.clone() for _, layer in elastic_layers(subnet) if layer.act_quantizer]
-    assert fold_offsets(subnet, arch, batches) > 0
-    assert all(map(torch.equal, ranges, [layer.act_quantizer.range for _, layer in elastic_layers(subnet)]))
-    moved = [layer.norm.running_mean for _, layer in elastic_layers(subnet) if layer.norm]
-    assert not all(map(torch.equal, means, moved)) and not torch.equal(learned, subnet(images, arch))
-    assert fold_offsets(subnet, arch, batches) == 0
+    calibrate(learned, arch, batches, fold=False)
+    calibrate(folded, arch, batches)
+    assert_close(folded.block0.depthwise.act_quantizer.range, sum(seen) / 2, atol=1e-4, rtol=1e-4)
+    offsets = []
+    for net_of in (learned, folded):
+        layers = [(layer, net.space.layers(arch)[name]) for name, layer in elastic_layers(net_of)]
+        grids = [
+            layer.act_quantizer.grid(images, spec.act_bits, spec.signed_input, 0)
+            for layer, spec in layers
+            if spec.present
+        ]
+        offsets.append(torch.stack([grid.offset.detach() for grid in grids]))
+    assert not torch.equal(offsets[0], offsets[0].round()) and torch.equal(offsets[1], offsets[1].round())
+    names = [name for name, layer in elastic_layers(folded) if layer.norm]
+    means = [dict(elastic_layers(n))[names[-1]].norm.running_mean for n in (learned, folded)]
+    assert not torch.equal(*means) and not torch.equal(learned(images, arch), folded(images, arch))
+    # batch norm was estimated with the ranges of evaluation, over both batches at once
+    with torch.no_grad():
+        for module in folded.modules():
+            if isinstance(module, ElasticBatchNorm):
+                module.train()
+        assert_close(folded(images, arch), folded.eval()(images, arch), atol=1e-3, rtol=1e-3)
     for name, tensor in net.state_dict().items():  # the supernet has noticed nothing
         assert torch.equal(tensor.nan_to_num(), before[name].nan_to_num()), name
+
+
+@pytest.mark.parametrize(
+    "sizes, merged",
+    [
+        ((250, 250), (250, 250)),
+        ((64,) * 9, (256, 320)),
+        ((64,), (64,)),
+        ((64,) * 6, (256, 128)),
+        ((64,) * 7, (256, 192)),
+    ],
+)
+def test_batch_norm_is_estimated_from_large_batches(sizes, merged):
+    batches = [(torch.full((size, 1), float(i)), None) for i, size in enumerate(sizes)]
+    found = list(_merged(batches, 250))
+    assert tuple(len(images) for images, _ in found) == merged
+    assert torch.equal(torch.cat([images for images, _ in found]), torch.cat([images for images, _ in batches]))
 
 
 def stem_of(subnet, images, arch):

@@ -16,7 +16,6 @@ from pymoo.core.evaluator import Evaluator
 from pymoo.core.mutation import Mutation
 from pymoo.core.population import Population
 from pymoo.core.problem import Problem
-from pymoo.core.repair import Repair
 from pymoo.core.termination import NoTermination
 from pymoo.operators.crossover.ux import UniformCrossover
 from pymoo.operators.selection.tournament import TournamentSelection
@@ -59,9 +58,8 @@ def search(
         sampling=trials.unseen(first),
         selection=TournamentSelection(tournament_by_error if budgets else binary_tournament),
         crossover=UniformCrossover(),
-        mutation=Redraw(space),
-        repair=Canonical(space),
-        eliminate_duplicates=OnlyUnseen(trials),
+        mutation=Redraw(space, REDRAWN / max(1, len(space.free))),
+        eliminate_duplicates=OnlyUnseen(trials.has),
         seed=seed,
     )
     algorithm.setup(problem, termination=NoTermination())
@@ -82,15 +80,26 @@ def search(
 
 
 def rank(trials: Trials, problem: Problem, offspring: Population) -> None:
-    """Give pymoo the objectives F (error, log cost) and the constraints G (cost / limit - 1) of `offspring`."""
-    codes = offspring.get("X")
+    """`assign` the measured errors to `offspring`."""
     error = {row.tobytes(): error for row, error in zip(trials.codes, trials.errors)}
-    errors = [error.get(row.tobytes(), WORST) for row in codes]
-    values = {"F": np.column_stack([errors, np.log(cost_batch(trials.space, trials.cost, codes))])}
-    if trials.budgets:
-        excess = [cost_batch(trials.space, b.cost, codes) / b.limit - 1 for b in trials.budgets]
-        values["G"] = np.column_stack(excess)
-    Evaluator().eval(StaticProblem(problem, **values), offspring)
+    errors = [error.get(row.tobytes(), WORST) for row in offspring.get("X")]
+    assign(problem, offspring, errors, trials.space, trials.cost, trials.budgets)
+
+
+def assign(
+    problem: Problem,
+    population: Population,
+    errors: Sequence[float],
+    space: SearchSpace,
+    cost: str,
+    budgets: Sequence[Budget],
+) -> None:
+    """Give pymoo the objectives F (error, log cost) and the constraints G (cost / limit - 1) of a population."""
+    codes = population.get("X")
+    values = {"F": np.column_stack([errors, np.log(cost_batch(space, cost, codes))])}
+    if budgets:
+        values["G"] = np.column_stack([cost_batch(space, b.cost, codes) / b.limit - 1 for b in budgets])
+    Evaluator().eval(StaticProblem(problem, **values), population)
 
 
 def tournament_by_error(pop: Population, P: np.ndarray, algorithm: NSGA2, **kwargs) -> np.ndarray:
@@ -102,38 +111,27 @@ def tournament_by_error(pop: Population, P: np.ndarray, algorithm: NSGA2, **kwar
 
 
 class Redraw(Mutation):
-    """Redraw one choice on average."""
+    """Redraw every choice with the same probability; genes of absent blocks are set to 0 again after the crossover."""
 
-    def __init__(self, space: SearchSpace):
+    def __init__(self, space: SearchSpace, probability: float):
         super().__init__()
-        self.space = space
+        self.space, self.probability = space, probability
 
     def _do(self, problem, X, random_state=None, **kwargs):
-        return self.space.mutate_codes(X, REDRAWN / problem.n_var, random_state)
-
-
-class Canonical(Repair):
-    """Genes of absent blocks at 0, so that equal networks are equal."""
-
-    def __init__(self, space: SearchSpace):
-        super().__init__()
-        self.space = space
-
-    def _do(self, problem, X, **kwargs):
-        return self.space.canonical(X)
+        return self.space.mutate_codes(X, self.probability, random_state)
 
 
 class OnlyUnseen(DuplicateElimination):
-    """Drop offspring that equal another one, a member of the population, or anything measured before."""
+    """Drop offspring that equal another one, a member of the population, or anything seen before."""
 
-    def __init__(self, trials: Trials):
+    def __init__(self, seen_before: Callable[[np.ndarray], bool] | None = None):
         super().__init__()
-        self.trials = trials
+        self.seen_before = seen_before
 
     def _do(self, pop, other, is_duplicate):
         seen = set() if other is None else {row.tobytes() for row in other.get("X")}
         for i, row in enumerate(pop.get("X")):
-            is_duplicate[i] = row.tobytes() in seen or self.trials.has(row)
+            is_duplicate[i] = row.tobytes() in seen or (self.seen_before is not None and self.seen_before(row))
             if other is None:
                 seen.add(row.tobytes())
         return is_duplicate

@@ -1,39 +1,119 @@
-"""NSGA-II over predicted accuracy (placeholder until the measured version lands)."""
+"""Search of QFA (https://arxiv.org/abs/2105.08952): NSGA-II on predicted error and log cost, by pymoo.
+
+Predictions cost next to nothing, so populations are large, every individual is replaced in each generation, and there
+is no limit to the number of architectures looked at. The result is to be measured: a predictor is wrong about some, and
+a search finds those it is too optimistic about.
+
+The differences to the official code are listed in docs/qfa.md.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from pymoo.algorithms.moo.nsga2 import NSGA2
 from pymoo.core.problem import Problem
+from pymoo.core.termination import NoTermination
 from pymoo.operators.crossover.ux import UniformCrossover
-from pymoo.optimize import minimize
 
-from oncequant.search.budget import cost_batch, covering_codes
-from oncequant.search.nsga2 import Canonical, Redraw
+from oncequant.cost import COSTS, Budget
+from oncequant.search.budget import check_reachable, cost_batch, covering_codes, feasible_by_growth, within
+from oncequant.search.nsga2 import OnlyUnseen, Redraw, assign
+from oncequant.search.pareto import pareto_front
+from oncequant.search.predictor import AccuracyPredictor
+from oncequant.space import SearchSpace
+
+MUTATION = 0.02  # probability of each choice to be redrawn
 
 
-def search(space, predictor, *, cost="bitops", budgets=(), fixed=None, first=None, population=500, generations=1000, seed, progress=None):
+def search(
+    space: SearchSpace,
+    predictor: AccuracyPredictor,
+    *,
+    cost: str = "bitops",
+    budgets: Sequence[Budget] = (),
+    fixed: Mapping[str, int] | None = None,
+    first: np.ndarray | None = None,
+    population: int = 500,
+    generations: int = 1000,
+    seed: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> np.ndarray:
+    """Codes (k, genes) of the predicted Pareto front of error and `cost` within all budgets, cheapest first.
+
+    `fixed` holds choices at one value (the same bits everywhere, for instance). `first` (n, genes) are architectures
+    to start from, best those that were measured. `progress` is told how many of the generations are done.
+    Raises ValueError for an unknown cost, BudgetError for a budget that no architecture meets, ArchError for a fixed
+    value that the space does not have.
+    """
+    if cost not in COSTS:
+        raise ValueError(f"unknown cost {cost!r}; the costs are: {', '.join(COSTS)}")
+    if population < 2 or generations < 0:
+        raise ValueError(f"a search needs a population of at least 2, got {population}, and {generations} generations")
+    narrow = space.restrict(fixed or {})
+    check_reachable(narrow, budgets)
+    columns = [space.free.index(name) for name in narrow.free]
+    point = space.encode(narrow.smallest())
+
+    def widen(codes: np.ndarray) -> np.ndarray:
+        """Codes of `space` from those of `narrow`."""
+        wide = np.tile(point, (len(codes), 1))
+        wide[:, columns] = codes
+        return space.canonical(wide)
+
+    def errors(codes: np.ndarray) -> np.ndarray:
+        return 1 - predictor.top1(widen(codes))
+
     rng = np.random.default_rng(seed)
-    fixed_columns = {space.free.index(k): space.choices[k].index(v) for k, v in (fixed or {}).items() if k in space.free}
+    own = np.empty((0, len(space.free)), dtype=np.int64) if first is None else first
+    start = first_population(narrow, budgets, cost, narrow.canonical(own[:, columns]), population, rng)
+    if not narrow.free:  # one architecture, and crossover fails on zero genes
+        return widen(start)
+    problem = Problem(n_var=len(columns), n_obj=2, n_ieq_constr=len(budgets), xl=0, xu=narrow.cardinalities - 1)
+    algorithm = NSGA2(
+        pop_size=min(population, len(start)),  # fewer only if there are fewer architectures within the budgets
+        sampling=start,
+        crossover=UniformCrossover(),
+        mutation=Redraw(narrow, MUTATION),
+        eliminate_duplicates=OnlyUnseen(),
+        seed=seed,
+    )
+    algorithm.setup(problem, termination=NoTermination())
+    for generation in range(generations + 1):  # before the first one, the start
+        individuals = algorithm.ask()
+        if individuals is None:  # crossover and mutation find nothing new any more
+            break
+        assign(problem, individuals, errors(individuals.get("X")), narrow, cost, budgets)
+        algorithm.tell(infills=individuals)
+        if progress and generation:
+            progress(generation, generations)
+    codes = algorithm.pop.get("X")
+    codes = codes[within(narrow, budgets, codes)]
+    return widen(codes[pareto_front(np.column_stack([cost_batch(narrow, cost, codes), errors(codes)]))])
 
-    def hold(codes):
-        codes = codes.copy()
-        for c, v in fixed_columns.items():
-            codes[:, c] = v
-        return space.canonical(codes)
 
-    class P(Problem):
-        def __init__(self):
-            super().__init__(n_var=len(space.free), n_obj=2, n_ieq_constr=len(budgets), xl=0, xu=space.cardinalities - 1, vtype=int)
+def first_population(
+    space: SearchSpace,
+    budgets: Sequence[Budget],
+    cost: str,
+    own: np.ndarray,
+    population: int,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """`population` different architectures within the budgets, (n, genes); fewer only if there are no more.
 
-        def _evaluate(self, X, out, *a, **k):
-            X = hold(X.astype(np.int64))
-            out["F"] = np.column_stack([1 - predictor.top1(X), np.log(cost_batch(space, cost, X))])
-            if budgets:
-                out["G"] = np.column_stack([cost_batch(space, b.cost, X) / b.limit - 1 for b in budgets])
+    Those of `own` (n, genes) that are within the budgets, a random choice if they are too many; the others cover the
+    range of log cost.
+    """
+    codes = rng.permutation(different(own[within(space, budgets, own)]))[:population]
+    while missing := population - len(codes):
+        before = len(codes)
+        codes = different(np.concatenate([codes, covering_codes(space, budgets, cost, rng, missing)]))
+        if len(codes) - before < missing / 10:  # a small space or a tight budget: count what there is
+            codes = different(np.concatenate([codes, feasible_by_growth(space, budgets, population)]))[:population]
+            break
+    return codes
 
-    start = covering_codes(space, budgets, cost, rng, population)
-    if first is not None:
-        start = np.concatenate([first, start])[-population:]
-    start = hold(start)
-    res = minimize(P(), NSGA2(pop_size=population, sampling=start, crossover=UniformCrossover(), mutation=Redraw(space), repair=Canonical(space)), ("n_gen", generations), seed=seed)
-    X = np.unique(hold(np.atleast_2d(res.X).astype(np.int64)), axis=0)
-    return X[np.argsort(cost_batch(space, cost, X))]
+
+def different(codes: np.ndarray) -> np.ndarray:
+    """The rows of `codes` (n, genes), each once, in order of first appearance."""
+    return codes[np.sort(np.unique(codes, axis=0, return_index=True)[1])]

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from scipy.linalg import solve
 from scipy.stats import kendalltau
+from threadpoolctl import ThreadpoolController
 
 from oncequant.cost import COSTS
 from oncequant.files import FileError, read_tensors, write_tensors
@@ -37,7 +38,10 @@ NOISE = np.logspace(-3, 1, 13)  # variance, relative to that of w x
 COMPARED = 500  # pairs that r and the noise are chosen with: the time grows with the third power
 UNITS = 32  # squared units kept: as accurate as all 546 of the imagenet space
 FOLDS = 5
-CHUNK = 2048  # architectures at a time, so that their encoding stays in the cache
+CHUNK = 4096  # architectures at a time, so that their encoding stays in the cache
+
+# Small matrices: where others use the cores too, BLAS waited for its threads up to 50 times as long as it worked.
+one_thread = ThreadpoolController().wrap(limits=1, user_api="blas")
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ class AccuracyPredictor:
     curvature: np.ndarray
     """(units,), float32: how the squares add up, c."""
 
+    @one_thread
     def top1(self, codes: np.ndarray) -> np.ndarray:
         """Predicted top-1 in [0, 1] of the architectures `codes` (n, genes), shape (n,), float64."""
         parts = [np.empty(0)]
@@ -135,6 +140,7 @@ def check_pairs(codes: np.ndarray, top1: np.ndarray) -> None:
         raise ValueError(f"top-1 must be in [0, 1], got {wrong[0]:g}")
 
 
+@one_thread
 def fit(space: SearchSpace, codes: np.ndarray, top1: np.ndarray, seed: int) -> AccuracyPredictor:
     """`fit_predictor` without its checks."""
     encoding, costs = inputs(space, codes)
@@ -216,10 +222,8 @@ def load_predictor(path: Path, space: SearchSpace) -> tuple[AccuracyPredictor, Q
     try:
         theirs, ours = json.loads(metadata["space"]), identity(space)
         if different := [what for what in ours | theirs if ours.get(what) != theirs.get(what)]:
-            what = different[0]
-            raise FileError(
-                f"{path} predicts for another search space: {what} is {theirs.get(what)} there and {ours.get(what)} here"
-            )
+            there, here = (values.get(different[0]) for values in (theirs, ours))
+            raise FileError(f"{path} is for another search space: {different[0]} is {there} there and {here} here")
         quality = Quality(**json.loads(metadata["quality"]))
         predictor = AccuracyPredictor(space, **{name: tensor.numpy() for name, tensor in tensors.items()})
         predictor.top1(space.encode(space.smallest())[None])  # the shapes fit
