@@ -216,7 +216,8 @@ def _train(options: Train, command: str, search_options: SearchConfig | None = N
     preset = options.model.preset
     if preset == "auto":
         preset = preset_for(options.data)
-    run_dir = options.run or Path("runs") / (Path(options.data).name or "data")
+    suffix = "" if options.method == "oqat" else f"-{options.method}"  # so that methods do not meet in one folder
+    run_dir = options.run or Path("runs") / f"{Path(options.data).name or 'data'}{suffix}"
     resolutions = options.model.resolutions or PRESETS[preset].resolutions
     source = Path(options.data)
     settings = RunSettings(

@@ -381,10 +381,16 @@ def _normaliser(data: Data) -> Callable[[Tensor], Tensor]:
     return lambda pixels: pixels.to(data.device).to(torch.float32).mul_(scale).sub_(offset)  # moved while small
 
 
-def eval_batches(data: Data, split: Split, batch_size: int = 500) -> Iterator[tuple[Tensor, Tensor]]:
-    """All images of `split` in order, normalised and not augmented: float32 (N, C, S, S), int64 (N,), on the device."""
+def eval_batches(
+    data: Data, split: Split, batch_size: int = 500, shuffled: bool = False
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """All images of `split`, normalised and not augmented: float32 (N, C, S, S), int64 (N,), on the device.
+
+    In the order of the split, or with `shuffled` in a random one that is always the same: of any part of it the classes
+    are those of the whole."""
     normalise = _normaliser(data)
-    for indices in torch.arange(len(split)).split(batch_size):
+    order = torch.randperm(len(split), generator=_generator("evaluation")) if shuffled else torch.arange(len(split))
+    for indices in order.split(batch_size):
         yield normalise(split.images(indices)), split.labels[indices].to(data.device)
 
 

@@ -161,7 +161,7 @@ class ElasticBatchNorm(nn.Module):
     """Batch norm over the first C channels of its parameters.
 
     Training uses the statistics of the batch; evaluation uses the stored ones, which belong to one subnet, set by
-    `oncequant.evaluate.calibrate`. Training stores nothing unless `store` is set, and then those of the last batch.
+    `oncequant.calibrate.calibrate`. Training stores nothing unless `store` is set, and then those of the last batch.
     With `synchronised`, the batch is that of all processes.
     """
 

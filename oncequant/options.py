@@ -58,7 +58,8 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class Train:
-    """Train the supernets: float, then every bit-width of the schedule by bit inheritance.
+    """Train the supernets. OQAT: float, then every bit-width of the schedule by bit inheritance; QFA: float, then
+    mixed precision.
 
     Interrupted? The same command goes on where it stopped.
     """
@@ -66,7 +67,7 @@ class Train:
     data: str = "digits"
     """digits (bundled), a folder of class folders, a folder of Hugging Face parquet files, or a hub name."""
     run: Path | None = None
-    """Folder of this run; default runs/<data>."""
+    """Folder of this run; default runs/<data>, runs/<data>-qfa for that method."""
     method: Literal["oqat", "qfa"] = "oqat"
     """oqat: Once Quantization-Aware Training, one supernet per bit-width; qfa: Quantized-for-all, one supernet with its
     own bit-widths for every layer."""
@@ -114,19 +115,23 @@ class SearchOptions:
 
     budget: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Bound like "bitops<=1.2G" or "weight_bytes<=90k"; may be given several times. Without one, a family S, M, L
-    along the front is chosen for each bit-width."""
+    along the front is chosen, by OQAT for each bit-width."""
     searcher: Literal["coarse_to_fine", "nsga2", "random"] | None = None
     """Of measured subnets: coarse_to_fine is OQAT's own; nsga2 is genetic; random the baseline. QFA's own is NSGA-II on
     an accuracy predictor."""
     evaluations: int | None = None
     """Subnets measured: 60 per bit-width (OQAT), 200 for the accuracy predictor (QFA) if not given."""
+    population: int = 200
+    """QFA: architectures per generation of the search on predicted accuracy."""
+    generations: int = 200
+    """QFA: generations of it; the published search has 500 and 1,000, half a minute for the imagenet space."""
     front: Literal["bitops", "weight_bytes", "macs", "params", "qfa_mflops"] = "bitops"
     """Cost axis of the front."""
 
     def config(self) -> SearchConfig:
         """Parsed options. Raises ValueError for a malformed budget."""
         budgets = tuple(Budget.parse(text) for text in self.budget)
-        return SearchConfig(budgets, self.searcher, self.evaluations, self.front)
+        return SearchConfig(budgets, self.searcher, self.evaluations, self.population, self.generations, self.front)
 
 
 @dataclass(frozen=True)
@@ -159,7 +164,7 @@ class Evaluate:
     arch: Annotated[str, tyro.conf.Positional]
     """Name of a chosen subnet (as `oncequant info RUN` lists them), a JSON file, or largest | smallest."""
     stage: str | None = None
-    """float, 4bit, ...; default: the named subnet's own, or the lowest bit-width."""
+    """float, 4bit, mixed, ...; default: the named subnet's own, or the last one trained (the lowest bit-width)."""
     split: Literal["validation", "test"] = "validation"
     data: str | None = None
     """Where the run's images are now, if they have moved."""

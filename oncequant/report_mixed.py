@@ -40,19 +40,27 @@ def draw_bits(data: dict[str, Any], panels, path: Path, save) -> None:
     """Bits of weights and inputs of every layer of the chosen networks of mixed precision."""
     chosen = [item for item in data["family"] if item["stage"] in mixed_stages(data)]
     names = list(dict.fromkeys(data["rows"][i][NAME] for item in chosen for i in item["layers"]))
-    order = sorted(names, key=lambda name: (name.startswith(("final", "feature", "class")), names.index(name)))
+    order = sorted(names, key=lambda name: (_place(name), names.index(name)))
     figure, axes = panels(10, 1.2 + 1.5 * len(chosen), len(chosen))
     for ax, item in zip(axes, chosen):
         rows = {data["rows"][i][NAME]: data["rows"][i] for i in item["layers"]}
-        for column, label, style in ((WEIGHT_BITS, "weights", "o-"), (ACT_BITS, "inputs", "s--")):
+        for column, label, style in ((WEIGHT_BITS, "weights", "o"), (ACT_BITS, "inputs", "x")):
             bits = [min(rows[name][column], 9) if name in rows else np.nan for name in order]
-            ax.plot(bits, range(len(order)), style, markersize=3, linewidth=0.8, label=label)
-        ax.set(title=item["name"], xlabel="bits", xlim=(0.5, 9.5))
+            ax.plot(bits, range(len(order)), style, markersize=4, label=label)
+        ax.set(xlabel="bits", xlim=(0.5, 9.5), xticks=(1, 2, 3, 4, 6, 8))
+        ax.set_title(item["name"], fontsize=7)
         ax.set_yticks(range(len(order)), order if ax is axes[0] else [""] * len(order), fontsize=5)
         ax.invert_yaxis()
     axes[0].legend(frameon=False, fontsize=7)
     figure.set_size_inches(10, 2 + 0.09 * len(order))
     save(figure, path)
+
+
+def _place(name: str) -> tuple[int, ...]:
+    """Stem, blocks by stage and number, then the rest."""
+    if name.startswith("stage"):
+        return (1, *(int(part.strip("stageblock")) for part in name.split(".")[:2]))
+    return (0,) if name.startswith(("stem", "block0")) else (2,)
 
 
 def draw_predictions(predictions: dict[str, Any], panels, path: Path, save) -> None:

@@ -79,7 +79,8 @@ class TrainingOptions:
     step_size_lr: float = 1.0
     """Learning rate of the quantizers' parameters, relative to that of the weights."""
     random_subnets: int = 1
-    """Random architectures per step beside the largest and the smallest; more of them train larger spaces better."""
+    """Random architectures per step beside the largest and the smallest; more of them train larger spaces better. With
+    QFA that of its float stage; see --qfa.mixed-subnets."""
     label_smoothing: float = 0.1
     calibration_images: int = 2000
     """Training images from which batch-norm statistics of a subnet are estimated."""

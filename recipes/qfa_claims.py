@@ -6,7 +6,7 @@
 quantizers   C5: the same training with BatchQuant, with LSQ step sizes and with running ranges for activations.
 stabilisers  one option of QFA changed at a time.
 uniform      C8: one supernet of bit-widths 2, 3, 4, 8 (32 in its first stage) on the largest architecture, against the
-             same architecture trained at one bit-width alone for as many steps.
+             same architecture trained at one bit-width alone for as many steps (with float in its first stage too).
 
 Every variant starts from the same float supernet. Accuracies are of uniform bit-widths (the largest and random
 architectures) and of random mixed subnets fixed by the seed, on the validation split, by which defaults are chosen, and
@@ -106,7 +106,7 @@ def trained(cfg: qfa.Config, model: MobileNetV3Config, data: Data, out: Path, na
     folder.mkdir(parents=True, exist_ok=True)
     shared = out / f"float-{cfg.space}.safetensors"
     if shared.exists() and not (folder / "float.safetensors").exists():
-        shutil.copy(shared, folder / "float.safetensors")
+        copy(shared, folder / "float.safetensors")
     try:
         qfa.train(cfg, model, data, folder, only)
     except TrainingError as error:
@@ -114,8 +114,14 @@ def trained(cfg: qfa.Config, model: MobileNetV3Config, data: Data, out: Path, na
         return False
     finally:
         if (folder / "float.safetensors").exists() and not shared.exists():
-            shutil.copy(folder / "float.safetensors", shared)
+            copy(folder / "float.safetensors", shared)
     return True
+
+
+def copy(source: Path, target: Path) -> None:
+    """Whole or not at all, since what is there is taken for finished."""
+    shutil.copy(source, target.with_suffix(".part"))
+    target.with_suffix(".part").replace(target)
 
 
 def measure_variant(

@@ -145,13 +145,13 @@ def test_values_lie_on_the_grid_and_a_folded_grid_holds_zero(bits, signed, p, de
     before = quantizer.grid(x, bits, signed, 0)
     y = fake_quantize(x, before.step_size, before.bits, before.signed, 1.0, before.offset)
     assert y.unique().numel() <= 2**bits
-    moved = quantizer.fold_offset(bits, signed and bits > 1)
+    moved = quantizer.fold_offset(bits, signed)
     after = quantizer.grid(x, bits, signed, 0)
     assert after.offset == after.offset.round() and torch.equal(after.step_size, before.step_size)
     q_min, q_max = integer_range(bits, signed and bits > 1)
     assert q_min <= after.offset <= q_max
     assert_close((after.offset - before.offset).abs().item(), moved, atol=1e-5, rtol=0)
-    assert quantizer.fold_offset(bits, signed and bits > 1) == 0
+    assert quantizer.fold_offset(bits, signed) == 0
     zero = fake_quantize(torch.zeros(1), after.step_size, after.bits, after.signed, 1.0, after.offset)
     assert zero == 0
 
@@ -184,7 +184,8 @@ def test_running_ranges_move_towards_those_of_the_batches():
     assert_close(quantizer.range[1], torch.tensor([-1.02, 2.04]))
     assert quantizer.range[0].isnan().all()
     grid = quantizer.eval().grid(x, 4, False, 1)
-    assert_close(grid.step_size.item(), 3.06 / 15) and grid.offset == round(1.02 / (3.06 / 15))
+    assert_close(grid.step_size.item(), 3.06 / 15)
+    assert grid.offset == 5  # 1.02 / 0.204
 
 
 # -- in a network
@@ -208,17 +209,17 @@ def random_arch(net, seed):
 
 
 @pytest.mark.parametrize("kind", sorted(ACT_QUANTIZERS))
-def test_a_subnet_is_a_slice_of_the_supernet_in_values_and_gradients(kind):
+def test_a_subnet_is_a_slice_of_the_supernet(kind):
     net, images = mixed_net(act_quantizer=kind), torch.randn(8, 1, 12, 12)
     for seed in range(3):
         arch = random_arch(net, seed)
         with torch.no_grad():
             net.train()(images, arch)  # running ranges need a batch
         subnet = extract_subnet(net, arch)
-        if kind != "running":
-            assert torch.equal(net(images, arch), subnet(images, arch))
-        slots = {tuple(q.range.shape) for q in subnet.modules() if isinstance(q, RunningRange)}
-        assert slots <= {(1, 2)}
+        for module in [*net.modules(), *subnet.modules()]:
+            if isinstance(module, RunningRange):
+                module.eval()  # as they are, or the two would see different batches
+        assert torch.equal(net(images, arch), subnet(images, arch))
 
 
 def test_every_step_size_is_initialised_and_belongs_to_its_bits_and_kernel():

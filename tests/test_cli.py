@@ -57,6 +57,63 @@ def test_run_leaves_everything_a_user_needs(digits_run):
     assert list(digits_run.glob("tensorboard/4bit/events*"))
 
 
+QFA = ["--method", "qfa", "--max-train", "200", "--resolutions", "8", "10", *QUICK[:-3], "--qfa.mixed-subnets", "1"]
+
+
+@pytest.fixture(scope="module")
+def qfa_run(tmp_path_factory):
+    """`oncequant run --method qfa` on digits, small and short."""
+    folder = tmp_path_factory.mktemp("digits") / "qfa"
+    with pytest.MonkeyPatch.context() as patch:
+        call(patch, "run", "--run", folder, *QFA, *SMALL, "--evaluations", "32")
+    return folder
+
+
+def test_run_of_mixed_precision_leaves_everything_a_user_needs(qfa_run):
+    assert read_json(qfa_run / "run.json")["method"] == "qfa"
+    family = read_json(qfa_run / "family.json")
+    mixed = [entry for entry in family if entry["stage"] == "mixed"]
+    assert mixed and all({"top1_predicted", "top1_before_folding"} <= set(entry) for entry in mixed)
+    rows = read_json(qfa_run / "exports.json")
+    assert {row["name"] for row in rows} == {entry["name"] for entry in family}
+    assert all(row["problems"] == [] for row in rows)
+    found = read_json(qfa_run / "predictor.json")
+    assert -1 <= found["kendall_tau"] <= 1 and found["points"] and set(found["hypervolume"]) == {"predicted", "uniform"}
+    page = (qfa_run / "report" / "index.html").read_text()
+    data = json.loads(page.split("const DATA = ")[1].split(";</script>")[0])
+    assert {row["role"] for row in data["bits_by_role"]} >= {"depthwise", "project"}
+    assert all(sum(row["shares"].values()) == pytest.approx(1) for row in data["bits_by_role"])
+    assert data["predictions"]["pairs"] == found["pairs"]
+    for picture in ("bits.png", "predictor.png", "pareto.png", "training.png"):
+        assert (qfa_run / "report" / picture).stat().st_size > 5000
+
+
+def test_budgets_of_mixed_precision_are_answered_from_the_predictor(qfa_run, monkeypatch, capsys):
+    before = len(read_lines(qfa_run / "measurements.jsonl"))
+    largest = max(e["costs"]["bitops"] for e in read_json(qfa_run / "family.json") if e["stage"] == "mixed")
+    call(monkeypatch, "search", qfa_run, "--budget", f"bitops<={largest * 0.8:.0f}")
+    assert 0 < len(read_lines(qfa_run / "measurements.jsonl")) - before <= 8
+    name = read_json(qfa_run / "family.json")[-1]["name"]
+    capsys.readouterr()
+    call(monkeypatch, "evaluate", qfa_run, name)
+    assert json.loads(capsys.readouterr().out)["bitops"] <= largest * 0.8
+    call(monkeypatch, "export", qfa_run, name)
+    assert read_json(qfa_run / "exports.json")[-1]["problems"] == []
+    call(monkeypatch, "info", qfa_run)
+    assert "float, mixed-float, mixed" in capsys.readouterr().out
+    message = fails(monkeypatch, capsys, "search", qfa_run, "--budget", "bitops<=100")
+    assert "smallest bitops" in message
+
+
+def test_options_of_another_method_are_refused(tmp_path, monkeypatch, capsys):
+    assert "--bit-schedule" in fails(
+        monkeypatch, capsys, "train", "--run", tmp_path, "--method", "qfa", "--bit-schedule", "4"
+    )
+    assert "--qfa" in fails(monkeypatch, capsys, "train", "--run", tmp_path, "--qfa.bits", "2", "4")
+    message = fails(monkeypatch, capsys, "train", "--run", tmp_path, "--method", "qfa", "--qfa.bits", "9")
+    assert "bits" in message and "1 to 8" in message
+
+
 def test_the_same_command_again_changes_nothing(digits_run, monkeypatch):
     names = ["float.safetensors", "2bit.safetensors", "measurements.jsonl"]
     before = {name: (digits_run / name).read_bytes() for name in names}

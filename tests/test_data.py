@@ -259,3 +259,14 @@ def test_every_class_needs_an_image_in_each_carved_split(count, carve_test, fits
     else:
         with pytest.raises(DataError, match=rf"class '1'.*, {count}:"):
             load_data(source, size=4)
+
+
+def test_shuffled_evaluation_is_the_same_images_in_another_fixed_order():
+    """Of sorted classes the first part holds all."""
+    data = load_data("digits", size=8, seed=0)
+    data = replace(data, validation=data.validation.subset(data.validation.labels.argsort()))
+    plain, first, second = (list(eval_batches(data, data.validation, 50, shuffled)) for shuffled in (False, True, True))
+    assert len(plain[0][1].unique()) < 5 and len(first[0][1].unique()) == 10
+    assert all(torch.equal(a, b) for one, two in zip(first, second) for a, b in zip(one, two))
+    sums = [torch.cat([images.sum((1, 2, 3)) for images, _ in way]).sort().values for way in (plain, first)]
+    assert torch.equal(*sums)

@@ -342,7 +342,8 @@ def test_impossible_numbers_of_processes_are_refused(devices):
     assert process.returncode == 1 and f"--devices {devices}" in errors
 
 
-def test_the_imagenet_recipe_runs_on_a_few_jpegs(tmp_path):
+@pytest.mark.parametrize("method, last", [("oqat", "4bit"), ("qfa", "mixed")])
+def test_the_imagenet_recipes_run_on_a_few_jpegs(method, last, tmp_path):
     """Two processes, streamed images of different sizes, published options but for the scale."""
     generator = np.random.default_rng(0)
     for split, count in (("train", 30), ("test", 5)):
@@ -353,11 +354,14 @@ def test_the_imagenet_recipe_runs_on_a_few_jpegs(tmp_path):
                 height, width = generator.integers(40, 90, 2)
                 pixels = generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(folder / f"{i}.JPEG")
-    small = "--batch-size 8 --float-epochs 1 --epochs 1 --min-steps 3 --bit-schedule 4 --calibration-images 16 "
+    small = "--batch-size 8 --float-epochs 1 --epochs 1 --min-steps 3 --calibration-images 16 "
     small += "--width 0.35 --resolutions 32 40 --depths 2 --kernel-sizes 3 5 --validation-fraction 0.2 --resident-gib 0"
-    environment = dict(DATA=str(tmp_path / "images"), RUN=str(tmp_path / "run"), DEVICES="2", EVALUATIONS="4")
+    small += " --bit-schedule 4" if method == "oqat" else " --qfa.mixed-subnets 1 --qfa.range-batch 4"
+    evaluations = dict(oqat="4", qfa="30")[method]
+    environment = dict(DATA=str(tmp_path / "images"), RUN=str(tmp_path / "run"), DEVICES="2", EVALUATIONS=evaluations)
+    environment |= dict(POPULATION="8", GENERATIONS="2")
     environment |= {**os.environ, "OPTIONS": small, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"} | environment
-    recipe = Path(__file__).parent.parent / "recipes" / "oqat_imagenet.sh"
+    recipe = Path(__file__).parent.parent / "recipes" / f"{method}_imagenet.sh"
     process = subprocess.Popen(["sh", str(recipe)], env=environment)
     try:
         assert process.wait(300) == 0
@@ -366,6 +370,6 @@ def test_the_imagenet_recipe_runs_on_a_few_jpegs(tmp_path):
             os.kill(pid, signal.SIGABRT)  # each prints where it stands
             time.sleep(0.5)
         raise
-    assert {"float.safetensors", "4bit.safetensors", "report"} <= {p.name for p in (tmp_path / "run").iterdir()}
+    assert {"float.safetensors", f"{last}.safetensors", "report"} <= {p.name for p in (tmp_path / "run").iterdir()}
     exports = json.loads((tmp_path / "run" / "exports.json").read_text())
     assert exports and all(row["problems"] == [] and row["images"] == 10 for row in exports)

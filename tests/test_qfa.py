@@ -115,6 +115,9 @@ def test_float_layers_are_repaired_as_in_the_official_code():
         (dict(depthwise_floor=5), "depthwise_floor"),
         (dict(learned_offsets=1.5), "learned_offsets"),
         (dict(batch_size=1), "batch_size"),
+        (dict(range_batch=1), "range_batch"),
+        (dict(mixed_subnets=-1), "mixed_subnets"),
+        (dict(activations="running", checkpoint_activations=True), "checkpoint_activations"),
     ],
 )
 def test_impossible_options_are_refused(options, text):
@@ -126,7 +129,7 @@ def test_impossible_options_are_refused(options, text):
 
 
 def test_a_step_adds_the_gradients_of_its_subnets():
-    """Written again plainly: every subnet alone, label loss and soft loss, sum over six."""
+    """Written again plainly: every subnet alone, label loss and soft loss, mean over them."""
     torch.manual_seed(0)
     cfg = qfa.Config(mixed_subnets=2)
     config, space = qfa.mixed_precision(cfg, replace(TINY, dropout=0.0))
@@ -146,9 +149,10 @@ def test_a_step_adds_the_gradients_of_its_subnets():
         ((losses[-1] - (soft * logits).sum(1).mean()) / 4).backward()
     assert_close(loss, losses[0].detach(), atol=1e-4, rtol=1e-4)
     for (name, mine), theirs in zip(net.named_parameters(), plain.parameters(), strict=True):
+        assert (mine.grad is None) == (theirs.grad is None), name
         if mine.grad is None or name.endswith("weight_quantizer.step_size"):
-            continue  # whose gradient scale counts the whole weight (docs/qfa.md)
-        assert (mine.grad - theirs.grad).norm() <= 0.02 * theirs.grad.norm() + 1e-4, name
+            continue  # whose gradient scale counts the whole weight (docs/oqat.md, number 7)
+        assert (mine.grad - theirs.grad).norm() <= 0.02 * theirs.grad.norm() + 1e-5, name
 
 
 def soft_targets(distillation, monkeypatch):
@@ -214,7 +218,11 @@ def test_regularisers_move_weights_where_they_should():
         step.fill_(0.25)
         weight.zero_()
     assert gradient(dampening=1.0).abs().sum() == 0
-    assert qfa.regularise(layers, qfa.Config(dampening=1.0), done=0.0) is None
+    with torch.no_grad():
+        weight.normal_()
+    weight.grad = None
+    qfa.regularise(layers, qfa.Config(dampening=1.0), done=0.0)
+    assert weight.grad.abs().sum() == 0  # it begins at nothing
 
 
 def test_offsets_end_at_zero_where_they_are_not_learned_to_the_end(tmp_path):
@@ -299,6 +307,29 @@ def test_a_budget_that_nothing_meets_is_refused_before_measuring(trained, tmp_pa
         qfa.check_budgets(cfg, SearchConfig(budgets=(Budget("weight_bytes", 10),)), TINY)
 
 
+def test_too_few_evaluations_are_refused_before_training():
+    with pytest.raises(ValueError, match="at least 30 measured"):
+        qfa.check_budgets(qfa.Config(), SearchConfig(evaluations=29), TINY)
+    qfa.check_budgets(qfa.Config(), SearchConfig(evaluations=29, searcher="random"), TINY)
+
+
+@pytest.mark.parametrize("space, kernels", [("architecture", (3, 5)), ("architecture", (3,)), ("precision", (3, 5))])
+def test_restricted_spaces_are_searched(space, kernels, tmp_path):
+    """One is so small that it is measured whole; one has no open bit-widths."""
+    cfg, data = qfa.Config(**QUICK, space=space), digits()
+    model = replace(TINY, kernel_sizes=kernels, depths=(1,), stage_widths=(16,), stage_strides=(2,), stage_se=(True,))
+    model = replace(model, stage_hswish=(True,))
+    qfa.train(cfg, model, data, tmp_path)
+    family = qfa.search(cfg, SearchConfig(evaluations=30, population=8, generations=4), data, tmp_path)
+    found = read_measurements(tmp_path / "measurements.jsonl")
+    if space == "architecture":
+        assert {m.searcher for m in found} == {"random"}
+        assert len(found) == load_supernet(tmp_path, "mixed").space.size() == 4 * len(kernels)
+    else:
+        assert {"sample", "predicted", "uniform 2 bits"} <= {m.searcher for m in found}
+    assert len(family) >= 2
+
+
 def test_a_killed_search_measures_the_same_again(trained, tmp_path, monkeypatch):
     cfg, data, folder = trained
     for stage in cfg.stages:
@@ -334,23 +365,19 @@ def test_the_sample_is_uniform_and_the_official_mixture_in_turn():
     cfg = qfa.Config()
     _, space = qfa.mixed_precision(cfg, TINY)
     codes = qfa.sample_codes(space, np.random.default_rng(0), 2000)
+    assert len(np.unique(codes, axis=0)) == 2000
     archs = [space.decode(row) for row in codes]
     assert all(space.complete(arch) == arch for arch in archs)
-    uniform, mixture = archs[::2], archs[1::2]
 
-    def share(archs, condition):
+    def share(condition):
         return sum(map(condition, archs)) / len(archs)
 
-    def highest(arch):
-        return arch["resolution"] == 10
-
     def one_width(arch):
-        active = space.brief(arch)
-        return len({value for name, value in active.items() if name.endswith("_bits")}) == 1
+        return len({value for name, value in space.brief(arch).items() if name.endswith("_bits")}) == 1
 
-    assert share(uniform, highest) == pytest.approx(0.5, abs=0.05)
-    assert share(mixture, highest) == pytest.approx(0.4 + 0.6 * 0.5, abs=0.05)
-    assert share(uniform, one_width) == 0 and share(mixture, one_width) == pytest.approx(0.3, abs=0.05)
+    # half of them uniform, half of the mixture, in which some are equal and drawn again
+    assert share(lambda arch: arch["resolution"] == 10) == pytest.approx(0.5 * 0.5 + 0.5 * (0.4 + 0.6 * 0.5), abs=0.04)
+    assert 0.08 <= share(one_width) <= 0.16
 
 
 def test_dominated_candidates_are_given_up(trained, monkeypatch):
@@ -366,7 +393,7 @@ def test_dominated_candidates_are_given_up(trained, monkeypatch):
     memory._append = lambda new: None
     cheapest = space.smallest()
     list(memory.measured(space, lambda arch: 1.0, "x")([cheapest]))
-    monkeypatch.setattr(searching, "eval_batches", lambda data, split: eval_batches(data, split, 1))
+    monkeypatch.setattr(searching, "eval_batches", lambda data, split, shuffled: eval_batches(data, split, 1, shuffled))
     seen = []
     monkeypatch.setattr(memory, "_note", seen.append)
     codes = np.array([space.encode(space.largest())])

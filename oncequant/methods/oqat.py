@@ -96,7 +96,7 @@ def inherit_bits(higher: MobileNetV3, lower: MobileNetV3, data: Data, cfg: Confi
     missing = lower.load_state_dict(higher.state_dict(), strict=False).missing_keys
     assert all(key.endswith("step_size") for key in missing), missing  # from float there are no step sizes
     if higher.config.is_float:
-        images, _ = next(train_batches(data, max(cfg.batch_size, 256), seed=cfg.seed, crop="none"))
+        images, _ = next(train_batches(data, 256, seed=cfg.seed, crop="none"))
         initialise_quantizers(lower, images)
         return
     arch_high, arch_low = higher.space.largest(), lower.space.largest()

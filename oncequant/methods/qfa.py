@@ -40,7 +40,14 @@ from oncequant.search import SearchConfig, predicted
 from oncequant.search.budget import check_reachable
 from oncequant.search.measurements import Measurement, MeasurementFile, read_measurements
 from oncequant.search.pareto import hypervolume
-from oncequant.search.predictor import AccuracyPredictor, fit_predictor, load_predictor, quality, save_predictor
+from oncequant.search.predictor import (
+    LEAST_PAIRS,
+    AccuracyPredictor,
+    fit_predictor,
+    load_predictor,
+    quality,
+    save_predictor,
+)
 from oncequant.search.supernet import (
     Choice,
     chosen_measurements,
@@ -78,6 +85,9 @@ class OwnOptions:
     """Weight of (kurtosis(w) - 1.8)^2, mean over layers, in the loss: flat weight distributions quantize better."""
     dampening: float = 0.0
     """Weight, at the end, of the pull of weights towards their quantized values, which rises like a cosine."""
+    range_batch: int = 64
+    """Images per batch from which the activation ranges of a subnet are estimated when it is measured. The range of a
+    batch grows with it: as many as a process sees per step in training."""
     learned_offsets: float = 1.0
     """Share of the last stage in which BatchQuant's offsets are learned; afterwards they are zero and zero points are
     whole numbers. 1: to the end, and rounded when a subnet is deployed."""
@@ -98,6 +108,10 @@ class Config(TrainingOptions, OwnOptions):
             )
         if self.mixed_subnets < 0:
             raise ValueError(f"mixed_subnets {self.mixed_subnets}: use at least 0")
+        if self.range_batch < 2:
+            raise ValueError(f"range_batch {self.range_batch}: use at least 2")
+        if self.activations == "running" and self.checkpoint_activations:
+            raise ValueError("activations running: not with checkpoint_activations, which moves averages twice")
         if not 0 <= self.learned_offsets <= 1:
             raise ValueError(f"learned_offsets {self.learned_offsets}: use a share from 0 to 1")
 
@@ -115,8 +129,8 @@ class Config(TrainingOptions, OwnOptions):
 
     @property
     def calibration_batch(self) -> int:
-        """As in training, since the range of a batch grows with its size."""
-        return self.batch_size
+        """Images per batch of `calibration`."""
+        return self.range_batch
 
 
 # -- the space
@@ -144,6 +158,11 @@ def mixed_precision(
 def bit_choices(space: SearchSpace) -> list[str]:
     """Names of the choices of bit-widths that are open."""
     return [name for name in space.free if name.endswith("_bits")]
+
+
+def open_bits(space: SearchSpace) -> list[int]:
+    """The bit-widths that some layer can choose from."""
+    return sorted({bits for name in bit_choices(space) for bits in space.choices[name]})
 
 
 def with_uniform_bits(space: SearchSpace, arch: Mapping[str, int], bits: int) -> Arch:
@@ -197,7 +216,7 @@ def start_quantizers(float_supernet: MobileNetV3, supernet: MobileNetV3, data: D
     """Weights from the float supernet; every step size from the weights and activations it will quantize."""
     missing = supernet.load_state_dict(float_supernet.state_dict(), strict=False).missing_keys
     assert all("_quantizer." in key for key in missing), missing
-    images, _ = next(train_batches(data, max(cfg.batch_size, 256), seed=cfg.seed, crop="none"))
+    images, _ = next(train_batches(data, 256, seed=cfg.seed, crop="none"))
     initialise_quantizers(supernet, images, cfg.tied_steps)
 
 
@@ -254,7 +273,7 @@ def training_step(supernet: MobileNetV3, teacher: Teacher, cfg: Config, is_last:
 
 
 def step_archs(space: SearchSpace, cfg: Config, rng: np.random.Generator) -> list[Arch]:
-    """The subnets of one step: largest, random ones, smallest."""
+    """The subnets of one step: largest, random ones, smallest; each once."""
 
     def end(arch: Arch) -> Arch:
         kernels = [name for name in space.choices if name.endswith(".kernel_size")]
@@ -263,7 +282,7 @@ def step_archs(space: SearchSpace, cfg: Config, rng: np.random.Generator) -> lis
         one_kernel = {
             name: max((k for k in space.choices[name] if k <= kernel), default=arch[name]) for name in kernels
         }
-        widths = sorted({b for name in bit_choices(space) for b in space.choices[name]})
+        widths = open_bits(space)
         return with_uniform_bits(space, {**arch, **one_kernel}, int(rng.choice(widths)) if widths else 0)
 
     def repaired(arch: Arch) -> Arch:
@@ -280,7 +299,7 @@ def step_archs(space: SearchSpace, cfg: Config, rng: np.random.Generator) -> lis
         return arch.replace(**changes)
 
     random = [repaired(space.sample(rng)) for _ in range(cfg.mixed_subnets)]
-    return [end(space.largest()), *random, end(space.smallest())]
+    return list(dict.fromkeys([end(space.largest()), *random, end(space.smallest())]))  # a network alone: once
 
 
 def regularise(layers: list, cfg: Config, done: float) -> None:
@@ -307,7 +326,8 @@ def pull(weight: Tensor, step_size: Tensor, bits: int) -> Tensor:
     q_min, q_max = integer_range(bits, signed=True)
     s = step_size.detach().abs()
     inside = torch.minimum(torch.maximum(weight, q_min * s), q_max * s)
-    return (inside - (inside / s).round().detach() * s).square().sum()
+    levels = torch.where(weight >= 0, 1.0, -1.0) if bits == 1 else (inside / s).round()
+    return (inside - levels.detach() * s).square().sum()
 
 
 # -- predictor and search
@@ -316,33 +336,48 @@ EVALUATIONS = 200  # subnets measured for the predictor where the options leave 
 MEASURED_OF_FRONT = 24  # members of the predicted front that are measured exactly
 MEASURED_OF_UNIFORM = 6  # the same for each uniform bit-width
 MEASURED_UNDER_BUDGET = 8
-POPULATION, GENERATIONS = 200, 200  # of NSGA-II on the predictor; for one budget a quarter of each
 
 
 def check_budgets(cfg: Config, options: SearchConfig, model: MobileNetV3Config) -> None:
-    """Raise BudgetError if a budget is below the smallest subnet, before anything is trained."""
+    """Raise BudgetError if a budget is below the smallest subnet, ValueError if too few subnets are to be measured for
+    a predictor, before anything is trained."""
     check_reachable(mixed_precision(cfg, model)[1], options.budgets)
+    check_evaluations(options)
+
+
+def check_evaluations(options: SearchConfig) -> None:
+    """Raise ValueError if too few subnets are to be measured for a predictor."""
+    if options.searcher is None and (options.evaluations or EVALUATIONS) < LEAST_PAIRS:
+        raise ValueError(
+            f"evaluations {options.evaluations}: the accuracy predictor needs at least {LEAST_PAIRS} measured subnets; "
+            "or search without it, for example by --searcher nsga2"
+        )
 
 
 def sample_codes(space: SearchSpace, rng: np.random.Generator, n: int) -> np.ndarray:
-    """Architectures to learn the predictor from, shape (n, genes): uniform ones and the official mixture in turn.
+    """`n` different architectures to learn the predictor from, (n, genes): uniform, and half of the official mixture.
 
     The mixture: with probability 0.4 the highest resolution, with 0.3 all blocks, with 0.3 one bit-width for all
     layers, independently; otherwise uniform. It covers the ends, where uniform draws of many choices never come.
     """
-    codes = space.sample_codes(rng, n)
     column = {name: i for i, name in enumerate(space.free)}
-    for row in codes[1::2]:
-        if rng.random() < 0.4 and "resolution" in column:
-            row[column["resolution"]] = len(space.choices["resolution"]) - 1
-        deepest, one_width = rng.random() < 0.3, rng.random() < 0.3
-        for name, i in column.items():
-            if deepest and name.endswith(".depth"):
-                row[i] = len(space.choices[name]) - 1
-        if one_width and bit_choices(space):
-            widths = sorted({b for name in bit_choices(space) for b in space.choices[name]})
-            row[:] = space.encode(with_uniform_bits(space, space.decode(row), int(rng.choice(widths))))
-    return space.canonical(codes)
+    found: dict[bytes, np.ndarray] = {}
+    for _ in range(100):  # where there are few architectures, several draws
+        codes = space.sample_codes(rng, n)
+        for row in codes[1::2]:
+            if rng.random() < 0.4 and "resolution" in column:
+                row[column["resolution"]] = len(space.choices["resolution"]) - 1
+            deepest, one_width = rng.random() < 0.3, rng.random() < 0.3
+            for name, i in column.items():
+                if deepest and name.endswith(".depth"):
+                    row[i] = len(space.choices[name]) - 1
+            if one_width and bit_choices(space):
+                row[:] = space.encode(with_uniform_bits(space, space.decode(row), int(rng.choice(open_bits(space)))))
+        for row in space.canonical(codes):
+            found.setdefault(row.tobytes(), row)
+        if len(found) >= n:
+            break
+    return np.array(list(found.values())[:n])
 
 
 def search(cfg: Config, options: SearchConfig, data: Data, run_dir: Path) -> list[dict[str, Any]]:
@@ -357,11 +392,13 @@ def search(cfg: Config, options: SearchConfig, data: Data, run_dir: Path) -> lis
     teacher, supernet = (load_supernet(run_dir, stage, data.device) for stage in ("float", "mixed"))
     space, calibration = supernet.space, cfg.calibration(data)
     check_reachable(space, options.budgets)
+    check_evaluations(options)
     memory = MeasurementFile(run_dir / "measurements.jsonl", "mixed")
     path = run_dir / "predictor.safetensors"
     evaluations = options.evaluations or EVALUATIONS
-    if options.searcher:
-        search_by_measuring(supernet, memory, options.searcher, evaluations, options, calibration, data, cfg.seed)
+    if options.searcher or space.size() <= evaluations:  # so small a space is measured whole
+        searcher = options.searcher or "random"
+        search_by_measuring(supernet, memory, searcher, evaluations, options, calibration, data, cfg.seed)
     else:
         if not (options.budgets and distributed.from_main(path.exists)):
             sample = sample_codes(space, np.random.default_rng(cfg.seed), evaluations)
@@ -378,11 +415,14 @@ def search(cfg: Config, options: SearchConfig, data: Data, run_dir: Path) -> lis
         return {**known, "top1_before_folding": learned}
 
     largest = teacher.space.largest()
-    top1 = measure(teacher, largest, calibration, eval_batches(data, data.validation))
+    family = run_dir / "family.json"
+    known = distributed.from_main(lambda: read_json(family) if family.exists() else [])
+    known = [entry["top1_validation"] for entry in known if entry["name"] == "float-max"]
+    top1 = known[0] if known else measure(teacher, largest, calibration, eval_batches(data, data.validation))
     chosen = [Choice("float-max", "float", largest, top1, FLOAT_BITS)]
-    for name, found_here in found.items():
-        arch = space.complete(found_here.arch)
-        chosen.append(Choice(f"mixed-{name}", "mixed", arch, found_here.top1, more=about(arch)))
+    chosen += [
+        Choice(f"mixed-{name}", "mixed", space.complete(m.arch), m.top1, more=about) for name, m in found.items()
+    ]
 
     def top1_test(choice: Choice) -> float:
         net = teacher if choice.stage == "float" else supernet
@@ -413,23 +453,28 @@ def measure_predicted(
         lambda: load_predictor(path, space)[0] if for_budget else fit_predictor(space, *seen, seed=cfg.seed)
     )
     front_of = partial(predicted.search, space, predictor, cost=options.cost, first=seen[0], seed=cfg.seed)
+    population, generations = options.population, options.generations
 
-    def measured(front: np.ndarray, most: int, name: str) -> None:
-        measure_codes(supernet, memory, evenly(front, most), name, calibration, data, stop_dominated=options.cost)
+    def measured(front: np.ndarray, most: int, name: str, stop_dominated: str | None = None) -> None:
+        measure_codes(supernet, memory, evenly(front, most), name, calibration, data, stop_dominated)
 
     if options.budgets:
-        front = front_of(budgets=options.budgets, population=POPULATION // 2, generations=GENERATIONS // 2)
-        measured(front[np.argsort(-predictor.top1(front))[:MEASURED_UNDER_BUDGET]], MEASURED_UNDER_BUDGET, "budget")
+        half = dict(population=max(4, population // 2), generations=max(1, generations // 2))
+        front = distributed.from_main(lambda: front_of(budgets=options.budgets, **half))
+        best = np.argsort(-predictor.top1(front), kind="stable")[:MEASURED_UNDER_BUDGET]
+        measured(front[best], MEASURED_UNDER_BUDGET, "budget")
     else:
-        with track("predict", GENERATIONS) as bar:
-            front = front_of(population=POPULATION, generations=GENERATIONS, progress=lambda done, _: bar(done, {}))
-        measured(front, MEASURED_OF_FRONT, "predicted")
-        for bits in sorted(cfg.bits):
+        with track("predict", generations) as bar:
+            options_of = dict(population=population, generations=generations, progress=lambda done, _: bar(done, {}))
+            front = distributed.from_main(lambda: front_of(**options_of))
+        measured(front, MEASURED_OF_FRONT, "predicted", stop_dominated=options.cost)
+        for bits in sorted(cfg.bits) if bit_choices(space) else ():
             uniform = with_uniform_bits(space, space.largest(), bits)
             fixed = {name: uniform[name] for name in bit_choices(space)}
-            front = front_of(fixed=fixed, population=POPULATION // 2, generations=GENERATIONS // 2)
+            half = dict(population=max(4, population // 2), generations=max(1, generations // 2))
+            front = distributed.from_main(lambda: front_of(fixed=fixed, **half))  # noqa: B023
             measured(front, MEASURED_OF_UNIFORM, f"uniform {bits} bits")
-    distributed.from_main(lambda: _keep_predictor(predictor, memory, path, options.cost, cfg.seed))
+    distributed.from_main(lambda: _keep_predictor(predictor, memory, path, options, cfg.seed))
 
 
 def evenly(front: np.ndarray, most: int) -> np.ndarray:
@@ -444,30 +489,34 @@ def _pairs(memory: MeasurementFile, space: SearchSpace, searcher: str | None) ->
     return np.array([space.encode(space.complete(arch)) for arch in unique]), np.array(list(unique.values()))
 
 
-def _keep_predictor(used: AccuracyPredictor, memory: MeasurementFile, path: Path, cost: str, seed: int) -> None:
-    """Fit to everything measured and save it, and beside it for the report what the one that was `used` said before
-    subnets were measured, and how the fronts compare."""
+def _keep_predictor(
+    used: AccuracyPredictor, memory: MeasurementFile, path: Path, options: SearchConfig, seed: int
+) -> None:
+    """Fit to everything measured and save it; after a search of the whole front, beside it for the report, what the
+    predictor that was `used` said before the fronts were measured, and how they compare."""
     space, everything = used.space, _pairs(memory, used.space, None)
     found = quality(space, *everything, seed=seed)
     save_predictor(path, fit_predictor(space, *everything, seed=seed), found)
-    after = [m for m in read_measurements(memory.path) if m.stage == memory.stage and m.searcher != "sample"]
-    codes = np.array([space.encode(space.complete(m.arch)) for m in after])
-    points = [
-        dict(searcher=m.searcher, predicted=float(top1), measured=m.top1) for m, top1 in zip(after, used.top1(codes))
-    ]
-    report = path.with_suffix(".json")
-    before = read_json(report) if report.exists() else {"points": [], "hypervolume": None}
-    if any(m.searcher.startswith("uniform") for m in after) and not before["points"]:
-        before = {"points": points, "hypervolume": compare_fronts(after, cost)}
-    write_json(report, asdict(found) | before)
+    here = [m for m in read_measurements(memory.path) if m.stage == memory.stage]
+    fronts = [m for m in here if m.searcher == "predicted" or m.searcher.startswith("uniform")]
+    if options.budgets or not fronts:
+        return
+    top1 = used.top1(np.array([space.encode(space.complete(m.arch)) for m in fronts]))
+    points = [dict(searcher=m.searcher, predicted=float(t), measured=m.top1) for m, t in zip(fronts, top1)]
+    volumes = dict(cost=options.cost, hypervolume=compare_fronts(here, options.cost))
+    write_json(path.with_suffix(".json"), asdict(found) | volumes | dict(points=points))
 
 
 def compare_fronts(measurements: Sequence[Measurement], cost: str) -> dict[str, float]:
     """Hypervolume over validation error and a cost of what was measured of the predicted mixed-precision front, and of
-    the fronts of uniform bit-widths; as a share of the box from nothing to the worst of both."""
-    points = {
-        name: np.array([[m.costs[cost], 1 - m.top1] for m in measurements if m.searcher.startswith(name)])
-        for name in ("predicted", "uniform")
-    }
-    worst = np.concatenate(list(points.values())).max(axis=0)
-    return {name: hypervolume(own / worst, (1.0, 1.0)) for name, own in points.items()}
+    the fronts of uniform bit-widths; as a share of the box from nothing to the worst of everything measured.
+
+    Candidates of the first that others dominate may be missing, which makes it smaller; of the second none is.
+    """
+
+    def points(name: str) -> np.ndarray:
+        own = [[m.costs[cost], 1 - m.top1] for m in measurements if m.searcher.startswith(name)]
+        return np.array(own).reshape(-1, 2)
+
+    worst = np.maximum(points("").max(axis=0), 1e-9)
+    return {name: hypervolume(points(name) / worst, (1.0, 1.0)) for name in ("predicted", "uniform")}

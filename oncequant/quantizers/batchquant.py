@@ -94,10 +94,10 @@ class BatchQuant(nn.Module):
     def fold_offset(self, bits: int, signed: bool) -> float:
         """Round Z + delta to a whole number of the grid, as integer kernels need, and return by how much it moves.
 
-        For a static subnet with a calibrated range; its batch norm has to be calibrated again. Where nothing is
-        negative (ReLU) the lowest code becomes zero, so that the grid does ReLU's work.
+        For a static subnet with a calibrated range, before its batch norm is calibrated. Where nothing is negative
+        (ReLU) the lowest code becomes zero, so that the grid does ReLU's work.
         """
-        none = torch.zeros_like(self.offset)
+        signed, none = signed and bits > 1, torch.zeros_like(self.offset)
         _, zero = _RangeGrid.apply(self.scale, none, _only(self.offset), self.range, bits, signed)
         whole = (zero + self.offset).round().clamp(*integer_range(bits, signed)) - zero
         whole = torch.where(self.range[0] < 0, whole, 0.0)

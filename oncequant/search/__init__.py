@@ -22,6 +22,10 @@ class SearchConfig:
     """Of measured architectures: coarse_to_fine, nsga2, or random. None: the method's own."""
     evaluations: int | None = None
     """Architectures measured, for OQAT per bit-width. None: the method's default."""
+    population: int = 200
+    """Architectures per generation of a search on predicted accuracy."""
+    generations: int = 200
+    """Generations of a search on predicted accuracy. QFA's published search has 500 and 1,000."""
     cost: str = "bitops"
     """The cost axis of the front along which a family is spread."""
 
@@ -31,3 +35,5 @@ class SearchConfig:
             raise ValueError(f"searcher {self.searcher!r}: use one of {', '.join(SEARCHERS)}")
         if self.evaluations is not None and self.evaluations < 1:
             raise ValueError("evaluations is at least 1")
+        if self.population < 4 or self.generations < 1:
+            raise ValueError("population is at least 4, generations at least 1")

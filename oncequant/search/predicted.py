@@ -4,7 +4,9 @@ Predictions cost next to nothing, so populations are large, every individual is 
 is no limit to the number of architectures looked at. The result is to be measured: a predictor is wrong about some, and
 a search finds those it is too optimistic about.
 
-The differences to the official code are listed in docs/qfa.md.
+Rates of mutation and crossover are those of the official code. Differently from it, parents win a tournament instead of
+being drawn, children are mutated once instead of twice, equal architectures are not kept twice, all accuracies are
+predicted ones (it compares measured percent with predicted fractions), and populations keep their size.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +15,7 @@ import numpy as np
 from pymoo.algorithms.moo.nsga2 import NSGA2
 from pymoo.core.problem import Problem
 from pymoo.core.termination import NoTermination
-from pymoo.operators.crossover.ux import UniformCrossover
+from pymoo.operators.crossover.binx import BinomialCrossover
 
 from oncequant.cost import COSTS, Budget
 from oncequant.search.budget import check_reachable, cost_batch, covering_codes, feasible_by_growth, within
@@ -23,6 +25,7 @@ from oncequant.search.predictor import AccuracyPredictor
 from oncequant.space import SearchSpace
 
 MUTATION = 0.02  # probability of each choice to be redrawn
+SWAP = 0.007  # probability of each choice to be swapped between parents, but at least one; fronts are worse with 0.5
 
 
 def search(
@@ -63,16 +66,21 @@ def search(
     def errors(codes: np.ndarray) -> np.ndarray:
         return 1 - predictor.top1(widen(codes))
 
+    def front(codes: np.ndarray) -> np.ndarray:
+        """Codes of `space`, cheapest first, of those that are within the budgets and not dominated."""
+        codes = codes[within(narrow, budgets, codes)]
+        return widen(codes[pareto_front(np.column_stack([cost_batch(narrow, cost, codes), errors(codes)]))])
+
     rng = np.random.default_rng(seed)
     own = np.empty((0, len(space.free)), dtype=np.int64) if first is None else first
     start = first_population(narrow, budgets, cost, narrow.canonical(own[:, columns]), population, rng)
-    if not narrow.free:  # one architecture, and crossover fails on zero genes
-        return widen(start)
+    if len(start) < population:  # there are no more
+        return front(start)
     problem = Problem(n_var=len(columns), n_obj=2, n_ieq_constr=len(budgets), xl=0, xu=narrow.cardinalities - 1)
     algorithm = NSGA2(
-        pop_size=min(population, len(start)),  # fewer only if there are fewer architectures within the budgets
+        pop_size=population,
         sampling=start,
-        crossover=UniformCrossover(),
+        crossover=BinomialCrossover(bias=SWAP),
         mutation=Redraw(narrow, MUTATION),
         eliminate_duplicates=OnlyUnseen(),
         seed=seed,
@@ -86,9 +94,7 @@ def search(
         algorithm.tell(infills=individuals)
         if progress and generation:
             progress(generation, generations)
-    codes = algorithm.pop.get("X")
-    codes = codes[within(narrow, budgets, codes)]
-    return widen(codes[pareto_front(np.column_stack([cost_batch(narrow, cost, codes), errors(codes)]))])
+    return front(algorithm.pop.get("X"))
 
 
 def first_population(

@@ -1,7 +1,7 @@
 """Measuring subnets of a supernet for search, and the family of subnets that a search hands out."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,8 @@ def measure_codes(
         to_beat = (
             memory.best_within(stop_dominated, COSTS[stop_dominated](space.layers(arch))) if stop_dominated else 0.0
         )
-        return accuracy(subnet, arch, eval_batches(data, data.validation), _hopeless(to_beat, len(data.validation)))
+        images = eval_batches(data, data.validation, shuffled=True)  # its first part tells something about the whole
+        return accuracy(subnet, arch, images, _hopeless(to_beat, len(data.validation)))
 
     with track(f"measure {searcher}", len(codes)) as bar:
         archs = [space.decode(row) for row in codes]
@@ -110,8 +111,8 @@ class Choice:
     """On the validation images."""
     bits: int | None = None
     """Of all quantized layers; None for mixed precision."""
-    more: Mapping[str, Any] = field(default_factory=dict)
-    """What else family.json says of it."""
+    more: Callable[[Arch], dict[str, Any]] | None = None
+    """What else family.json is to say of it."""
 
 
 def record_family(
@@ -135,7 +136,12 @@ def record_family(
         test = known[0] if known else top1_test(choice)
         accuracies = dict(top1_validation=choice.top1, top1_test=test)
         place = dict(name=choice.name, stage=choice.stage, bits=choice.bits, arch=brief)
-        return {**place, **accuracies, **choice.more, "costs": all_costs(space, choice.arch)}
+        return {
+            **place,
+            **accuracies,
+            **(choice.more(choice.arch) if choice.more else {}),
+            "costs": all_costs(space, choice.arch),
+        }
 
     entries = distributed.shared_map(entry, choices)
     kept = {name: old for name, old in family.items() if name not in replaced}
