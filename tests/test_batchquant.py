@@ -194,7 +194,7 @@ def test_running_ranges_move_towards_those_of_the_batches():
 def mixed_net(**changes):
     torch.manual_seed(0)
     config = replace(MIXED, **changes)
-    net = MobileNetV3(config, mobilenet_v3_space(config))
+    net = MobileNetV3(config, mobilenet_v3_space(config)).to(memory_format=torch.channels_last)
     for name, parameter in net.named_parameters():  # not at their start values, so that mix-ups show
         if name.endswith((".scale", ".offset")):
             torch.nn.init.normal_(parameter, std=0.3)
