@@ -97,6 +97,8 @@ class UsageError(ValueError):
 
 def run(options: Run) -> None:
     """`oncequant run`."""
+    if options.train.method == "qfa" and min(options.train.own.bits, default=2) < 2:
+        raise UsageError("--qfa.bits: files hold 2 bits and more; 1 is for `oncequant train` and `search`")
     run_dir, settings, data = _train(options.train, "run", options.search.config())
     _search(run_dir, settings, data, options.search)
     distributed.leave()

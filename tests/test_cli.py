@@ -112,6 +112,9 @@ def test_options_of_another_method_are_refused(tmp_path, monkeypatch, capsys):
     assert "--qfa" in fails(monkeypatch, capsys, "train", "--run", tmp_path, "--qfa.bits", "2", "4")
     message = fails(monkeypatch, capsys, "train", "--run", tmp_path, "--method", "qfa", "--qfa.bits", "9")
     assert "bits" in message and "1 to 8" in message
+    assert "files hold 2 bits" in fails(
+        monkeypatch, capsys, "run", "--run", tmp_path, "--method", "qfa", "--qfa.bits", "1"
+    )
 
 
 def test_the_same_command_again_changes_nothing(digits_run, monkeypatch):

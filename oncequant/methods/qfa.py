@@ -395,7 +395,7 @@ def search(cfg: Config, options: SearchConfig, data: Data, run_dir: Path) -> lis
     check_evaluations(options)
     memory = MeasurementFile(run_dir / "measurements.jsonl", "mixed")
     path = run_dir / "predictor.safetensors"
-    evaluations = options.evaluations or EVALUATIONS
+    evaluations, predictor = options.evaluations or EVALUATIONS, None
     if options.searcher or space.size() <= evaluations:  # so small a space is measured whole
         searcher = options.searcher or "random"
         search_by_measuring(supernet, memory, searcher, evaluations, options, calibration, data, cfg.seed)
@@ -403,12 +403,11 @@ def search(cfg: Config, options: SearchConfig, data: Data, run_dir: Path) -> lis
         if not (options.budgets and distributed.from_main(path.exists)):
             sample = sample_codes(space, np.random.default_rng(cfg.seed), evaluations)
             measure_codes(supernet, memory, sample, "sample", calibration, data)
-        measure_predicted(supernet, memory, cfg, options, path, calibration, data)
+        predictor = measure_predicted(supernet, memory, cfg, options, path, calibration, data)
     found = distributed.from_main(lambda: chosen_measurements(memory, options, space))
-    predictor = distributed.from_main(lambda: load_predictor(path, space)[0] if path.exists() else None)
 
     def about(arch: Arch) -> dict[str, float]:
-        """What the predictor said, and what whole zero points cost."""
+        """What the predictor of this search said, before the front was measured, and what whole zero points cost."""
         codes = space.encode(arch)[None]
         learned = measure(supernet, arch, calibration, eval_batches(data, data.validation), fold=False)
         known = {"top1_predicted": float(predictor.top1(codes)[0])} if predictor else {}
@@ -440,8 +439,8 @@ def measure_predicted(
     path: Path,
     calibration: list[tuple[Tensor, Tensor]],
     data: Data,
-) -> None:
-    """Measure what the predictor finds best, and fit it again to all there is.
+) -> AccuracyPredictor:
+    """Measure what the predictor finds best, save one fitted again to all there is, and return the one that was used.
 
     Without budgets the predictor is fitted to the sample alone, so that a search that was killed measures the same
     front again.
@@ -475,6 +474,7 @@ def measure_predicted(
             front = distributed.from_main(lambda: front_of(fixed=fixed, **half))  # noqa: B023
             measured(front, MEASURED_OF_UNIFORM, f"uniform {bits} bits")
     distributed.from_main(lambda: _keep_predictor(predictor, memory, path, options, cfg.seed))
+    return predictor
 
 
 def evenly(front: np.ndarray, most: int) -> np.ndarray:
