@@ -17,7 +17,7 @@ from oncequant.files import read_json, read_tensors
 from oncequant.methods import qfa
 from oncequant.models.mobilenet_v3 import PRESETS, MobileNetV3, mobilenet_v3_space
 from oncequant.quantizers.batchquant import BatchQuant
-from oncequant.search import SearchConfig
+from oncequant.search import SearchConfig, fronts
 from oncequant.search.budget import BudgetError
 from oncequant.search.measurements import read_measurements
 
@@ -291,7 +291,7 @@ def test_a_budget_is_answered_from_the_predictor(trained, searched):
     budget = Budget("bitops", costs[len(costs) // 2])
     entries = qfa.search(cfg, SearchConfig(budgets=(budget,)), data, folder)
     after = read_measurements(folder / "measurements.jsonl")
-    assert len(after) - len(before) <= qfa.MEASURED_UNDER_BUDGET
+    assert len(after) - len(before) <= fronts.MEASURED_UNDER_BUDGET
     assert all(m.searcher == "budget" and budget.limit >= m.costs["bitops"] for m in after[len(before) :])
     fitting = [m.top1 for m in after if m.costs["bitops"] <= budget.limit]
     assert entries[-1]["costs"]["bitops"] <= budget.limit and entries[-1]["top1_validation"] == max(fitting)

@@ -13,8 +13,7 @@ Run. `oncequant run --method qfa --data digits`, recipes/qfa_*.sh.      Results.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,24 +29,17 @@ from oncequant.checkpoint import load_supernet, save_supernet
 from oncequant.data import Data, eval_batches, train_batches
 from oncequant.elastic import SharedWeights
 from oncequant.evaluate import calibrated_subnet, measure
-from oncequant.files import read_json, write_json
+from oncequant.files import read_json
 from oncequant.models.mobilenet_v3 import MobileNetV3, MobileNetV3Config, elastic_layers, mobilenet_v3_space
-from oncequant.progress import track
 from oncequant.quantizers.batchquant import BatchQuant
 from oncequant.quantizers.functional import integer_range
 from oncequant.sandwich import own_rng, sandwich_training, train_supernet
-from oncequant.search import SearchConfig, predicted
+from oncequant.search import SearchConfig
 from oncequant.search.budget import check_reachable
-from oncequant.search.measurements import Measurement, MeasurementFile, read_measurements
-from oncequant.search.pareto import hypervolume
-from oncequant.search.predictor import (
-    LEAST_PAIRS,
-    AccuracyPredictor,
-    fit_predictor,
-    load_predictor,
-    quality,
-    save_predictor,
-)
+from oncequant.search.fronts import measure_predicted
+from oncequant.search.measurements import MeasurementFile
+from oncequant.search.precision import bit_choices, open_bits, sample_codes, with_uniform_bits
+from oncequant.search.predictor import LEAST_PAIRS
 from oncequant.search.supernet import (
     Choice,
     chosen_measurements,
@@ -153,22 +145,6 @@ def mixed_precision(
     if cfg.space == "architecture":
         kept |= {name: values[-1 - with_float :] for name, values in space.choices.items() if name.endswith("_bits")}
     return config, space.restrict(kept)
-
-
-def bit_choices(space: SearchSpace) -> list[str]:
-    """Names of the choices of bit-widths that are open."""
-    return [name for name in space.free if name.endswith("_bits")]
-
-
-def open_bits(space: SearchSpace) -> list[int]:
-    """The bit-widths that some layer can choose from."""
-    return sorted({bits for name in bit_choices(space) for bits in space.choices[name]})
-
-
-def with_uniform_bits(space: SearchSpace, arch: Mapping[str, int], bits: int) -> Arch:
-    """The architecture with one bit-width everywhere, or the least above it that a layer allows."""
-    names = bit_choices(space)
-    return Arch({**arch, **{name: min(b for b in space.choices[name] if b >= bits) for name in names}})
 
 
 # -- training
@@ -333,9 +309,6 @@ def pull(weight: Tensor, step_size: Tensor, bits: int) -> Tensor:
 # -- predictor and search
 
 EVALUATIONS = 200  # subnets measured for the predictor where the options leave it open
-MEASURED_OF_FRONT = 24  # members of the predicted front that are measured exactly
-MEASURED_OF_UNIFORM = 6  # the same for each uniform bit-width
-MEASURED_UNDER_BUDGET = 8
 
 
 def check_budgets(cfg: Config, options: SearchConfig, model: MobileNetV3Config) -> None:
@@ -352,32 +325,6 @@ def check_evaluations(options: SearchConfig) -> None:
             f"evaluations {options.evaluations}: the accuracy predictor needs at least {LEAST_PAIRS} measured subnets; "
             "or search without it, for example by --searcher nsga2"
         )
-
-
-def sample_codes(space: SearchSpace, rng: np.random.Generator, n: int) -> np.ndarray:
-    """`n` different architectures to learn the predictor from, (n, genes): uniform, and half of the official mixture.
-
-    The mixture: with probability 0.4 the highest resolution, with 0.3 all blocks, with 0.3 one bit-width for all
-    layers, independently; otherwise uniform. It covers the ends, where uniform draws of many choices never come.
-    """
-    column = {name: i for i, name in enumerate(space.free)}
-    found: dict[bytes, np.ndarray] = {}
-    for _ in range(100):  # where there are few architectures, several draws
-        codes = space.sample_codes(rng, n)
-        for row in codes[1::2]:
-            if rng.random() < 0.4 and "resolution" in column:
-                row[column["resolution"]] = len(space.choices["resolution"]) - 1
-            deepest, one_width = rng.random() < 0.3, rng.random() < 0.3
-            for name, i in column.items():
-                if deepest and name.endswith(".depth"):
-                    row[i] = len(space.choices[name]) - 1
-            if one_width and bit_choices(space):
-                row[:] = space.encode(with_uniform_bits(space, space.decode(row), int(rng.choice(open_bits(space)))))
-        for row in space.canonical(codes):
-            found.setdefault(row.tobytes(), row)
-        if len(found) >= n:
-            break
-    return np.array(list(found.values())[:n])
 
 
 def search(cfg: Config, options: SearchConfig, data: Data, run_dir: Path) -> list[dict[str, Any]]:
@@ -403,7 +350,7 @@ def search(cfg: Config, options: SearchConfig, data: Data, run_dir: Path) -> lis
         if not (options.budgets and distributed.from_main(path.exists)):
             sample = sample_codes(space, np.random.default_rng(cfg.seed), evaluations)
             measure_codes(supernet, memory, sample, "sample", calibration, data)
-        predictor = measure_predicted(supernet, memory, cfg, options, path, calibration, data)
+        predictor = measure_predicted(supernet, memory, cfg.bits, options, path, calibration, data, cfg.seed)
     found = distributed.from_main(lambda: chosen_measurements(memory, options, space))
 
     def about(arch: Arch) -> dict[str, float]:
@@ -429,94 +376,3 @@ def search(cfg: Config, options: SearchConfig, data: Data, run_dir: Path) -> lis
 
     replaced = set() if options.budgets else {f"mixed-{letter}" for letter in "SML"}
     return record_family(run_dir, chosen, {"float": teacher.space, "mixed": space}, top1_test, replaced)
-
-
-def measure_predicted(
-    supernet: MobileNetV3,
-    memory: MeasurementFile,
-    cfg: Config,
-    options: SearchConfig,
-    path: Path,
-    calibration: list[tuple[Tensor, Tensor]],
-    data: Data,
-) -> AccuracyPredictor:
-    """Measure what the predictor finds best, save one fitted again to all there is, and return the one that was used.
-
-    Without budgets the predictor is fitted to the sample alone, so that a search that was killed measures the same
-    front again.
-    """
-    space = supernet.space
-    for_budget = options.budgets and distributed.from_main(path.exists)
-    seen = distributed.from_main(lambda: _pairs(memory, space, None if for_budget else "sample"))
-    predictor = distributed.from_main(
-        lambda: load_predictor(path, space)[0] if for_budget else fit_predictor(space, *seen, seed=cfg.seed)
-    )
-    front_of = partial(predicted.search, space, predictor, cost=options.cost, first=seen[0], seed=cfg.seed)
-    population, generations = options.population, options.generations
-
-    def measured(front: np.ndarray, most: int, name: str, stop_dominated: str | None = None) -> None:
-        measure_codes(supernet, memory, evenly(front, most), name, calibration, data, stop_dominated)
-
-    if options.budgets:
-        half = dict(population=max(4, population // 2), generations=max(1, generations // 2))
-        front = distributed.from_main(lambda: front_of(budgets=options.budgets, **half))
-        best = np.argsort(-predictor.top1(front), kind="stable")[:MEASURED_UNDER_BUDGET]
-        measured(front[best], MEASURED_UNDER_BUDGET, "budget")
-    else:
-        with track("predict", generations) as bar:
-            options_of = dict(population=population, generations=generations, progress=lambda done, _: bar(done, {}))
-            front = distributed.from_main(lambda: front_of(**options_of))
-        measured(front, MEASURED_OF_FRONT, "predicted", stop_dominated=options.cost)
-        for bits in sorted(cfg.bits) if bit_choices(space) else ():
-            uniform = with_uniform_bits(space, space.largest(), bits)
-            fixed = {name: uniform[name] for name in bit_choices(space)}
-            half = dict(population=max(4, population // 2), generations=max(1, generations // 2))
-            front = distributed.from_main(lambda: front_of(fixed=fixed, **half))  # noqa: B023
-            measured(front, MEASURED_OF_UNIFORM, f"uniform {bits} bits")
-    distributed.from_main(lambda: _keep_predictor(predictor, memory, path, options, cfg.seed))
-    return predictor
-
-
-def evenly(front: np.ndarray, most: int) -> np.ndarray:
-    """At most so many rows of `front`, evenly."""
-    return front[np.unique(np.linspace(0, len(front) - 1, min(most, len(front))).round().astype(int))]
-
-
-def _pairs(memory: MeasurementFile, space: SearchSpace, searcher: str | None) -> tuple[np.ndarray, np.ndarray]:
-    """Codes (n, genes) and top-1 (n,) of what is measured, by one searcher or all, each architecture once."""
-    found = [m for m in read_measurements(memory.path) if m.stage == memory.stage and searcher in (None, m.searcher)]
-    unique = {m.arch: m.top1 for m in found}
-    return np.array([space.encode(space.complete(arch)) for arch in unique]), np.array(list(unique.values()))
-
-
-def _keep_predictor(
-    used: AccuracyPredictor, memory: MeasurementFile, path: Path, options: SearchConfig, seed: int
-) -> None:
-    """Fit to everything measured and save it; after a search of the whole front, beside it for the report, what the
-    predictor that was `used` said before the fronts were measured, and how they compare."""
-    space, everything = used.space, _pairs(memory, used.space, None)
-    found = quality(space, *everything, seed=seed)
-    save_predictor(path, fit_predictor(space, *everything, seed=seed), found)
-    here = [m for m in read_measurements(memory.path) if m.stage == memory.stage]
-    fronts = [m for m in here if m.searcher == "predicted" or m.searcher.startswith("uniform")]
-    if options.budgets or not fronts:
-        return
-    top1 = used.top1(np.array([space.encode(space.complete(m.arch)) for m in fronts]))
-    points = [dict(searcher=m.searcher, predicted=float(t), measured=m.top1) for m, t in zip(fronts, top1)]
-    volumes = dict(cost=options.cost, hypervolume=compare_fronts(here, options.cost))
-    write_json(path.with_suffix(".json"), asdict(found) | volumes | dict(points=points))
-
-
-def compare_fronts(measurements: Sequence[Measurement], cost: str) -> dict[str, float]:
-    """Hypervolume over validation error and a cost of what was measured of the predicted mixed-precision front, and of
-    the fronts of uniform bit-widths; as a share of the box from nothing to the worst of everything measured.
-
-    Candidates of the first that others dominate may be missing, which makes it smaller; of the second none is.
-    """
-
-    def points(name: str) -> np.ndarray:
-        own = [[m.costs[cost], 1 - m.top1] for m in measurements if m.searcher.startswith(name)]
-        return np.array(own).reshape(-1, 2)
-
-    worst = np.maximum(points("").max(axis=0), 1e-9)
-    return {name: hypervolume(points(name) / worst, (1.0, 1.0)) for name in ("predicted", "uniform")}

@@ -1,0 +1,120 @@
+"""From a sample of measured subnets to measured fronts, by the accuracy predictor: the search of QFA."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from oncequant import distributed
+from oncequant.calibrate import Batches
+from oncequant.data import Data
+from oncequant.files import write_json
+from oncequant.models.mobilenet_v3 import MobileNetV3
+from oncequant.progress import track
+from oncequant.search import SearchConfig, predicted
+from oncequant.search.measurements import Measurement, MeasurementFile, read_measurements
+from oncequant.search.pareto import hypervolume
+from oncequant.search.precision import bit_choices, with_uniform_bits
+from oncequant.search.predictor import AccuracyPredictor, fit_predictor, load_predictor, quality, save_predictor
+from oncequant.search.supernet import measure_codes
+from oncequant.space import SearchSpace
+
+MEASURED_OF_FRONT = 24  # members of the predicted front that are measured exactly
+MEASURED_OF_UNIFORM = 6  # the same for each uniform bit-width
+MEASURED_UNDER_BUDGET = 8
+
+
+def measure_predicted(
+    supernet: MobileNetV3,
+    memory: MeasurementFile,
+    bits: Sequence[int],
+    options: SearchConfig,
+    path: Path,
+    calibration: Batches,
+    data: Data,
+    seed: int,
+) -> AccuracyPredictor:
+    """Measure what the predictor finds best, save one fitted again to all there is, and return the one that was used.
+
+    That is the front of error and cost, and those of the uniform bit-widths `bits`; with budgets the best within them.
+
+    Without budgets the predictor is fitted to the sample alone, so that a search that was killed measures the same
+    front again.
+    """
+    space = supernet.space
+    for_budget = options.budgets and distributed.from_main(path.exists)
+    seen = distributed.from_main(lambda: pairs(memory, space, None if for_budget else "sample"))
+    predictor = distributed.from_main(
+        lambda: load_predictor(path, space)[0] if for_budget else fit_predictor(space, *seen, seed=seed)
+    )
+    front_of = partial(predicted.search, space, predictor, cost=options.cost, first=seen[0], seed=seed)
+    population, generations = options.population, options.generations
+
+    def measured(front: np.ndarray, most: int, name: str, stop_dominated: str | None = None) -> None:
+        measure_codes(supernet, memory, evenly(front, most), name, calibration, data, stop_dominated)
+
+    if options.budgets:
+        half = dict(population=max(4, population // 2), generations=max(1, generations // 2))
+        front = distributed.from_main(lambda: front_of(budgets=options.budgets, **half))
+        best = np.argsort(-predictor.top1(front), kind="stable")[:MEASURED_UNDER_BUDGET]
+        measured(front[best], MEASURED_UNDER_BUDGET, "budget")
+    else:
+        with track("predict", generations) as bar:
+            options_of = dict(population=population, generations=generations, progress=lambda done, _: bar(done, {}))
+            front = distributed.from_main(lambda: front_of(**options_of))
+        measured(front, MEASURED_OF_FRONT, "predicted", stop_dominated=options.cost)
+        for width in sorted(bits) if bit_choices(space) else ():
+            uniform = with_uniform_bits(space, space.largest(), width)
+            fixed = {name: uniform[name] for name in bit_choices(space)}
+            half = dict(population=max(4, population // 2), generations=max(1, generations // 2))
+            front = distributed.from_main(lambda: front_of(fixed=fixed, **half))  # noqa: B023
+            measured(front, MEASURED_OF_UNIFORM, f"uniform {width} bits")
+    distributed.from_main(lambda: keep_predictor(predictor, memory, path, options, seed))
+    return predictor
+
+
+def evenly(front: np.ndarray, most: int) -> np.ndarray:
+    """At most so many rows of `front`, evenly."""
+    return front[np.unique(np.linspace(0, len(front) - 1, min(most, len(front))).round().astype(int))]
+
+
+def pairs(memory: MeasurementFile, space: SearchSpace, searcher: str | None) -> tuple[np.ndarray, np.ndarray]:
+    """Codes (n, genes) and top-1 (n,) of what is measured, by one searcher or all, each architecture once."""
+    found = [m for m in read_measurements(memory.path) if m.stage == memory.stage and searcher in (None, m.searcher)]
+    unique = {m.arch: m.top1 for m in found}
+    return np.array([space.encode(space.complete(arch)) for arch in unique]), np.array(list(unique.values()))
+
+
+def keep_predictor(
+    used: AccuracyPredictor, memory: MeasurementFile, path: Path, options: SearchConfig, seed: int
+) -> None:
+    """Fit to everything measured and save it; after a search of the whole front, beside it for the report, what the
+    predictor that was `used` said before the fronts were measured, and how they compare."""
+    space, everything = used.space, pairs(memory, used.space, None)
+    found = quality(space, *everything, seed=seed)
+    save_predictor(path, fit_predictor(space, *everything, seed=seed), found)
+    here = [m for m in read_measurements(memory.path) if m.stage == memory.stage]
+    fronts = [m for m in here if m.searcher == "predicted" or m.searcher.startswith("uniform")]
+    if options.budgets or not fronts:
+        return
+    top1 = used.top1(np.array([space.encode(space.complete(m.arch)) for m in fronts]))
+    points = [dict(searcher=m.searcher, predicted=float(t), measured=m.top1) for m, t in zip(fronts, top1)]
+    volumes = dict(cost=options.cost, hypervolume=compare_fronts(here, options.cost))
+    write_json(path.with_suffix(".json"), asdict(found) | volumes | dict(points=points))
+
+
+def compare_fronts(measurements: Sequence[Measurement], cost: str) -> dict[str, float]:
+    """Hypervolume over validation error and a cost of what was measured of the predicted mixed-precision front, and of
+    the fronts of uniform bit-widths; as a share of the box from nothing to the worst of everything measured.
+
+    Candidates of the first that others dominate may be missing, which makes it smaller; of the second none is.
+    """
+
+    def points(name: str) -> np.ndarray:
+        own = [[m.costs[cost], 1 - m.top1] for m in measurements if m.searcher.startswith(name)]
+        return np.array(own).reshape(-1, 2)
+
+    worst = np.maximum(points("").max(axis=0), 1e-9)
+    return {name: hypervolume(points(name) / worst, (1.0, 1.0)) for name in ("predicted", "uniform")}
