@@ -23,7 +23,8 @@ from oncequant.calibrate import calibrate, initialise_quantizers
 from oncequant.export.lower import lower
 from oncequant.export.onnx_writer import write_onnx
 from oncequant.export.verify import session
-from oncequant.models.mobilenet_v3 import PRESETS, MobileNetV3, extract_subnet, with_bits
+from oncequant.models import extract_subnet
+from oncequant.models.mobilenet_v3 import PRESETS, MobileNetV3, with_bits
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from oncequant.arch import FLOAT_BITS, LayerSpec
-from oncequant.models.mobilenet_v3 import MobileNetV3, MobileNetV3Config, elastic_layers, mobilenet_v3_space
+from oncequant.elastic import elastic_layers
+from oncequant.models.mobilenet_v3 import MobileNetV3, MobileNetV3Config, mobilenet_v3_space
 from oncequant.quantizers.functional import activate
 
 SPACE = dict(ks_list=[3, 5, 7], expand_ratio_list=[3, 4, 6], depth_list=[2, 3, 4])

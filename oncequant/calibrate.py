@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from oncequant.arch import FLOAT_BITS, Arch
-from oncequant.elastic import ElasticBatchNorm
-from oncequant.models.mobilenet_v3 import MobileNetV3, elastic_layers
+from oncequant.elastic import ElasticBatchNorm, elastic_layers
+from oncequant.models import Network
 from oncequant.quantizers.batchquant import BatchQuant
 from oncequant.quantizers.functional import activate
 from oncequant.quantizers.lsq import LSQ
@@ -20,7 +20,7 @@ Batches = Iterable[tuple[Tensor, Tensor]]  # normalised images (N, C, S, S), lab
 
 
 @torch.no_grad()
-def initialise_quantizers(supernet: MobileNetV3, images: Tensor, tied: bool = False) -> None:
+def initialise_quantizers(supernet: Network, images: Tensor, tied: bool = False) -> None:
     """LSQ's s = 2 mean|v| / sqrt(q_max) for every step size, from the largest subnet on `images` (N, C, S, S).
 
     With step sizes for each bit-width, `tied` estimates that of the widest and doubles it for every bit less. Scales
@@ -69,7 +69,7 @@ def _initialise(quantizer, slots, bits: int, values: dict[int, Tensor], largest:
 
 
 @torch.no_grad()
-def calibrate(subnet: MobileNetV3, arch: Arch, batches: Batches, fold: bool = True) -> None:
+def calibrate(subnet: Network, arch: Arch, batches: Batches, fold: bool = True) -> None:
     """Estimate the activation ranges and then the batch-norm statistics of a static subnet; leaves it in evaluation.
 
     Ranges are means over `RANGE_BATCHES` batches, as large as given, because the range of a batch grows with its size;
@@ -101,7 +101,7 @@ def calibrate(subnet: MobileNetV3, arch: Arch, batches: Batches, fold: bool = Tr
     _calibrate_norms(subnet, arch, norms, _merged(batches, NORM_IMAGES))
 
 
-def _calibrate_norms(subnet: MobileNetV3, arch: Arch, norms: list[ElasticBatchNorm], batches: Batches) -> None:
+def _calibrate_norms(subnet: Network, arch: Arch, norms: list[ElasticBatchNorm], batches: Batches) -> None:
     seen: dict[ElasticBatchNorm, list] = {norm: [] for norm in norms}
 
     def record(norm: ElasticBatchNorm, inputs: tuple[Tensor], output: Tensor) -> None:

@@ -1,34 +1,32 @@
 """Supernet checkpoints: one safetensors file per stage, with the model's configuration in its header."""
 
 import json
-from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from oncequant.files import FileError, read_tensors, write_tensors
-from oncequant.models.mobilenet_v3 import MobileNetV3, MobileNetV3Config, mobilenet_v3_space
+from oncequant.models import MODELS, ModelConfig, Network, config_from_json, config_to_json, model_name
 from oncequant.space import SearchSpace
 
 FORMAT = "oncequant supernet 1"
 
 
-def save_supernet(run_dir: Path, stage: str, supernet: MobileNetV3) -> None:
+def save_supernet(run_dir: Path, stage: str, supernet: Network) -> None:
     """Write `<stage>.safetensors` atomically."""
     metadata = {
         "format": FORMAT,
-        "config": json.dumps(asdict(supernet.config)),
+        "config": json.dumps(config_to_json(supernet.config)),
         "choices": json.dumps(dict(supernet.space.choices)),  # narrower than the configuration's in a restricted space
     }
     write_tensors(run_dir / f"{stage}.safetensors", supernet.state_dict(), metadata)
 
 
-def load_supernet(run_dir: Path, stage: str, device: torch.device | str = "cpu") -> MobileNetV3:
+def load_supernet(run_dir: Path, stage: str, device: torch.device | str = "cpu") -> Network:
     """The supernet of a stage. Raises FileError if there is none, or the file is damaged or foreign."""
     tensors, _ = _read(run_dir, stage)
     config, space = load_space(run_dir, stage)
-    supernet = MobileNetV3(config, space)
+    supernet = MODELS[model_name(config)][2](config, space)
     try:
         supernet.load_state_dict(tensors)
     except RuntimeError as error:
@@ -36,13 +34,13 @@ def load_supernet(run_dir: Path, stage: str, device: torch.device | str = "cpu")
     return supernet.to(device, memory_format=torch.channels_last)
 
 
-def load_space(run_dir: Path, stage: str) -> tuple[MobileNetV3Config, SearchSpace]:
+def load_space(run_dir: Path, stage: str) -> tuple[ModelConfig, SearchSpace]:
     """Configuration and search space of the supernet of a stage. Raises FileError as `load_supernet`."""
     path = run_dir / f"{stage}.safetensors"
     metadata = _read(run_dir, stage)[1]
     try:
         config = config_from_json(json.loads(metadata["config"]))
-        return config, mobilenet_v3_space(config).restrict(json.loads(metadata["choices"]))
+        return config, MODELS[model_name(config)][1](config).restrict(json.loads(metadata["choices"]))
     except (KeyError, TypeError, ValueError) as error:
         raise FileError(f"{path} does not fit its own configuration: {error}") from error
 
@@ -57,10 +55,3 @@ def _read(run_dir: Path, stage: str) -> tuple[dict[str, torch.Tensor], dict[str,
     if metadata.get("format") != FORMAT:
         raise FileError(f"{path} is not a supernet checkpoint of oncequant: its format is {metadata.get('format')!r}")
     return tensors, metadata
-
-
-def config_from_json(values: dict[str, Any]) -> MobileNetV3Config:
-    """Inverse of `dataclasses.asdict` through JSON (lists become tuples). Raises FileError on unknown fields."""
-    if unknown := set(values) - {field.name for field in fields(MobileNetV3Config)}:
-        raise FileError(f"unknown model option {', '.join(sorted(unknown))}")
-    return MobileNetV3Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})

@@ -21,10 +21,11 @@ from oncequant.allocator import keep_freed_memory
 from oncequant.arch import FLOAT_BITS, Arch
 from oncequant.checkpoint import load_supernet
 from oncequant.cost import COSTS, readable
-from oncequant.data import Data, eval_batches
+from oncequant.data import Data, eval_batches, native_size
 from oncequant.evaluate import calibrated_subnet, measure
 from oncequant.files import read_json, write_json
-from oncequant.methods import oqat, qfa
+from oncequant.methods import dnas, oqat, qfa
+from oncequant.models import resnet
 from oncequant.models.mobilenet_v3 import PRESETS, mobilenet_v3_space
 from oncequant.options import (
     Cost,
@@ -88,7 +89,7 @@ def main() -> None:
         sys.exit(130)
 
 
-METHODS = {"oqat": oqat, "qfa": qfa}  # a module with Config, check_budgets, train and search
+METHODS = {"oqat": oqat, "qfa": qfa, "dnas": dnas}  # a module with Config, check_budgets, train and search
 
 
 class UsageError(ValueError):
@@ -97,7 +98,7 @@ class UsageError(ValueError):
 
 def run(options: Run) -> None:
     """`oncequant run`."""
-    if options.train.method == "qfa" and min(options.train.own.bits, default=2) < 2:
+    if options.train.method == "qfa" and min(options.train.qfa_options.bits, default=2) < 2:
         raise UsageError("--qfa.bits: files hold 2 bits and more; 1 is for `oncequant train` and `search`")
     run_dir, settings, data = _train(options.train, "run", options.search.config())
     _search(run_dir, settings, data, options.search)
@@ -184,9 +185,13 @@ def cost(options: Cost) -> None:
 def info(options: Info) -> None:
     """`oncequant info`."""
     if options.run is None:
-        table = Table("preset", "images", "resolutions", "architectures", title="MobileNetV3 presets")
-        for name, config in PRESETS.items():
-            size = mobilenet_v3_space(config).size()
+        table = Table(
+            "preset", "images", "resolutions", "architectures", title="presets; DNAS has the residual networks"
+        )
+        for name, config in {**PRESETS, **resnet.PRESETS}.items():
+            if name in resnet.PRESETS:
+                config = dnas.Config().supernet_model(config)
+            size = (resnet.resnet_space if name in resnet.PRESETS else mobilenet_v3_space)(config).size()
             span = f"{min(config.resolutions)} to {max(config.resolutions)} px"
             table.add_row(name, "greyscale" if config.image_channels == 1 else "colour", span, f"{size:.3g}")
         console.print(table)
@@ -217,15 +222,20 @@ def _train(options: Train, command: str, search_options: SearchConfig | None = N
     device, cfg, method = _device(options.device), options.config(), METHODS[options.method]
     preset = options.model.preset
     if preset == "auto":
-        preset = preset_for(options.data)
+        preset = "resnet20" if options.method == "dnas" else preset_for(options.data)
+    if (options.method == "dnas") != (preset in resnet.PRESETS):
+        kinds = "dnas has residual networks, oqat and qfa have nano, cifar and imagenet"
+        raise UsageError(f"--preset {preset} does not fit --method {options.method}: {kinds}")
+    of_model = options.model
+    if preset in resnet.PRESETS and not of_model.resolutions and resnet.PRESETS[preset].resolutions == (32,):
+        of_model = replace(of_model, resolutions=(min(32, max(8, native_size(options.data))),))
     suffix = "" if options.method == "oqat" else f"-{options.method}"  # so that methods do not meet in one folder
     run_dir = options.run or Path("runs") / f"{Path(options.data).name or 'data'}{suffix}"
-    resolutions = options.model.resolutions or PRESETS[preset].resolutions
     source = Path(options.data)
     settings = RunSettings(
         data=str(source.resolve()) if source.exists() else options.data,  # a folder is found from anywhere
         preset=preset,
-        model=replace(PRESETS[preset], resolutions=tuple(sorted(resolutions))),
+        model=of_model.config(preset, 2, 1),  # for its resolution; classes and channels are known with the images
         method=options.method,
         method_config=asdict(cfg),
         seed=options.training.seed,
@@ -236,7 +246,7 @@ def _train(options: Train, command: str, search_options: SearchConfig | None = N
         resident_gib=options.resident_gib,
     )
     data = settings.load_data(device)
-    settings = replace(settings, model=options.model.config(preset, len(data.classes), data.channels))
+    settings = replace(settings, model=of_model.config(preset, len(data.classes), data.channels))
     if search_options:
         method.check_budgets(cfg, search_options, settings.model)
     command = shlex.join(["oncequant", command, *sys.argv[2:]])
@@ -317,7 +327,7 @@ def _open(run_dir: Path, data: str | None, device: Device) -> tuple[RunSettings,
     return settings, data
 
 
-def _method_config(settings: RunSettings) -> oqat.Config | qfa.Config:
+def _method_config(settings: RunSettings) -> oqat.Config | qfa.Config | dnas.Config:
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.method_config.items()}
     return METHODS[settings.method].Config(**values)
 

@@ -9,8 +9,8 @@ A new hardware cost model is one function `specs -> number` and one line in `COS
 """
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from oncequant.arch import LayerSpec, Number
 
@@ -20,6 +20,22 @@ Specs = Mapping[str, LayerSpec]
 def layer_macs(spec: LayerSpec) -> Number:
     """Multiply-accumulates of one layer."""
     return spec.weights * (spec.out_size * spec.out_size)
+
+
+def expected_layer(candidates: Sequence[LayerSpec], shares: Number) -> LayerSpec:
+    """The expectation of a layer whose bit-widths and presence are random: `shares` (K,) of the candidates.
+
+    Bit-widths are means given that the layer is there, those of inputs weighted by those of weights, so that every cost
+    made of MACs or weights times bit-widths is the expectation of that cost. Differentiable in `shares` (torch).
+    """
+    pairs = [(share, spec) for share, spec in zip(shares, candidates) if spec.present]
+    if not pairs:
+        return candidates[0]
+    present = sum(share for share, _ in pairs)
+    given = present + 1e-30  # a one-hot share of "absent" leaves nothing to divide by
+    weight_bits = sum(share * spec.weight_bits for share, spec in pairs) / given
+    products = sum(share * (spec.weight_bits * spec.act_bits) for share, spec in pairs) / given
+    return replace(pairs[0][1], present=present, weight_bits=weight_bits, act_bits=products / (weight_bits + 1e-30))
 
 
 def macs(specs: Specs) -> Number:

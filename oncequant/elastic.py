@@ -5,7 +5,7 @@ the weights of the largest layer; the LayerSpec passed to `forward` says which p
 inside a module; `ElasticBatchNorm` has two switches that say how statistics are taken.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,10 +16,13 @@ from oncequant.arch import FLOAT_BITS, LayerSpec
 from oncequant.conv import batch_norm_statistics, can_normalize, conv2d, normalized_conv2d, quantized_conv2d
 from oncequant.distributed import AllSum, world_size
 from oncequant.quantizers.batchquant import BatchQuant, RunningRange
+from oncequant.quantizers.dorefa import DoReFa
 from oncequant.quantizers.functional import activate
 from oncequant.quantizers.lsq import LSQ
+from oncequant.quantizers.pact import PACT
 
-ACT_QUANTIZERS = {"lsq": LSQ, "batchquant": BatchQuant, "running": RunningRange}
+WEIGHT_QUANTIZERS = {"lsq": LSQ, "dorefa": DoReFa}
+ACT_QUANTIZERS = {"lsq": LSQ, "batchquant": BatchQuant, "running": RunningRange, "pact": PACT}
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,8 @@ class Quantizers:
     """Parameters of their own for each bit-width and kernel size, else one for all."""
     activations: str = "lsq"
     """One of ACT_QUANTIZERS."""
+    weights: str = "lsq"
+    """One of WEIGHT_QUANTIZERS."""
 
     def slots(self, bits: tuple[int, ...], kernel_sizes: tuple[int, ...]) -> dict[tuple[int, int], int] | None:
         """Slot by (bit-width, kernel size), None if one serves all."""
@@ -67,7 +72,7 @@ class ElasticConv(nn.Module):
         if quantizers is not None:
             self.weight_slots = quantizers.slots(quantizers.weight_bits, kernel_sizes)
             self.act_slots = quantizers.slots(quantizers.act_bits, kernel_sizes)
-            self.weight_quantizer = LSQ(_count(self.weight_slots))
+            self.weight_quantizer = WEIGHT_QUANTIZERS[quantizers.weights](_count(self.weight_slots))
             self.act_quantizer = ACT_QUANTIZERS[quantizers.activations](_count(self.act_slots))
         if largest.role == "classifier":
             nn.init.kaiming_uniform_(self.weight, a=5**0.5)  # U(+-1/sqrt(fan_in)), as the official code
@@ -92,27 +97,55 @@ class ElasticConv(nn.Module):
         computed in float32.
         """
         weight = self.quantized_weight(spec) if shared is None else shared.weight(self, spec)
+        y = self._convolved(x, spec, weight, activation, norm_before)
+        return y if self.norm is None or defer_norm else self.norm(y)
+
+    def mixed(self, x: Tensor, specs: Sequence[LayerSpec], mask: Tensor, activation: str | None) -> Tensor:
+        """sum_k mask[k] conv_k(activation(x)), then batch norm, where conv_k has the bit-widths of specs[k].
+
+        A convolution is linear in its weights, so layers with equal inputs are one convolution with the sum of their
+        weights: one for each bit-width of the input.
+        """
+        branches: dict[int, tuple[LayerSpec, Tensor]] = {}
+        for share, spec in zip(mask.unbind(), specs):
+            weight = share * self.quantized_weight(spec)
+            before = branches.get(spec.act_bits)
+            branches[spec.act_bits] = spec, weight if before is None else before[1] + weight
+        parts = [self._convolved(x, spec, weight, activation) for spec, weight in branches.values()]
+        y = sum(parts[1:], parts[0])
+        return y if self.norm is None else self.norm(y)
+
+    def _convolved(
+        self,
+        x: Tensor,
+        spec: LayerSpec,
+        weight: Tensor,
+        activation: str | None,
+        norm_before: "ElasticBatchNorm | None" = None,
+    ) -> Tensor:
+        """The convolution of the quantized activation(norm_before(x)) with `weight`, and the bias."""
         bias = None if self.bias is None else _first(self.bias, spec.out_channels)
         slow_in_half = x.is_cpu and spec.groups > 1 and spec.kernel_size >= 5
         if x.dtype == torch.bfloat16 and not slow_in_half:
             weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
         conv = dict(stride=spec.stride, padding=spec.kernel_size // 2, groups=spec.groups)
-        if spec.act_bits < FLOAT_BITS:
-            how = spec.act_bits, spec.signed_input, slot_of(self.act_slots, spec.act_bits, spec.kernel_size), activation
-            if norm_before is None:
-                grid = self.act_quantizer.grid(x, *how, shards=world_size())
-                y = quantized_conv2d(x, grid, weight, bias, conv)
-            else:
-                norm_weight, norm_bias, eps = norm_before.parameters_of(x)
-                extremes = isinstance(self.act_quantizer, BatchQuant)
-                statistics = batch_norm_statistics(x, norm_weight, norm_bias, eps, extremes)
-                grid = self.act_quantizer.grid(x, *how, norm=statistics, shards=world_size())
-                y = normalized_conv2d(x, norm_weight, norm_bias, statistics, grid, weight, bias, conv)
-        else:
+        if spec.act_bits == FLOAT_BITS:
             x = x if norm_before is None else norm_before(x)
-            y = conv2d(activate(x, activation).to(weight.dtype), weight, bias, conv)
-        y = y.to(x.dtype)
-        return y if self.norm is None or defer_norm else self.norm(y)
+            return conv2d(activate(x, activation).to(weight.dtype), weight, bias, conv).to(x.dtype)
+        slot = slot_of(self.act_slots, spec.act_bits, spec.kernel_size)
+        if isinstance(self.act_quantizer, PACT):
+            x, activation = self.act_quantizer.clamped(x, spec.signed_input, slot, activation), None
+        how = spec.act_bits, spec.signed_input, slot, activation
+        if norm_before is None:
+            grid = self.act_quantizer.grid(x, *how, shards=world_size())
+            y = quantized_conv2d(x, grid, weight, bias, conv)
+        else:
+            norm_weight, norm_bias, eps = norm_before.parameters_of(x)
+            extremes = isinstance(self.act_quantizer, BatchQuant)
+            statistics = batch_norm_statistics(x, norm_weight, norm_bias, eps, extremes)
+            grid = self.act_quantizer.grid(x, *how, norm=statistics, shards=world_size())
+            y = normalized_conv2d(x, norm_weight, norm_bias, statistics, grid, weight, bias, conv)
+        return y.to(x.dtype)
 
     def norm_to_defer(self, x: Tensor, reader: "ElasticConv", spec: LayerSpec) -> "ElasticBatchNorm | None":
         """The batch norm, if the layer `reader`, of `spec`, can apply it to this one's result with its quantizer.
@@ -120,7 +153,7 @@ class ElasticConv(nn.Module):
         In training steps only, on the CPU, where that saves time and memory; the result differs by rounding.
         """
         usual = self.training and torch.is_grad_enabled() and not (self.norm.store or self.norm.synchronised)
-        fitting = spec.act_bits < FLOAT_BITS and not isinstance(reader.act_quantizer, RunningRange)
+        fitting = spec.act_bits < FLOAT_BITS and not isinstance(reader.act_quantizer, (RunningRange, PACT))
         return self.norm if usual and fitting and can_normalize(x, self.norm.weight, self.norm.bias) else None
 
     def quantized_weight(self, spec: LayerSpec, all_channels: bool = False) -> Tensor:
@@ -155,6 +188,11 @@ class ElasticConv(nn.Module):
         if self.act_quantizer is not None and spec.act_bits < FLOAT_BITS:
             slot = slot_of(source.act_slots, spec.act_bits, spec.kernel_size)
             self.act_quantizer.copy_slot(source.act_quantizer, slot)
+
+
+def elastic_layers(net: nn.Module) -> list[tuple[str, ElasticConv]]:
+    """(layer name as in the specs, layer) in network order."""
+    return [(name, module) for name, module in net.named_modules() if isinstance(module, ElasticConv)]
 
 
 class ElasticBatchNorm(nn.Module):

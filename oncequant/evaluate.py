@@ -6,12 +6,12 @@ import torch
 
 from oncequant.arch import Arch
 from oncequant.calibrate import Batches, calibrate
-from oncequant.models.mobilenet_v3 import MobileNetV3, extract_subnet
+from oncequant.models import Network, extract_subnet
 
 
 @torch.no_grad()
 def accuracy(
-    subnet: MobileNetV3, arch: Arch, batches: Batches, stop: Callable[[int, int], bool] | None = None
+    subnet: Network, arch: Arch, batches: Batches, stop: Callable[[int, int], bool] | None = None
 ) -> float | None:
     """Share of correct answers, in [0, 1], of a calibrated subnet.
 
@@ -27,7 +27,7 @@ def accuracy(
     return float(correct) / total
 
 
-def calibrated_subnet(supernet: MobileNetV3, arch: Arch, calibration: Batches, fold: bool = True) -> MobileNetV3:
+def calibrated_subnet(supernet: Network, arch: Arch, calibration: Batches, fold: bool = True) -> Network:
     """The static subnet of `arch` with its own batch-norm statistics and activation ranges, in evaluation mode.
 
     As it is deployed: with `fold`, zero points that training left between two levels are rounded.
@@ -37,6 +37,6 @@ def calibrated_subnet(supernet: MobileNetV3, arch: Arch, calibration: Batches, f
     return subnet
 
 
-def measure(supernet: MobileNetV3, arch: Arch, calibration: Batches, batches: Batches, fold: bool = True) -> float:
+def measure(supernet: Network, arch: Arch, calibration: Batches, batches: Batches, fold: bool = True) -> float:
     """Top-1 in [0, 1] of one subnet on `batches`, without retraining."""
     return accuracy(calibrated_subnet(supernet, arch, calibration, fold), arch, batches)

@@ -8,8 +8,8 @@ import tyro
 
 from oncequant.arch import FLOAT_BITS
 from oncequant.cost import Budget
-from oncequant.methods import oqat, qfa
-from oncequant.models.mobilenet_v3 import PRESETS, MobileNetV3Config
+from oncequant.methods import dnas, oqat, qfa
+from oncequant.models import ModelConfig, mobilenet_v3, resnet
 from oncequant.search import SearchConfig
 from oncequant.train import TrainingOptions
 
@@ -21,8 +21,10 @@ Device = Literal["auto", "cpu", "cuda"]
 class ModelOptions:
     """The supernet. Fields left at None keep the preset's value."""
 
-    preset: Literal["auto", "nano", "cifar", "imagenet"] = "auto"
-    """auto: nano for images up to 20 px (median shorter side), cifar for all larger ones."""
+    preset: Literal[
+        "auto", "nano", "cifar", "imagenet", "resnet20", "resnet56", "resnet110", "resnet18", "resnet34", "resnet50"
+    ] = "auto"
+    """auto: nano for images up to 20 px (median shorter side), cifar for all larger ones; with DNAS resnet20."""
     width: float = 1.0
     """Multiplies all channel counts (rounded to multiples of 8)."""
     resolutions: tuple[int, ...] | None = None
@@ -40,12 +42,14 @@ class ModelOptions:
     signed_activations: bool = True
     """Signed grid after linear bottlenecks; --no-signed-activations clips at zero, as the official code."""
 
-    def config(self, preset: str, num_classes: int, channels: int) -> MobileNetV3Config:
-        """Configuration for a data set."""
+    def config(self, preset: str, num_classes: int, channels: int) -> ModelConfig:
+        """Configuration for a data set. Raises ValueError if an option is not one of the preset's model."""
+        if preset in resnet.PRESETS:
+            return self._resnet(resnet.PRESETS[preset], num_classes, channels)
         names = ("resolutions", "depths", "kernel_sizes", "expand_ratios")
         given = {name: tuple(sorted(value)) for name in names if (value := getattr(self, name)) is not None}
         return replace(
-            PRESETS[preset],
+            mobilenet_v3.PRESETS[preset],
             num_classes=num_classes,
             image_channels=channels,
             width=self.width,
@@ -55,11 +59,20 @@ class ModelOptions:
             **given,
         )
 
+    def _resnet(self, config: resnet.ResNetConfig, num_classes: int, channels: int) -> resnet.ResNetConfig:
+        """Residual networks share three of the options."""
+        names = ("width", "depths", "kernel_sizes", "expand_ratios", "se_bits", "signed_activations")
+        if wrong := [name for name in names if getattr(self, name) != getattr(ModelOptions, name)]:
+            raise ValueError(f"--{wrong[0].replace('_', '-')} is not an option of residual networks")
+        resolutions = self.resolutions or config.resolutions
+        fixed = dict(num_classes=num_classes, image_channels=channels, resolutions=resolutions)
+        return replace(config, edge_bits=self.edge_bits, **fixed)
+
 
 @dataclass(frozen=True)
 class Train:
     """Train the supernets. OQAT: float, then every bit-width of the schedule by bit inheritance; QFA: float, then
-    mixed precision.
+    mixed precision; DNAS: a float network, the stochastic supernet, and the networks drawn from it.
 
     Interrupted? The same command goes on where it stopped.
     """
@@ -67,15 +80,16 @@ class Train:
     data: str = "digits"
     """digits (bundled), a folder of class folders, a folder of Hugging Face parquet files, or a hub name."""
     run: Path | None = None
-    """Folder of this run; default runs/<data>, runs/<data>-qfa for that method."""
-    method: Literal["oqat", "qfa"] = "oqat"
+    """Folder of this run; default runs/<data>, for other methods than oqat runs/<data>-<method>."""
+    method: Literal["oqat", "qfa", "dnas"] = "oqat"
     """oqat: Once Quantization-Aware Training, one supernet per bit-width; qfa: Quantized-for-all, one supernet with its
-    own bit-widths for every layer."""
+    own bit-widths for every layer; dnas: precisions of residual networks by differentiable search."""
     model: Annotated[ModelOptions, tyro.conf.arg(name="")] = field(default_factory=ModelOptions)
     training: Annotated[TrainingOptions, tyro.conf.arg(name="")] = field(default_factory=TrainingOptions)
     bit_schedule: tuple[int, ...] = oqat.Config.bit_schedule
     """OQAT: bit-widths in training order, each inherits from the one before, the first from the float supernet."""
-    own: Annotated[qfa.OwnOptions, tyro.conf.arg(name="qfa")] = field(default_factory=qfa.OwnOptions)
+    qfa_options: Annotated[qfa.OwnOptions, tyro.conf.arg(name="qfa")] = field(default_factory=qfa.OwnOptions)
+    dnas_options: Annotated[dnas.OwnOptions, tyro.conf.arg(name="dnas")] = field(default_factory=dnas.OwnOptions)
     validation_fraction: float = 0.15
     """Part of the training images held out for search, if there is no validation split."""
     test_fraction: float = 0.2
@@ -94,11 +108,12 @@ class Train:
     """Processes that share the work on this machine, each on one GPU or on a share of the CPU's cores. Several
     machines: torchrun ... -m oncequant -- train ..."""
 
-    def config(self) -> oqat.Config | qfa.Config:
+    def config(self) -> oqat.Config | qfa.Config | dnas.Config:
         """Options of the method. Raises ValueError if they are impossible, or an option is another method's."""
         untouched = {
             ("oqat", "--bit-schedule"): self.bit_schedule == oqat.Config.bit_schedule,
-            ("qfa", "--qfa"): self.own == qfa.OwnOptions(),
+            ("qfa", "--qfa"): self.qfa_options == qfa.OwnOptions(),
+            ("dnas", "--dnas"): self.dnas_options == dnas.OwnOptions(),
         }
         if wrong := [
             flag for (method, flag), is_default in untouched.items() if not is_default and method != self.method
@@ -106,7 +121,9 @@ class Train:
             raise ValueError(f"{wrong[0]} is not an option of --method {self.method}")
         if self.method == "oqat":
             return oqat.Config(**vars(self.training), bit_schedule=self.bit_schedule)
-        return qfa.Config(**vars(self.training), **vars(self.own))
+        if self.method == "dnas":
+            return dnas.Config(**vars(self.training), **vars(self.dnas_options))
+        return qfa.Config(**vars(self.training), **vars(self.qfa_options))
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ SECONDS_BETWEEN_LINES = 20
 @contextmanager
 def track(title: str, total: int, start: int = 0) -> Iterator[Update]:
     """Show the progress of one long job; yields `update(done, metrics by name)`."""
-    if not is_main():
+    if console.quiet or not is_main():
         yield lambda done, metrics: None
         return
     if not console.is_terminal:

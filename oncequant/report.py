@@ -19,10 +19,12 @@ from typing import Any
 import numpy as np
 
 from oncequant.arch import FLOAT_BITS, LayerSpec
-from oncequant.checkpoint import config_from_json, load_space
+from oncequant.checkpoint import load_space
 from oncequant.cost import layer_macs, weight_bytes
 from oncequant.files import FileError, read_json, read_lines, write_atomically, write_csv
-from oncequant.models.mobilenet_v3 import mobilenet_v3_space, with_bits
+from oncequant.models import MODELS, config_from_json, model_name
+from oncequant.models.mobilenet_v3 import MobileNetV3Config, with_bits
+from oncequant.report_distribution import draw_distribution, sharpening
 from oncequant.report_mixed import bits_by_role, draw_bits, draw_predictions, mixed_stages
 from oncequant.search.pareto import hypervolume, pareto_front
 
@@ -64,6 +66,8 @@ class Run:
     exports: list[dict]
     predictions: dict[str, Any] | None = None
     """What an accuracy predictor said before subnets were measured, and how good it is."""
+    distribution: dict[str, Any] | None = None
+    """How DNAS's distribution over precisions sharpened."""
 
     @property
     def stages(self) -> list[str]:
@@ -91,6 +95,8 @@ def write_report(run_dir: Path) -> Path:
         draw_bits(data, _panels, folder / "bits.png", _save)
     if run.predictions and run.predictions["points"]:
         draw_predictions(run.predictions, _panels, folder / "predictor.png", _save)
+    if run.distribution:
+        draw_distribution(run.distribution, _panels, folder / "distribution.png", _save)
     write_atomically(folder / "index.html", page_html(data).encode())
     return folder / "index.html"
 
@@ -104,11 +110,21 @@ def read_run(folder: Path) -> Run:
         info = read_json(folder / "run.json")
         metrics, measurements, family, exports = (_read_records(folder / name) for name in FILES)
         predictions = read_json(folder / "predictor.json") if (folder / "predictor.json").exists() else None
+        distribution = _read_distribution(folder)
     except FileError as error:
         raise ReportError(str(error)) from error
     if not isinstance(info, dict):
         raise ReportError(f"{folder / 'run.json'} should hold a JSON object")
-    return Run(folder, info, metrics, measurements, family, exports, predictions)
+    for record in family:  # each network that DNAS trained is a stage of its own
+        record["stage"] = re.sub("^samples/.*", "samples", record["stage"])
+    return Run(folder, info, metrics, measurements, family, exports, predictions, distribution)
+
+
+def _read_distribution(folder: Path) -> dict[str, Any] | None:
+    rows = read_lines(folder / "distribution.jsonl")
+    if not rows or not (folder / "search.safetensors").exists():
+        return None
+    return sharpening(rows, load_space(folder, "search")[1].choices)
 
 
 def _read_records(path: Path) -> list[dict]:
@@ -161,7 +177,7 @@ def page_data(run: Run) -> dict[str, Any]:
         "top1_axis": top1_axis(on_fronts + [f["top1"] for f in family]),
     }
     by_role = bits_by_role(data, list(COST_LABELS).index("bitops"))
-    return data | {"bits_by_role": by_role, "predictions": run.predictions}
+    return data | {"bits_by_role": by_role, "predictions": run.predictions, "distribution": run.distribution}
 
 
 def stage_styles(stages: list[str]) -> list[dict[str, str]]:
@@ -186,13 +202,16 @@ def layer_tables(run: Run, records: list[dict]) -> tuple[list[tuple], list[list[
     @cache
     def space_of(stage: str):
         try:
-            if (run.folder / f"{stage}.safetensors").exists():
-                return load_space(run.folder, stage)[1]
+            saved = "search" if stage == "samples" else stage
+            if (run.folder / f"{saved}.safetensors").exists():
+                return load_space(run.folder, saved)[1]
             config = config_from_json(run.info["model"]["config"])
-        except (KeyError, TypeError, FileError) as error:
+        except (KeyError, TypeError, ValueError, FileError) as error:
             raise ReportError(f"{run.folder / 'run.json'}: model.config does not fit: {error!r}") from error
         bits = FLOAT_BITS if stage == "float" else int((re.match(r"(\d+)bit", stage) or "00")[1])
-        return mobilenet_v3_space(with_bits(config, bits) if bits else config)  # 0: bits are choices of the space
+        if bits and isinstance(config, MobileNetV3Config):  # otherwise bits are choices of the space
+            config = with_bits(config, bits)
+        return MODELS[model_name(config)][1](config)
 
     def row_of(name: str, s: LayerSpec) -> tuple:
         shape = (name, s.role, s.in_channels, s.out_channels, s.kernel_size, s.stride, s.out_size)
@@ -240,7 +259,8 @@ def training_curves(run: Run) -> list[dict]:
         size = math.ceil(len(losses) / LOSS_POINTS) or 1
         curve = {"loss": [np.mean(losses[i : i + size], axis=0).tolist() for i in range(0, len(losses), size)]}
         for net in ("largest", "smallest"):
-            curve[net] = [(start + m["step"], m[f"top1_{net}"]) for m in lines if m.get(f"top1_{net}") is not None]
+            keys = (f"top1_{net}", *(("top1", "top1_likely") if net == "largest" else ()))  # the latter are DNAS's
+            curve[net] = [(start + m["step"], m[key]) for m in lines for key in keys if m.get(key) is not None]
         if lines:
             curves.append({"stage": index, **curve})
             start += lines[-1].get("steps") or lines[-1]["step"]

@@ -279,6 +279,13 @@ function mixedTables() {
         ...["predicted", "uniform"].map((k) => (p.hypervolume?.[k] == null ? "–" : p.hypervolume[k].toFixed(4)))]]));
   }
 }
+function distributionTable() {
+  const d = DATA.distribution, last = d.tables.at(-1);
+  $("mixed").append(table(
+    `What the search learned: probability of each precision at its end (step ${d.times.at(-1)}). The mean entropy of a choice fell from ${
+      d.entropy[0].toFixed(2)} to ${d.entropy.at(-1).toFixed(2)} bits.`,
+    ["Choice", ...d.candidates], d.choices.map((name, i) => [name, ...last[i].map((p) => percent(p, 0))])));
+}
 function exportsTable() {
   const ms = (t) => (Number.isFinite(t) ? `${t.toFixed(t < 1 ? 3 : 2)} ms` : "–");
   const times = (a, b) => (Number.isFinite(a / b) ? `${(a / b).toFixed(2)}×` : "–");
@@ -317,7 +324,9 @@ about();
 if (POINTS.length || FAMILY.length) pareto(); else nothing("pareto", "No network has been measured yet (measurements.jsonl).");
 if (FAMILY.length) familyTable(); else nothing("family", "No network has been chosen yet (family.json).");
 if (DATA.exports.length) exportsTable(); else nothing("exports", "Nothing has been exported yet (exports.json).");
-if (DATA.bits_by_role.length || DATA.predictions) mixedTables(); else $("mixed").remove();
+if (DATA.bits_by_role.length || DATA.predictions) mixedTables();
+if (DATA.distribution) distributionTable();
+if (!(DATA.bits_by_role.length || DATA.predictions || DATA.distribution)) $("mixed").remove();
 if (DATA.searchers.length) searcherTable(); else $("searchers").remove();
 if (DATA.curves.length) drawCurves(); else nothing("training", "No training step has been logged yet (metrics.jsonl).");
 new ResizeObserver(() => {

@@ -21,10 +21,9 @@ from typing import Any
 import torch
 
 from oncequant import distributed
-from oncequant.checkpoint import config_from_json
 from oncequant.data import Data, load_data, native_size
 from oncequant.files import FileError, read_json, write_json
-from oncequant.models.mobilenet_v3 import MobileNetV3Config
+from oncequant.models import ModelConfig, config_from_json, config_to_json, model_name
 
 
 @dataclass(frozen=True)
@@ -33,7 +32,7 @@ class RunSettings:
 
     data: str
     preset: str
-    model: MobileNetV3Config
+    model: ModelConfig
     method: str
     method_config: dict[str, Any]
     seed: int
@@ -66,7 +65,7 @@ def preset_for(source: str) -> str:
 def create_run(run_dir: Path, settings: RunSettings, data: Data, command: str) -> None:
     """Write run.json, or check that the folder's run has the same settings and data. Raises FileError."""
     path = run_dir / "run.json"
-    wanted = json.loads(json.dumps(asdict(settings)))
+    wanted = json.loads(json.dumps({**asdict(settings), "model": config_to_json(settings.model)}))
     if path.exists():
         found = read_json(path)
         before = found.get("settings", {})
@@ -115,7 +114,11 @@ def create_run(run_dir: Path, settings: RunSettings, data: Data, command: str) -
                 "flip": data.flip,
                 "fingerprint": data.fingerprint,
             },
-            "model": {"name": "mobilenet_v3", "preset": settings.preset, "config": asdict(settings.model)},
+            "model": {
+                "name": model_name(settings.model),
+                "preset": settings.preset,
+                "config": config_to_json(settings.model),
+            },
             "method_config": settings.method_config,
             "settings": wanted,
         },
@@ -129,7 +132,10 @@ def open_run(run_dir: Path) -> RunSettings:
     values = read_json(run_dir / "run.json").get("settings", {})
     if missing := {f.name for f in fields(RunSettings) if f.default is MISSING} - set(values):
         raise FileError(f"{run_dir / 'run.json'}: settings lack {', '.join(sorted(missing))}")
-    return RunSettings(**{**values, "model": config_from_json(values["model"])})
+    try:
+        return RunSettings(**{**values, "model": config_from_json(values["model"])})
+    except (TypeError, ValueError) as error:
+        raise FileError(f"{run_dir / 'run.json'}: {error}") from error
 
 
 def check_fingerprint(run_dir: Path, data: Data) -> None:

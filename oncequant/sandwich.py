@@ -13,13 +13,13 @@ from oncequant.arch import Arch
 from oncequant.data import Data, eval_batches
 from oncequant.elastic import ElasticBatchNorm, SharedWeights
 from oncequant.evaluate import measure
-from oncequant.models.mobilenet_v3 import MobileNetV3
+from oncequant.models import Network
 from oncequant.quantizers.batchquant import BatchQuant
 from oncequant.space import SearchSpace
 from oncequant.train import StepFunction, TrainingOptions, fit
 
 
-def sandwich_training(supernet: MobileNetV3, cfg: TrainingOptions) -> StepFunction:
+def sandwich_training(supernet: Network, cfg: TrainingOptions) -> StepFunction:
     """Steps of the sandwich rule over the whole space of a supernet."""
 
     def step(images: Tensor, labels: Tensor, rng: np.random.Generator, done: float) -> Tensor:
@@ -35,7 +35,7 @@ def own_rng(cfg: TrainingOptions, rng: np.random.Generator) -> np.random.Generat
 
 
 def train_supernet(
-    supernet: MobileNetV3,
+    supernet: Network,
     step: StepFunction,
     cfg: TrainingOptions,
     data: Data,

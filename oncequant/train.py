@@ -46,6 +46,8 @@ class Schedule:
     """Largest global gradient norm."""
     step_size_lr: float = 1.0
     """Learning rate of the quantizers' parameters, relative to `lr`."""
+    arch_lr: float | None = None
+    """Constant learning rate of architecture parameters, which have an Adam of their own."""
 
     def lr_at(self, step: int) -> float:
         """Learning rate of one step, counted from 0."""
@@ -132,22 +134,24 @@ class TrainingOptions:
         return 250
 
 
-def make_optimizer(net: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
-    """Optimiser with groups of its own for weights, for batch norm and biases, and for quantizers."""
-    weights, others, steps = [], [], []
+def make_optimizers(net: nn.Module, schedule: Schedule) -> list[torch.optim.Optimizer]:
+    """One with groups of its own for weights, for batch norm and biases, and for quantizers; and Adam for architecture
+    parameters if the network has any, which may be trained in other steps than the weights."""
+    weights, others, steps, archs = [], [], [], []
     for name, parameter in net.named_parameters():
         group = steps if "_quantizer." in name else others if parameter.dim() < 2 else weights
-        group.append(parameter)
+        (archs if name == "arch_logits" else group).append(parameter)
     groups = [
         {"params": weights, "weight_decay": schedule.weight_decay, "scale": 1.0},
         {"params": others, "weight_decay": 0.0, "scale": 1.0},
         {"params": steps, "weight_decay": 0.0, "scale": schedule.step_size_lr},
     ]
     groups = [group for group in groups if group["params"]]
+    adam = [torch.optim.Adam([{"params": archs, "lr": schedule.arch_lr}])] if archs else []
     if schedule.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=schedule.lr, momentum=0.9, nesterov=True)
+        return [torch.optim.SGD(groups, lr=schedule.lr, momentum=0.9, nesterov=True), *adam]
     if schedule.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=schedule.lr, fused=True)
+        return [torch.optim.AdamW(groups, lr=schedule.lr, fused=True), *adam]
     raise ValueError(f"optimizer {schedule.optimizer!r}: use sgd or adamw")
 
 
@@ -198,9 +202,9 @@ def fit(
         for leftover in run_dir.glob(f".{checkpoint.name}.*"):  # half files of a kill while writing
             leftover.unlink(missing_ok=True)
     settings = {"schedule": asdict(schedule), "seed": seed, "data": data.fingerprint}
-    optimizer = make_optimizer(net, schedule)
+    optimizers = make_optimizers(net, schedule)
     resume = distributed.from_main(checkpoint.exists)
-    start = _load_checkpoint(checkpoint, net, optimizer, settings) if resume else 0
+    start = _load_checkpoint(checkpoint, net, optimizers, settings) if resume else 0
     distributed.broadcast_state(net)
     log = _MetricsLog(run_dir, stage, start) if distributed.is_main() else None
     neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
@@ -214,15 +218,16 @@ def fit(
     with track(f"train {stage}", schedule.steps, start) as bar:
         for step in range(start, schedule.steps):
             images, labels = next(batches)
-            for group in optimizer.param_groups:
+            for group in optimizers[0].param_groups:
                 group["lr"] = schedule.lr_at(step) * group["scale"]
             torch.manual_seed(int(step_rng(seed, step).integers(2**31)) + rank)  # dropout
-            optimizer.zero_grad(set_to_none=True)
+            net.zero_grad(set_to_none=True)
             loss = step_function(images, labels, step_rng(seed, step), step / schedule.steps)
             distributed.average_gradients(net)
             norm = torch.nn.utils.clip_grad_norm_(net.parameters(), schedule.clip_norm)
             gradients_finite = torch.isfinite(norm) & gradients_finite.to(norm.device)  # looked at when logging
-            optimizer.step()
+            for optimizer in optimizers:
+                optimizer.step()
             done = step + 1
             if done % log_every == 0 or done in evaluate_at or done == schedule.steps:  # in all processes alike
                 value = distributed.mean(loss)
@@ -237,7 +242,7 @@ def fit(
                 bar(done, {"loss": value, **metrics})
             is_time = time.monotonic() - last_save >= checkpoint_seconds and done < schedule.steps
             if is_time and distributed.is_main() and math.isfinite(float(loss)) and bool(gradients_finite):
-                _save_checkpoint(checkpoint, net, optimizer, done, settings)
+                _save_checkpoint(checkpoint, net, optimizers, done, settings)
                 last_save = time.monotonic()
 
 
@@ -263,21 +268,23 @@ class _MetricsLog:
         self.board.flush()
 
 
-def _save_checkpoint(path: Path, net: nn.Module, optimizer, step: int, settings: dict) -> None:
+def _save_checkpoint(path: Path, net: nn.Module, optimizers: list, step: int, settings: dict) -> None:
     buffer = io.BytesIO()
-    state = {"step": step, "net": net.state_dict(), "optimizer": optimizer.state_dict(), "settings": settings}
+    optimizers = [optimizer.state_dict() for optimizer in optimizers]
+    state = {"step": step, "net": net.state_dict(), "optimizers": optimizers, "settings": settings}
     torch.save(state, buffer)
     write_atomically(path, buffer.getvalue())
 
 
-def _load_checkpoint(path: Path, net: nn.Module, optimizer, settings: dict) -> int:
+def _load_checkpoint(path: Path, net: nn.Module, optimizers: list, settings: dict) -> int:
     """Restore a checkpoint and return its step. Raises FileError if it is damaged, foreign or from other settings."""
     try:
         state = torch.load(path, weights_only=True, map_location=next(net.parameters()).device)
         found, step = dict(state["settings"]), state["step"]
         if found == settings:
             net.load_state_dict(state["net"])
-            optimizer.load_state_dict(state["optimizer"])
+            for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
             return step
     except Exception as error:  # torch.load raises many kinds for damaged or hostile files
         raise FileError(

@@ -135,7 +135,7 @@ def measure_variant(
     rows = []
 
     def record(kind: str, net: MobileNetV3, arch: Arch) -> None:
-        for fold in (True, False):
+        for fold in (True, False) if cfg.activations != "lsq" else (True,):  # LSQ has no zero points
             subnet = calibrated_subnet(net, arch, calibration, fold)
             split = {"top1": data.test, "validation": data.validation}
             top1 = {key: accuracy(subnet, arch, eval_batches(data, part)) for key, part in split.items()}

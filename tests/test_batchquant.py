@@ -14,9 +14,10 @@ from oncequant import native
 from oncequant.arch import LayerSpec
 from oncequant.calibrate import _merged, calibrate, initialise_quantizers
 from oncequant.conv import batch_norm_statistics
-from oncequant.elastic import ACT_QUANTIZERS, ElasticBatchNorm, ElasticConv, Quantizers
+from oncequant.elastic import ACT_QUANTIZERS, ElasticBatchNorm, ElasticConv, Quantizers, elastic_layers
 from oncequant.evaluate import accuracy, calibrated_subnet
-from oncequant.models.mobilenet_v3 import PRESETS, MobileNetV3, elastic_layers, extract_subnet, mobilenet_v3_space
+from oncequant.models import extract_subnet
+from oncequant.models.mobilenet_v3 import PRESETS, MobileNetV3, mobilenet_v3_space
 from oncequant.quantizers.batchquant import BatchQuant, NotCalibrated, RunningRange, batch_range
 from oncequant.quantizers.functional import activate, fake_quantize, integer_range
 

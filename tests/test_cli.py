@@ -151,7 +151,7 @@ def test_impossible_budgets_are_refused_at_once_with_the_smallest_value(digits_r
 
 
 def _model(run):
-    from oncequant.checkpoint import config_from_json
+    from oncequant.models import config_from_json
 
     return config_from_json(read_json(run / "run.json")["model"]["config"])
 

@@ -13,13 +13,12 @@ from oncequant import conv, elastic
 from oncequant.arch import LayerSpec
 from oncequant.calibrate import initialise_quantizers
 from oncequant.cost import macs, params
-from oncequant.elastic import ElasticConv, Quantizers, SharedWeights, resize
+from oncequant.elastic import ElasticConv, Quantizers, SharedWeights, elastic_layers, resize
+from oncequant.models import extract_subnet
 from oncequant.models.mobilenet_v3 import (
     PRESETS,
     MobileNetV3,
-    elastic_layers,
     elementwise,
-    extract_subnet,
     make_divisible,
     mobilenet_v3_space,
     with_bits,

@@ -24,7 +24,7 @@ LAYERS = [  # a module may import modules of lines above it, and of its own pack
     {"search", "run_folder"},
     {"train"},
     {"sandwich"},
-    {"report_mixed"},
+    {"report_mixed", "report_distribution"},
     {"export", "report"},
     {"methods"},
     {"options"},

@@ -12,11 +12,11 @@ import torch
 
 from oncequant.calibrate import initialise_quantizers
 from oncequant.data import load_data
-from oncequant.elastic import SharedWeights
+from oncequant.elastic import SharedWeights, elastic_layers
 from oncequant.evaluate import calibrated_subnet, measure
 from oncequant.files import FileError, read_lines, read_tensors
 from oncequant.methods import oqat
-from oncequant.models.mobilenet_v3 import PRESETS, MobileNetV3, elastic_layers, with_bits
+from oncequant.models.mobilenet_v3 import PRESETS, MobileNetV3, with_bits
 from oncequant.sandwich import sandwich_step
 from oncequant.train import Schedule, TrainingError, fit
 

@@ -16,7 +16,8 @@ from torch import Tensor
 from oncequant.arch import FLOAT_BITS, Arch
 
 # Operations and their number of inputs. `pixels` is the network's input, raw 0..255; `mean` is over height and width;
-# a `conv` pads with K // 2; `linear` works on what `flatten` leaves.
+# a `conv` pads with K // 2; `linear` works on what `flatten` leaves; `maxpool` is 3x3 with stride 2 and padding 1;
+# `subsample` keeps every second pixel; `pad_channels` adds empty channels on both sides.
 OPS = {
     "pixels": 0,
     "normalise": 1,
@@ -28,6 +29,9 @@ OPS = {
     "hardswish": 1,
     "hardsigmoid": 1,
     "mean": 1,
+    "maxpool": 1,
+    "subsample": 1,
+    "pad_channels": 1,
     "multiply": 2,
     "add": 2,
 }
@@ -60,7 +64,8 @@ class Weights:
     """Weights and bias of a convolution or linear layer.
 
     Codes are b-bit integers q in int8; the weight is q * 2^shift * scale[c]. The shift makes the grid of the integer
-    bias, input step * scale, fine enough at 2 to 4 bits. Scales can be negative (negative batch-norm weights).
+    bias, input step * scale, fine enough at 2 to 4 bits. Scales can be negative (negative batch-norm weights). Codes of
+    1 bit and of DoReFa are odd: the 2^b numbers -(2^b - 1), ..., -1, 1, ..., 2^b - 1.
     """
 
     weight: Tensor  # int8 codes or float32, (C_out, C_in / groups, K, K) or (C_out, C_in)
@@ -70,6 +75,12 @@ class Weights:
     shift: int = 0
     stride: int = 1
     groups: int = 1
+    odd: bool = False
+
+    def unsigned_codes(self) -> Tensor:
+        """The codes as numbers from 0 to 2^bits - 1, int16: what is packed."""
+        codes = self.weight.short()
+        return (codes + 2**self.bits - 1) // 2 if self.odd else codes + 2 ** (self.bits - 1)
 
     @property
     def is_integer(self) -> bool:
@@ -92,6 +103,7 @@ class Node:
     inputs: tuple[str, ...] = ()
     grid: Grid | None = None  # of `quantize`
     weights: Weights | None = None  # of `conv` and `linear`
+    channels: tuple[int, int] | None = None  # of `pad_channels`: added before and after
 
 
 @dataclass(frozen=True)
@@ -109,6 +121,7 @@ class Graph:
         for i, node in enumerate(self.nodes):
             complete = (node.grid is None) == (node.op != "quantize")
             complete &= (node.weights is None) == (node.op not in ("conv", "linear"))
+            complete &= (node.channels is None) == (node.op != "pad_channels")
             if OPS.get(node.op) != len(node.inputs) or not complete or (node.op == "pixels") != (i == 0):
                 raise ValueError(f"node {node.name!r} is not a valid {node.op!r} operation")
             if node.name in known or not known.issuperset(node.inputs):
@@ -153,6 +166,12 @@ class Graph:
         """Inverse of `normalise`, up to float rounding."""
         mean, std = (normalised.new_tensor(v).view(1, -1, 1, 1) for v in (self.mean, self.std))
         return (normalised * std + mean) * 255
+
+
+def signed_codes(unsigned: Tensor, bits: int, odd: bool) -> Tensor:
+    """Inverse of `Weights.unsigned_codes`, int8."""
+    codes = 2 * unsigned.short() - (2**bits - 1) if odd else unsigned.short() - 2 ** (bits - 1)
+    return codes.to(torch.int8)
 
 
 def version() -> str:

@@ -6,6 +6,7 @@ squeeze-and-excite); calibrate those grids on images. The last step is ordinary 
 intermediate tensors; its cost in accuracy is what `verify` reports as plain against deployed.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -13,15 +14,17 @@ from torch import Tensor
 
 from oncequant.arch import FLOAT_BITS, Arch, LayerSpec
 from oncequant.calibrate import Batches
-from oncequant.elastic import ElasticConv, resize, slot_of
+from oncequant.elastic import ElasticConv, elastic_layers, resize, slot_of
 from oncequant.export.graph import Graph, Grid, Node, Weights
 from oncequant.export.simulate import float_parameters, float_values
+from oncequant.models import Network
 from oncequant.models.mobilenet_v3 import Block, MobileNetV3
-from oncequant.quantizers.functional import integer_range, quantize
+from oncequant.models.resnet import ResNet
+from oncequant.quantizers.functional import integer_range
 
 
 def lower(
-    subnet: MobileNetV3,
+    subnet: Network,
     arch: Arch,
     mean: tuple[float, ...],
     std: tuple[float, ...],
@@ -39,7 +42,8 @@ def lower(
         calibration: (normalised images (N, C, S, S), labels); labels are not read. A few hundred images suffice.
         as_float: ignore all quantizers: the float network of the same architecture.
 
-    Raises ValueError for bit-widths outside 2..8 and 32, step sizes that were never initialised, and no images.
+    Raises ValueError for bit-widths outside 1..8 and 32 of weights and 2..8 and 32 of inputs, step sizes that were
+    never initialised, and no images.
     """
     plain = _training_graph(subnet, arch, mean, std, classes, as_float)
     return _with_grids(plain, _grids(plain, _needs_grid(plain), calibration))
@@ -53,53 +57,92 @@ def network_input(graph: Graph, images: Tensor) -> Tensor:  # (N, C, S, S) -> (N
 # -- the training graph, batch norm folded
 
 
-def _training_graph(subnet: MobileNetV3, arch: Arch, mean, std, classes, as_float: bool) -> Graph:
-    nodes = [Node("pixels", "pixels"), Node("normalised", "normalise", ("pixels",))]
-    specs = subnet.space.layers(arch)
+def _training_graph(subnet: Network, arch: Arch, mean, std, classes, as_float: bool) -> Graph:
+    build = _GraphBuilder(subnet, subnet.space.layers(arch), as_float)
+    networks = {MobileNetV3: _mobilenet_v3, ResNet: _resnet}
+    features = networks[type(subnet)](build, subnet, arch)
+    # flattened before the classifier's quantizer: between the two, ONNX Runtime would not see its QGemm pattern
+    build.conv("classifier", build.add("flat", "flatten", features), op="linear")
+    return Graph(tuple(build.nodes), arch, tuple(mean), tuple(std), tuple(classes))
 
-    def add(name: str, op: str, *inputs: str, **rest) -> str:
-        nodes.append(Node(name, op, inputs, **rest))
+
+class _GraphBuilder:
+    """Collects nodes; each method returns the name of what it appends."""
+
+    def __init__(self, subnet: Network, specs: Mapping[str, LayerSpec], as_float: bool):
+        self.nodes = [Node("pixels", "pixels"), Node("normalised", "normalise", ("pixels",))]
+        self.layers, self.specs, self.as_float = dict(elastic_layers(subnet)), specs, as_float
+
+    def add(self, name: str, op: str, *inputs: str, **rest) -> str:
+        """Any operation."""
+        self.nodes.append(Node(name, op, inputs, **rest))
         return name
 
-    def conv(name: str, layer: ElasticConv, x: str, op: str = "conv") -> str:
-        spec = specs[name]
-        if as_float:
+    def conv(self, name: str, x: str, op: str = "conv") -> str:
+        """A layer with weights, behind its input's quantizer if it has one."""
+        spec, layer = self.specs[name], self.layers[name]
+        if self.as_float:
             spec = replace(spec, weight_bits=FLOAT_BITS, act_bits=FLOAT_BITS)
         grid = _input_grid(name, layer, spec)
         if grid is not None:
-            x = add(f"{name}.in", "quantize", x, grid=grid)
+            x = self.add(f"{name}.in", "quantize", x, grid=grid)
         weights = _folded(name, layer, spec, grid)
         if op == "linear":
             weights = replace(weights, weight=weights.weight.flatten(1))
-        return add(name, op, x, weights=weights)
+        return self.add(name, op, x, weights=weights)
 
-    def activation(x: str, kind: str) -> str:
-        return add(f"{x}.act", kind, x)
+    def activation(self, x: str, kind: str) -> str:
+        """relu or hardswish."""
+        return self.add(f"{x}.act", kind, x)
 
+
+def _mobilenet_v3(build: _GraphBuilder, subnet: MobileNetV3, arch: Arch) -> str:
     def block(name: str, module: Block, x: str) -> str:
         h = x
         if module.has_expand:
-            h = activation(conv(f"{name}.expand", module.expand, h), module.activation)
-        h = activation(conv(f"{name}.depthwise", module.depthwise, h), module.activation)
+            h = build.activation(build.conv(f"{name}.expand", h), module.activation)
+        h = build.activation(build.conv(f"{name}.depthwise", h), module.activation)
         if module.has_se:
-            gate = add(f"{name}.se_mean", "mean", h)
-            gate = activation(conv(f"{name}.se_reduce", module.se_reduce, gate), "relu")
-            gate = add(f"{name}.se_gate", "hardsigmoid", conv(f"{name}.se_expand", module.se_expand, gate))
-            h = add(f"{name}.se", "multiply", h, gate)
-        h = conv(f"{name}.project", module.project, h)
-        return add(f"{name}.sum", "add", x, h) if module.residual else h
+            gate = build.add(f"{name}.se_mean", "mean", h)
+            gate = build.activation(build.conv(f"{name}.se_reduce", gate), "relu")
+            gate = build.add(f"{name}.se_gate", "hardsigmoid", build.conv(f"{name}.se_expand", gate))
+            h = build.add(f"{name}.se", "multiply", h, gate)
+        h = build.conv(f"{name}.project", h)
+        return build.add(f"{name}.sum", "add", x, h) if module.residual else h
 
-    x = activation(conv("stem", subnet.stem, "normalised"), "hardswish")
+    x = build.activation(build.conv("stem", "normalised"), "hardswish")
     x = block("block0", subnet.block0, x)
     for s in range(1, len(subnet.config.stage_widths) + 1):
         for b in range(1, arch[f"stage{s}.depth"] + 1):
             x = block(f"stage{s}.block{b}", getattr(subnet, f"stage{s}")[f"block{b}"], x)
-    x = activation(conv("final_expand", subnet.final_expand, x), "hardswish")
-    x = add("pool", "mean", x)
-    x = activation(conv("feature_mix", subnet.feature_mix, x), "hardswish")
-    # flattened before the classifier's quantizer: between the two, ONNX Runtime would not see its QGemm pattern
-    conv("classifier", subnet.classifier, add("flat", "flatten", x), op="linear")
-    return Graph(tuple(nodes), arch, tuple(mean), tuple(std), tuple(classes))
+    x = build.activation(build.conv("final_expand", x), "hardswish")
+    x = build.add("pool", "mean", x)
+    return build.activation(build.conv("feature_mix", x), "hardswish")
+
+
+def _resnet(build: _GraphBuilder, subnet: ResNet, arch: Arch) -> str:
+    x = build.activation(build.conv("stem", "normalised"), "relu")
+    x = build.add("maxpool", "maxpool", x) if subnet.config.large_stem else x
+    for s, blocks in enumerate(subnet.config.stage_blocks, start=1):
+        for b in range(1, blocks + 1):
+            name = f"stage{s}.block{b}"
+            block, shortcut = subnet.get_submodule(name), x
+            if f"{name}.shortcut" in build.layers:
+                shortcut = build.conv(f"{name}.shortcut", x)
+            else:
+                before = block.added_channels // 2
+                added = before, block.added_channels - before
+                shortcut = build.add(f"{name}.subsample", "subsample", x) if block.stride > 1 else x
+                if block.added_channels:
+                    shortcut = build.add(f"{name}.pad", "pad_channels", shortcut, channels=added)
+            if not build.specs[f"{name}.{block.residual[0]}"].present:
+                # what an identity passes on is positive already
+                x = build.activation(shortcut, "relu") if f"{name}.shortcut" in build.layers else shortcut
+                continue
+            for i, layer in enumerate(block.residual):
+                x = build.conv(f"{name}.{layer}", build.activation(x, "relu") if i else x)
+            x = build.activation(build.add(f"{name}.sum", "add", shortcut, x), "relu")
+    return build.add("pool", "mean", x)
 
 
 def _input_grid(name: str, layer: ElasticConv, spec: LayerSpec) -> Grid | None:
@@ -133,18 +176,21 @@ def _folded(name: str, layer: ElasticConv, spec: LayerSpec, grid: Grid | None) -
         return Weights((weight * gain.view(-1, 1, 1, 1)).float(), bias.float(), None, **shape)
     _check_bits(name, "weight", spec.weight_bits)
     slot = slot_of(layer.weight_slots, spec.weight_bits, spec.kernel_size)
-    step = _checked_step(name, "weight", layer.weight_quantizer.grid(weight, spec.weight_bits, True, slot).step_size)
-    codes = quantize(weight, torch.tensor(step), spec.weight_bits, signed=True).to(torch.int8)
+    codes, step, odd = layer.weight_quantizer.cpu().deployed(weight, spec.weight_bits, slot)
+    codes, step = codes.to(torch.int8), _checked_step(name, "weight", step)
+    shape["odd"] = odd
     if grid is None:
         return Weights(codes, bias.float(), (step * gain).float(), spec.weight_bits, **shape)
     # One less with 8-bit inputs, where two products of full-range codes overflow the int16 of CPUs without VNNI.
-    shift = max(0, 8 - spec.weight_bits - (grid.bits == 8))
+    shift = max(0, 8 - spec.weight_bits - odd - (grid.bits == 8))
     scale = (step * gain / 2**shift).float()
     weak = bias.abs() > 2**30 * grid.step * scale.double().abs()  # the bias swamps the weights and overflows
     weak |= scale == 0
     if weak.any():
-        codes[weak] = 0
-        scale[weak] = (bias.abs().clamp_min(1e-6) / grid.step / 2**20).float()[weak]
+        if not odd:
+            codes[weak] = 0
+        unit = 2**29 if odd else 2**20  # odd codes, which have no zero, count for next to nothing
+        scale[weak] = (bias.abs().clamp_min(1e-6) / grid.step / unit).float()[weak]
     unit = torch.tensor(grid.step) * scale  # float32, as runtimes multiply it
     reach = codes.abs().sum((1, 2, 3), dtype=torch.int64) * 2 ** (shift + grid.bits)
     if reach.max() >= 2**30:
@@ -153,8 +199,9 @@ def _folded(name: str, layer: ElasticConv, spec: LayerSpec, grid: Grid | None) -
 
 
 def _check_bits(name: str, what: str, bits: int) -> None:
-    if not 2 <= bits <= 8:
-        raise ValueError(f"{name}: {what} bit-width {bits} cannot be exported; 2 to 8 and 32 can")
+    least = 1 if what == "weight" else 2
+    if not least <= bits <= 8:
+        raise ValueError(f"{name}: {what} bit-width {bits} cannot be exported; {least} to 8 and 32 can")
 
 
 def _checked_step(name: str, what: str, step_size: Tensor) -> float:
@@ -165,6 +212,8 @@ def _checked_step(name: str, what: str, step_size: Tensor) -> float:
 
 
 # -- 8-bit grids between the layers
+
+MOVES = ("maxpool", "subsample", "pad_channels")  # their results are among their inputs, or zero
 
 
 def _needs_grid(graph: Graph) -> set[str]:
@@ -177,6 +226,10 @@ def _needs_grid(graph: Graph) -> set[str]:
     def on_one_grid(name: str) -> bool:
         return [reader.op for reader in readers[name]] == ["quantize"]
 
+    def end_of(name: str) -> str:
+        """The node or the ReLU that alone reads it, which is no operation of its own: the grid after it clamps."""
+        return readers[name][0].name if [r.op for r in readers[name]] == ["relu"] else name
+
     integer: set[str] = set()  # nodes that come out of integer kernels or of an activation between two of them
     needed: set[str] = set()
     for node in graph.nodes[:-1]:  # the classifier's logits stay float
@@ -184,23 +237,24 @@ def _needs_grid(graph: Graph) -> set[str]:
         match node.op:
             case "quantize":
                 integer.add(node.name)
-            case "relu" | "hardswish" | "hardsigmoid" | "flatten" if sources[0]:
+            case "relu" | "hardswish" | "hardsigmoid" | "flatten" | "maxpool" | "subsample" | "pad_channels" if sources[
+                0
+            ]:
                 integer.add(node.name)
             case "conv" if node.weights.is_integer:
                 integer.add(node.name)
-                # a ReLU is no operation of its own: the grid after it clamps at zero
-                end = readers[node.name][0].name if [r.op for r in readers[node.name]] == ["relu"] else node.name
-                if not on_one_grid(end):
+                if not on_one_grid(end := end_of(node.name)):
                     needed.add(end)
             case "add" | "multiply" | "mean":
-                whole = any(sources) if node.op == "add" else all(sources)
+                floats = [nodes[i].weights and not nodes[i].weights.is_integer for i in node.inputs]
+                whole = any(sources) and not any(floats) if node.op == "add" else all(sources)
                 if node.op == "mean" and not on_one_grid(node.name):
                     whole = False
                 if whole:
                     integer.add(node.name)
                     needed |= {source for source in node.inputs if nodes[source].op != "quantize"}
-                    if not on_one_grid(node.name):
-                        needed.add(node.name)
+                    if not on_one_grid(end := end_of(node.name)):
+                        needed.add(end)
     return needed
 
 
@@ -228,7 +282,13 @@ def _grids(graph: Graph, names: set[str], calibration: Batches) -> dict[str, Gri
         if all(reader.op == "hardsigmoid" for reader in readers[name]):
             high = min(high, 3.0)  # and this one above 3
         ranges[name] = low, high
-    return {name: grid_over(low, high) for name, (low, high) in ranges.items()}
+    grids = {name: grid_over(low, high) for name, (low, high) in ranges.items()}
+    for name in grids:  # what only moves codes keeps their grid
+        source = name
+        while nodes[source].op in MOVES:
+            source = nodes[source].inputs[0]
+        grids[name] = grids.get(source, grids[name])
+    return grids
 
 
 def grid_over(low: float, high: float) -> Grid:

@@ -18,7 +18,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from oncequant.arch import FLOAT_BITS
-from oncequant.export.graph import Graph, Node, version
+from oncequant.export.graph import Graph, Node, Weights, version
 from oncequant.export.packing import pack
 from oncequant.files import write_atomically
 
@@ -120,6 +120,14 @@ class _Builder:
                 self.layer(node)
             case "hardsigmoid":
                 self.add("HardSigmoid", inputs, name, alpha=1 / 6, beta=0.5)
+            case "maxpool":
+                self.add("MaxPool", inputs, name, kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4)
+            case "subsample":
+                self.add("MaxPool", inputs, name, kernel_shape=[1, 1], strides=[2, 2])
+            case "pad_channels":
+                before, after = node.channels
+                pads = np.array([0, before, 0, 0, 0, after, 0, 0], np.int64)
+                self.add("Pad", [*inputs, self.constant(f"pads{before}.{after}", pads)], name)
             case _:
                 self.add(SAME_IN_ONNX[node.op], inputs, name)
 
@@ -159,19 +167,21 @@ class _Builder:
         if weights.bits == 8:
             source = self.constant(f"{name}.w", codes)
         else:
-            source = self.unpacked(name, codes, weights.bits, weights.shift)
+            source = self.unpacked(name, weights)
         operands = [source, self.constant(f"{name}.ws", weights.scale.numpy())]
         if node.op == "linear":  # ORT's QGemm insists on a zero point
             operands.append(self.constant(f"{name}.wz", np.zeros(len(codes), np.int8)))
         return self.add("DequantizeLinear", operands, self.short(), axis=0)
 
-    def unpacked(self, name: str, codes: np.ndarray, bits: int, shift: int) -> str:
+    def unpacked(self, name: str, weights: Weights) -> str:
         """Nodes that turn bit planes into INT8 codes times 2^shift.
 
         They work on int32 because OpenVINO computes uint8 BitShift and BitwiseAnd wrongly.
         """
-        offset = 2 ** (bits - 1)
-        planes = pack(codes + offset, bits)[:, :, None]  # (bits, ceil(n / 8), 1)
+        codes, bits, shift = weights.unsigned_codes().numpy(), weights.bits, weights.shift + weights.odd
+        # the code is unsigned - 2^(bits - 1), or if odd 2 unsigned - (2^bits - 1); times 2^shift
+        half = (2**bits - 1) << weights.shift if weights.odd else 2 ** (bits - 1) << shift
+        planes = pack(codes, bits)[:, :, None]  # (bits, ceil(n / 8), 1)
         place = np.array([[[1 << plane << shift]] for plane in range(bits)], np.int32)
         steps = [
             ("Cast", [self.constant(f"{name}.w", planes)], dict(to=TensorProto.INT32)),
@@ -179,7 +189,7 @@ class _Builder:
             ("Mod", [self.constant("two", np.int32(2))], {}),
             ("Mul", [self.constant(f"place{bits}.{shift}", place)], {}),
             ("ReduceSum", [self.constant("first", np.array([0], np.int64))], dict(keepdims=0)),
-            ("Sub", [self.constant(f"half{bits}.{shift}", np.int32(offset << shift))], {}),
+            ("Sub", [self.constant(f"half{half}", np.int32(half))], {}),
         ]
         if codes.size % 8:
             end = self.constant(f"{name}.n", np.array([codes.size], np.int64))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from oncequant.arch import FLOAT_BITS, Arch
-from oncequant.export.graph import Graph, Grid, Node, Weights, version
+from oncequant.export.graph import Graph, Grid, Node, Weights, signed_codes, version
 from oncequant.export.packing import pack, unpack
 from oncequant.export.simulate import float_parameters, run_float
 from oncequant.files import FileError, read_json, read_tensors, write_atomically, write_tensors
@@ -56,8 +56,7 @@ def write_package(graph: Graph, folder: Path) -> None:
         if weights.bits == FLOAT_BITS:
             tensors[f"{name}.weight"] = weights.weight
         else:
-            unsigned = weights.weight.numpy().astype("int16") + 2 ** (weights.bits - 1)
-            tensors[f"{name}.planes"] = torch.from_numpy(pack(unsigned, weights.bits))
+            tensors[f"{name}.planes"] = torch.from_numpy(pack(weights.unsigned_codes().numpy(), weights.bits))
             tensors[f"{name}.scale"] = weights.scale
         tensors[f"{name}.bias"] = weights.bias
     folder = Path(folder)
@@ -103,8 +102,11 @@ def _node_to_json(node: Node) -> dict[str, Any]:
     values: dict[str, Any] = {"name": node.name, "op": node.op, "inputs": node.inputs}
     if node.grid is not None:
         values["grid"] = asdict(node.grid)
+    if node.channels is not None:
+        values["channels"] = node.channels
     if node.weights is not None:
         kept = {key: getattr(node.weights, key) for key in ("bits", "shift", "stride", "groups")}
+        kept |= {"odd": True} if node.weights.odd else {}
         values["weights"] = {"shape": list(node.weights.weight.shape), **kept}
     return values
 
@@ -112,7 +114,8 @@ def _node_to_json(node: Node) -> dict[str, Any]:
 def _node_from_json(values: dict[str, Any], tensors: dict[str, Tensor]) -> Node:
     grid = Grid(**values["grid"]) if "grid" in values else None
     weights = _weights_from_json(values["name"], dict(values["weights"]), tensors) if "weights" in values else None
-    return Node(values["name"], values["op"], tuple(values["inputs"]), grid, weights)
+    channels = tuple(values["channels"]) if "channels" in values else None
+    return Node(values["name"], values["op"], tuple(values["inputs"]), grid, weights, channels)
 
 
 def _weights_from_json(name: str, values: dict[str, Any], tensors: dict[str, Tensor]) -> Weights:
@@ -121,7 +124,7 @@ def _weights_from_json(name: str, values: dict[str, Any], tensors: dict[str, Ten
     if bits == FLOAT_BITS:
         return Weights(tensors[f"{name}.weight"].reshape(shape), bias, None, **values)
     unsigned = torch.from_numpy(unpack(tensors[f"{name}.planes"].numpy(), shape.numel()))
-    codes = (unsigned.short() - 2 ** (bits - 1)).to(torch.int8).reshape(shape)
+    codes = signed_codes(unsigned, bits, values.get("odd", False)).reshape(shape)
     return Weights(codes, bias, tensors[f"{name}.scale"], **values)
 
 

@@ -98,6 +98,12 @@ def _float_value(graph: Graph, node: Node, inputs: list[Tensor], parameters: Par
             return x * _hard_sigmoid(x)
         case "mean":
             return x.mean((2, 3), keepdim=True)
+        case "maxpool":
+            return F.max_pool2d(x, 3, 2, 1)
+        case "subsample":
+            return x[:, :, ::2, ::2]
+        case "pad_channels":
+            return F.pad(x, (0, 0, 0, 0, *node.channels))
         case "multiply":
             return x * inputs[1]
         case "add":

@@ -27,7 +27,7 @@ from oncequant.export.onnx_writer import codes_name, write_onnx
 from oncequant.export.package import DESCRIPTION, TENSORS, load_package, write_package
 from oncequant.export.simulate import float_parameters, float_values, run_integer
 from oncequant.files import write_json
-from oncequant.models.mobilenet_v3 import MobileNetV3
+from oncequant.models import Network
 
 NEAR_TIE = 1e-3  # of a step: farther from a rounding boundary, summation order cannot change a code
 NEAR_EQUAL = 1e-5  # of the largest logit: logits this close have no order in float32
@@ -79,7 +79,7 @@ class Verification:
 
 
 def export_network(
-    subnet: MobileNetV3,
+    subnet: Network,
     arch: Arch,
     mean: tuple[float, ...],
     std: tuple[float, ...],
@@ -115,7 +115,7 @@ def export_network(
 
 @torch.no_grad()
 def verify(
-    subnet: MobileNetV3, graph: Graph, onnx_path: Path, package: Path, float_onnx_path: Path, test: Batches
+    subnet: Network, graph: Graph, onnx_path: Path, package: Path, float_onnx_path: Path, test: Batches
 ) -> Verification:
     """Compare the trained subnet, both files and the simulator on every test image; measure size and speed.
 

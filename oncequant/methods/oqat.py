@@ -26,8 +26,9 @@ from oncequant.arch import FLOAT_BITS
 from oncequant.calibrate import initialise_quantizers
 from oncequant.checkpoint import load_supernet, save_supernet
 from oncequant.data import Data, eval_batches, train_batches
+from oncequant.elastic import elastic_layers
 from oncequant.evaluate import measure
-from oncequant.models.mobilenet_v3 import MobileNetV3, MobileNetV3Config, elastic_layers, mobilenet_v3_space, with_bits
+from oncequant.models.mobilenet_v3 import MobileNetV3, MobileNetV3Config, mobilenet_v3_space, with_bits
 from oncequant.sandwich import sandwich_training, train_supernet
 from oncequant.search import SearchConfig
 from oncequant.search.budget import check_reachable

@@ -27,10 +27,10 @@ from oncequant.arch import FLOAT_BITS, Arch
 from oncequant.calibrate import initialise_quantizers
 from oncequant.checkpoint import load_supernet, save_supernet
 from oncequant.data import Data, eval_batches, train_batches
-from oncequant.elastic import SharedWeights
+from oncequant.elastic import SharedWeights, elastic_layers
 from oncequant.evaluate import calibrated_subnet, measure
 from oncequant.files import read_json
-from oncequant.models.mobilenet_v3 import MobileNetV3, MobileNetV3Config, elastic_layers, mobilenet_v3_space
+from oncequant.models.mobilenet_v3 import MobileNetV3, MobileNetV3Config, mobilenet_v3_space
 from oncequant.quantizers.batchquant import BatchQuant
 from oncequant.quantizers.functional import integer_range
 from oncequant.sandwich import own_rng, sandwich_training, train_supernet
@@ -77,9 +77,10 @@ class OwnOptions:
     """Weight of (kurtosis(w) - 1.8)^2, mean over layers, in the loss: flat weight distributions quantize better."""
     dampening: float = 0.0
     """Weight, at the end, of the pull of weights towards their quantized values, which rises like a cosine."""
-    range_batch: int = 64
+    range_batch: int | None = None
     """Images per batch from which the activation ranges of a subnet are estimated when it is measured. The range of a
-    batch grows with it: as many as a process sees per step in training."""
+    batch grows with it: as many as a process sees per step in training. Default: the batch size, right for one process
+    and with synchronised statistics."""
     learned_offsets: float = 1.0
     """Share of the last stage in which BatchQuant's offsets are learned; afterwards they are zero and zero points are
     whole numbers. 1: to the end, and rounded when a subnet is deployed."""
@@ -100,7 +101,7 @@ class Config(TrainingOptions, OwnOptions):
             )
         if self.mixed_subnets < 0:
             raise ValueError(f"mixed_subnets {self.mixed_subnets}: use at least 0")
-        if self.range_batch < 2:
+        if self.range_batch is not None and self.range_batch < 2:
             raise ValueError(f"range_batch {self.range_batch}: use at least 2")
         if self.activations == "running" and self.checkpoint_activations:
             raise ValueError("activations running: not with checkpoint_activations, which moves averages twice")
@@ -122,7 +123,7 @@ class Config(TrainingOptions, OwnOptions):
     @property
     def calibration_batch(self) -> int:
         """Images per batch of `calibration`."""
-        return self.range_batch
+        return self.range_batch or self.batch_size
 
 
 # -- the space

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from oncequant.arch import FLOAT_BITS, Arch, LayerSpec, Number
+from oncequant.arch import FLOAT_BITS, LayerSpec, Number
 from oncequant.elastic import ACT_QUANTIZERS, ElasticConv, Quantizers, SharedWeights, resize
 from oncequant.quantizers.functional import activate
 from oncequant.space import SearchSpace
@@ -363,28 +363,6 @@ class MobileNetV3(nn.Module):
             for kind, layer in block.named_children():  # a weight's own graph is not to be computed twice
                 shared.weight(layer, specs[f"{name}.{kind}"])
         return checkpoint(block, x, specs, name, shared, use_reentrant=False, preserve_rng_state=False)
-
-
-def extract_subnet(supernet: MobileNetV3, arch: Arch) -> MobileNetV3:
-    """The static network of `arch` with copies of the supernet's weights, transformed and sliced.
-
-    Its forward is bit-identical to `supernet(images, arch)` on CPU. Batch-norm statistics are copied too, but they
-    belong to the largest architecture: calibrate before evaluating.
-    """
-    arch = supernet.space.complete(arch)
-    subnet = MobileNetV3(supernet.config, supernet.space.restrict(arch))
-    device = next(supernet.parameters()).device
-    specs = supernet.space.layers(arch)
-    layers = dict(elastic_layers(supernet))
-    with torch.no_grad():
-        for name, layer in elastic_layers(subnet):
-            layer.copy_sliced(layers[name], specs[name])
-    return subnet.to(device, memory_format=torch.channels_last).train(supernet.training)
-
-
-def elastic_layers(net: nn.Module) -> list[tuple[str, ElasticConv]]:
-    """(layer name as in the specs, layer) in network order."""
-    return [(name, module) for name, module in net.named_modules() if isinstance(module, ElasticConv)]
 
 
 def with_bits(config: MobileNetV3Config, bits: int) -> MobileNetV3Config:

@@ -9,7 +9,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from oncequant.quantizers.functional import Grid, fake_quantize, initial_step_size, integer_range
+from oncequant.quantizers.functional import Grid, fake_quantize, initial_step_size, integer_range, quantize
 
 
 class LSQ(nn.Module):
@@ -46,6 +46,12 @@ class LSQ(nn.Module):
         """Fake-quantized activation(x) of the same shape."""
         step_size, offset, grad_scale, *_ = self.grid(x, bits, signed, slot)
         return fake_quantize(x, step_size, bits, signed, grad_scale, offset, activation)
+
+    @torch.no_grad()
+    def deployed(self, weight: Tensor, bits: int, slot: int | None = None) -> tuple[Tensor, Tensor, bool]:
+        """(codes as floats, step size, whether the codes are odd numbers): what integer kernels are given."""
+        step_size = self._step(slot).detach().abs()
+        return quantize(weight, step_size, bits, True), step_size, bits == 1
 
     @torch.no_grad()
     def initialise(self, x: Tensor, bits: int, signed: bool, slot: int | None = None) -> None:

@@ -11,7 +11,7 @@ from oncequant import distributed
 from oncequant.calibrate import Batches
 from oncequant.data import Data
 from oncequant.files import write_json
-from oncequant.models.mobilenet_v3 import MobileNetV3
+from oncequant.models import Network
 from oncequant.progress import track
 from oncequant.search import SearchConfig, predicted
 from oncequant.search.measurements import Measurement, MeasurementFile, read_measurements
@@ -27,7 +27,7 @@ MEASURED_UNDER_BUDGET = 8
 
 
 def measure_predicted(
-    supernet: MobileNetV3,
+    supernet: Network,
     memory: MeasurementFile,
     bits: Sequence[int],
     options: SearchConfig,

@@ -14,7 +14,7 @@ from oncequant.cost import COSTS
 from oncequant.data import Data, eval_batches
 from oncequant.evaluate import accuracy, calibrated_subnet, measure
 from oncequant.files import read_json, write_json
-from oncequant.models.mobilenet_v3 import MobileNetV3
+from oncequant.models import Network
 from oncequant.progress import track
 from oncequant.search import SEARCHERS, SearchConfig
 from oncequant.search.measurements import Measurement, MeasurementFile, all_costs, read_measurements
@@ -25,7 +25,7 @@ STOP_SIGMAS = 4.0  # a candidate stops where even so many standard deviations mo
 
 
 def search_by_measuring(
-    supernet: MobileNetV3,
+    supernet: Network,
     memory: MeasurementFile,
     searcher: str,
     evaluations: int,
@@ -59,7 +59,7 @@ def search_by_measuring(
 
 
 def measure_codes(
-    supernet: MobileNetV3,
+    supernet: Network,
     memory: MeasurementFile,
     codes: np.ndarray,
     searcher: str,

@@ -1,0 +1,475 @@
+"""Mixed precision by differentiable architecture search (DNAS). Wu et al., 2018. https://arxiv.org/abs/1812.00090
+
+Idea. Every block of a residual network chooses its precision, no bits at all among them. A stochastic supernet holds
+all candidates; a block runs the sum of its candidates weighted by a random mask, whose distribution is learned together
+with the weights, by gradients, from a loss that knows what the network costs. Architectures drawn from the learned
+distribution are then trained from scratch; of these come the most accurate and the most efficient one.
+
+Symbols.  theta: arch_logits   m: mask   T: temperature   g: Gumbel noise   C: cost_factor   k: candidate precision
+
+    m_k = softmax_k((theta_k + g_k) / T)                                                 Gumbel-softmax
+    v   = sum_k m_k e_k(v_i)                                                             mixture of candidate layers
+    L   = CrossEntropy x C(Cost),   C = beta (log Cost)^gamma,   Cost = sum over layers of sum_k m_k cost_k
+
+The equations are numbered in no public version that we know; differences from the paper are numbered in docs/dnas.md.
+
+Run. `oncequant run --method dnas`, recipes/dnas_*.      Results. results/README.md
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.multiprocessing
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from oncequant import distributed
+from oncequant.arch import FLOAT_BITS, Arch, LayerSpec
+from oncequant.calibrate import initialise_quantizers
+from oncequant.checkpoint import load_supernet, save_supernet
+from oncequant.cost import COSTS, Specs, expected_layer
+from oncequant.data import Data, eval_batches, train_batches
+from oncequant.elastic import elastic_layers
+from oncequant.evaluate import measure
+from oncequant.files import FileError, append_line, read_json, read_lines, write_atomically, write_json
+from oncequant.models.resnet import FLOAT, SKIP, ResNet, ResNetConfig, choice_of, resnet_space
+from oncequant.progress import console, track
+from oncequant.quantizers.pact import PACT
+from oncequant.search import SearchConfig
+from oncequant.search.budget import BudgetError, check_reachable
+from oncequant.search.measurements import MeasurementFile, all_costs
+from oncequant.search.supernet import Choice, record_family
+from oncequant.space import SearchSpace
+from oncequant.train import Schedule, StepFunction, TrainingOptions, fit
+
+PRECISIONS = {  # candidates of the paper by the cost that it saves: 100 x weight bits + input bits
+    "weight_bytes": (SKIP, 132, 232, 332, 432, 832, FLOAT),
+    "bitops": (104, 204, 303, 404, 808, FLOAT),
+}
+
+
+@dataclass(frozen=True)
+class OwnOptions:
+    """Options of DNAS alone."""
+
+    cost: Literal["weight_bytes", "bitops"] = "weight_bytes"
+    """What the search saves: bytes of weights, or bit operations."""
+    precisions: tuple[int, ...] | None = None
+    """Candidates, each 100 x weight bits + input bits, 32 = float, or 0: the block becomes its shortcut. Default: the
+    paper's, weights of 0 1 2 3 4 8 32 bits with float inputs, or for bitops the pairs 104 204 303 404 808 3232."""
+    per_layer: bool = False
+    """Every layer chooses its precision, else every block."""
+    weight_quantizer: Literal["dorefa", "lsq"] = "dorefa"
+    act_quantizer: Literal["pact", "lsq"] = "pact"
+    projections: bool | None = None
+    """Shortcuts between different shapes are 1x1 convolutions (B); default: not for CIFAR's networks (A)."""
+    gamma: float = 0.9
+    """Weight of the cost in the loss: larger finds cheaper networks; 0 switches it off."""
+    cross_entropy: bool = True
+    """Off: the search sees the cost alone."""
+    temperature: tuple[float, float] = (5.0, 0.5)
+    """Of the masks, at the start and at the end of the search; exponential between."""
+    warmup_share: float = 0.1
+    """Part of the search in which the distribution stays uniform and only weights are trained."""
+    arch_share: float = 0.2
+    """Part of the training images, and of the steps, that train the distribution; the others train the weights."""
+    arch_travel: float = 8.0
+    """Learning rate of the logits times their steps: how far one can go in the whole search."""
+    samples: int = 6
+    """Architectures drawn in the second half of the search and trained from scratch, the most probable one last."""
+    pact_decay: float = 1e-4
+    """L2 penalty on PACT's clip levels."""
+    tolerance: float = 0.005
+    """What the most efficient network may lose against the float one, in accuracy from 0 to 1."""
+    jobs: int | None = None
+    """Architectures trained side by side, on a share of the cores or on a GPU each; default as many as there are."""
+
+
+@dataclass(frozen=True)
+class Config(TrainingOptions, OwnOptions):
+    """Options of DNAS training."""
+
+    def __post_init__(self):
+        """Refuse impossible options before any training."""
+        super().__post_init__()
+        if self.samples < 1:
+            raise ValueError(f"samples {self.samples}: use at least 1")
+        if not 0 < self.arch_share < 1 or not 0 <= self.warmup_share < 1:
+            raise ValueError("arch_share is between 0 and 1, warmup_share from 0 to below 1")
+        if len(self.temperature) != 2 or min(self.temperature) <= 0:
+            raise ValueError(f"temperature {self.temperature}: use two numbers above 0, at the start and at the end")
+        if self.gamma < 0 or (self.gamma == 0 and not self.cross_entropy):
+            raise ValueError(f"gamma {self.gamma}: use at least 0, and more without cross entropy")
+        if self.jobs is not None and self.jobs < 1:
+            raise ValueError(f"jobs {self.jobs}: use at least 1")
+        if self.checkpoint_activations or self.precision != "float32":
+            raise ValueError("DNAS trains in float32 and without checkpointing activations")
+        self.supernet_model(ResNetConfig())  # refuses impossible precisions
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Names of the stages in training order; each sample is one."""
+        return ("float", "search", *(sample_stage(i) for i in range(self.samples)))
+
+    def supernet_model(self, model: ResNetConfig) -> ResNetConfig:
+        """`model`, a float network, with the candidates of the search."""
+        projections = model.projections if self.projections is None else self.projections
+        return replace(
+            model,
+            precisions=self.precisions or PRECISIONS[self.cost],
+            per_layer=self.per_layer,
+            weight_quantizer=self.weight_quantizer,
+            act_quantizer=self.act_quantizer,
+            projections=projections,
+        )
+
+    def schedule(self, stage: str, data: Data) -> Schedule:
+        """Steps and learning rate of a stage: networks that are trained from scratch all train as long."""
+        schedule = super().schedule("search" if stage == "search" else "float", data)
+        if stage == "search":
+            steps = schedule.steps * self.arch_share * (1 - self.warmup_share)
+            schedule = replace(schedule, arch_lr=self.arch_travel / max(1, steps))
+        return replace(schedule, lr=self.lr)
+
+
+def sample_stage(i: int) -> str:
+    """Name of the stage that trains sample i; its folder holds everything of it."""
+    return f"samples/{i}/network"
+
+
+# -- the stochastic supernet
+
+
+class StochasticSupernet(nn.Module):
+    """A network and the logits theta of the precision of each of its free choices, (choices, candidates)."""
+
+    def __init__(self, net: ResNet):
+        super().__init__()
+        self.net = net
+        self.arch_logits = nn.Parameter(torch.zeros(len(net.space.free), int(max(net.space.cardinalities, default=1))))
+
+    def masks(self, temperature: float, rng: np.random.Generator) -> dict[str, Tensor]:
+        """Gumbel-softmax: by choice, shares of its candidates, (K,), with gradients to the logits."""
+        uniform = torch.from_numpy(rng.random(tuple(self.arch_logits.shape))).clamp(1e-9, 1 - 1e-9)
+        gumbel = -(-uniform.log()).log()
+        logits = (self.arch_logits + gumbel.to(self.arch_logits)) / temperature
+        return dict(zip(self.net.space.free, logits.softmax(1)))
+
+    def cost(self, masks: Mapping[str, Tensor], name: str) -> Tensor:
+        """Expected cost `name` of architectures drawn by `masks`, 0-dim, with gradients to them."""
+        return COSTS[name](expected_layers(self.net, masks))
+
+
+def expected_layers(net: ResNet, masks: Mapping[str, Tensor]) -> Specs:
+    """Expectation of every layer: of its candidates, weighted by the mask of the choice that decides."""
+
+    def layer(name: str, candidates: Sequence[LayerSpec]) -> LayerSpec:
+        mask = masks.get(choice_of(net.config, name))
+        return candidates[0] if mask is None else expected_layer(candidates, mask)
+
+    return {name: layer(name, candidates) for name, candidates in net.candidates.items()}
+
+
+def search_step(supernet: StochasticSupernet, cfg: Config, data: Data, schedule: Schedule) -> StepFunction:
+    """Alternating steps: of the weights, with the distribution as it is; every fifth, of the distribution alone.
+
+    The images that `fit` passes train the weights, those of `data` the distribution, uniform until the warm-up is over.
+    """
+    weights = [p for p in supernet.net.parameters() if p.requires_grad]
+    every, first = round(1 / cfg.arch_share), round(cfg.warmup_share * schedule.steps)
+    shard = distributed.rank(), distributed.world_size()
+    arch_batches: Iterator[tuple[Tensor, Tensor]] | None = None
+    largest, clips = supernet.net.space.largest(), pact_clips(supernet.net)
+    with torch.no_grad():
+        uniform = {name: row.softmax(0) for name, row in zip(supernet.net.space.free, supernet.arch_logits * 0)}
+        factor = cost_factor(supernet.cost(uniform, cfg.cost), cfg.gamma)
+
+    def is_arch_step(number: int) -> bool:
+        return number >= first and number % every == every - 1
+
+    def step(images: Tensor, labels: Tensor, rng: np.random.Generator, done: float) -> Tensor:
+        nonlocal arch_batches
+        number = round(done * schedule.steps)
+        masks = supernet.masks(temperature_at(cfg, done), rng)
+        if is_arch_step(number):
+            if arch_batches is None:
+                before = sum(map(is_arch_step, range(number)))
+                arch_batches = train_batches(
+                    data, schedule.batch_size, seed=cfg.seed + 1, start_step=before, shard=shard
+                )
+            images, labels = next(arch_batches)
+        else:
+            masks = {name: mask.detach() for name, mask in masks.items()}
+        if not cfg.cross_entropy and not is_arch_step(number):
+            return torch.zeros(())
+        loss = factor(supernet.cost(masks, cfg.cost))
+        if cfg.cross_entropy:
+            logits = supernet.net(images, largest, mixture=masks)  # (N, classes)
+            loss = F.cross_entropy(logits, labels, label_smoothing=cfg.label_smoothing) * loss
+        if is_arch_step(number):
+            loss.backward(inputs=[supernet.arch_logits])
+        else:
+            (loss + clip_penalty(clips, cfg)).backward(inputs=weights)
+        return loss.detach()
+
+    return step
+
+
+def cost_factor(start: Tensor, gamma: float) -> Callable[[Tensor], Tensor]:
+    """C(Cost) = beta (log Cost)^gamma, with beta such that it is 1 at the cost of the uniform distribution."""
+    beta = math.log(float(start)) ** -gamma
+    return lambda cost: beta * cost.log() ** gamma
+
+
+def temperature_at(cfg: Config, done: float) -> float:
+    """T when a part `done` of the search is done."""
+    start, end = cfg.temperature
+    return start * (end / start) ** done
+
+
+def pact_clips(net: ResNet) -> list[Tensor]:
+    """The learned clip levels of a network."""
+    quantizers = [layer.act_quantizer for _, layer in elastic_layers(net)]
+    return [quantizer.clip for quantizer in quantizers if isinstance(quantizer, PACT) and quantizer.clip.numel()]
+
+
+def clip_penalty(clips: Sequence[Tensor], cfg: Config) -> Tensor | float:
+    """PACT's L2 penalty."""
+    return cfg.pact_decay * sum(clip.square().sum() for clip in clips)
+
+
+# -- training
+
+
+def train(cfg: Config, model: ResNetConfig, data: Data, run_dir: Path, only: Mapping[str, Any] | None = None) -> None:
+    """Train every stage that has no checkpoint yet: the float network, the stochastic supernet, the samples.
+
+    `only` restricts the space of the search (names of choices to values).
+    """
+    if not isinstance(model, ResNetConfig):
+        raise ValueError("DNAS searches the precisions of residual networks: use --preset resnet20, for example")
+    config = cfg.supernet_model(model)
+    space = resnet_space(config).restrict(only or {})
+    if not distributed.from_main((run_dir / "float.safetensors").exists):
+        floats = replace(config, precisions=(FLOAT,), per_layer=False)
+        train_alone(cfg, floats, resnet_space(floats), data, run_dir, "float")
+    if not distributed.from_main((run_dir / "search.safetensors").exists):
+        train_search(cfg, config, space, data, run_dir)
+    train_samples(cfg, config, space, data, run_dir)
+
+
+def train_alone(cfg: Config, config: ResNetConfig, space: SearchSpace, data: Data, run_dir: Path, stage: str) -> None:
+    """Train the one network of a one-point space from scratch."""
+    torch.manual_seed(cfg.seed)
+    net = ResNet(config, space).to(data.device, memory_format=torch.channels_last)
+    start_quantizers(net, data, cfg)
+    arch, calibration, clips = space.largest(), cfg.calibration(data), pact_clips(net)
+
+    def step(images: Tensor, labels: Tensor, rng: np.random.Generator, done: float) -> Tensor:
+        loss = F.cross_entropy(net(images, arch), labels, label_smoothing=cfg.label_smoothing)
+        (loss + clip_penalty(clips, cfg)).backward()
+        return loss.detach()
+
+    def evaluate() -> dict[str, float]:
+        return {"top1": measure(net, arch, calibration, eval_batches(data, data.validation))}
+
+    folder, name = (run_dir / stage).parent, Path(stage).name
+    folder.mkdir(parents=True, exist_ok=True)
+    run = dict(stage=name, run_dir=folder, seed=cfg.seed, checkpoint_seconds=cfg.checkpoint_seconds)
+    fit(net, step, data, cfg.schedule(stage, data), evaluate=evaluate, **run)
+    distributed.from_main(lambda: save_supernet(run_dir, stage, net))
+    if distributed.is_main():
+        (folder / f"{name}.resume.pt").unlink(missing_ok=True)
+
+
+def start_quantizers(net: ResNet, data: Data, cfg: Config) -> None:
+    """Step sizes and clip levels from the weights and activations that they will quantize."""
+    images, _ = next(train_batches(data, 256, seed=cfg.seed, crop="none"))
+    initialise_quantizers(net, images)
+
+
+def train_search(cfg: Config, config: ResNetConfig, space: SearchSpace, data: Data, run_dir: Path) -> None:
+    """Train weights and distribution; `distribution.jsonl` keeps how that sharpened."""
+    order = torch.from_numpy(np.random.default_rng(cfg.seed).permutation(len(data.train)))
+    count = max(1, round(cfg.arch_share * len(order)))
+    arch_data, weight_data = (replace(data, train=data.train.subset(i)) for i in (order[:count], order[count:]))
+    torch.manual_seed(cfg.seed)
+    supernet = StochasticSupernet(ResNet(config, space)).to(data.device, memory_format=torch.channels_last)
+    start_quantizers(supernet.net, data, cfg)
+    schedule, calibration = cfg.schedule("search", data), cfg.calibration(data)
+    trained = search_step(supernet, cfg, arch_data, schedule)
+    path, every = run_dir / "distribution.jsonl", max(1, schedule.steps // 40)
+    begun = False
+
+    def note(number: int) -> None:
+        probabilities = supernet.arch_logits.detach().softmax(1).tolist()
+        append_line(path, dict(step=number, steps=schedule.steps, probabilities=dict(zip(space.free, probabilities))))
+
+    def step(images: Tensor, labels: Tensor, rng: np.random.Generator, done: float) -> Tensor:
+        nonlocal begun
+        number = round(done * schedule.steps)
+        if distributed.is_main() and not begun:  # drop what a killed run noted beyond its last checkpoint
+            kept = [row for row in read_lines(path) if row["step"] < number]
+            write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
+        begun = True
+        if distributed.is_main() and number % every == 0:
+            note(number)
+        return trained(images, labels, rng, done)
+
+    def evaluate() -> dict[str, float]:
+        """Of the distribution: the cost expected of it, and its most probable architecture with the shared weights."""
+        with torch.no_grad():
+            shares = dict(zip(space.free, supernet.arch_logits.softmax(1)))
+            cost = float(supernet.cost(shares, cfg.cost))
+        likely = most_probable(space, supernet.arch_logits.detach().softmax(1).cpu().numpy())
+        top1 = measure(supernet.net, likely, calibration, eval_batches(data, data.validation))
+        return {"top1_likely": top1, f"expected_{cfg.cost}": cost}
+
+    run = dict(stage="search", run_dir=run_dir, seed=cfg.seed, checkpoint_seconds=cfg.checkpoint_seconds)
+    fit(supernet, step, weight_data, schedule, evaluate=evaluate, **run)
+    if distributed.is_main():
+        note(schedule.steps)
+    distributed.from_main(lambda: save_supernet(run_dir, "search", supernet.net))
+    if distributed.is_main():
+        (run_dir / "search.resume.pt").unlink(missing_ok=True)
+
+
+def most_probable(space: SearchSpace, probabilities: np.ndarray) -> Arch:
+    """The architecture of every choice's likeliest candidate; `probabilities` (choices, candidates)."""
+    return space.decode(probabilities.argmax(1)) if len(space.free) else space.largest()
+
+
+def sampled_archs(cfg: Config, space: SearchSpace, path: Path) -> list[Arch]:
+    """Different architectures from the distributions in `distribution.jsonl`, evenly over the second half of the
+    search, and last the most probable one of its end; fewer than `samples` where the distribution is that sharp."""
+    rows = [row for row in read_lines(path) if 2 * row["step"] >= row["steps"]]
+    if not rows or set(rows[-1]["probabilities"]) != set(space.free):
+        raise FileError(f"{path} does not belong to this search: delete it and search.safetensors to search again")
+    tables = [np.array([row["probabilities"][name] for name in space.free]) for row in rows]
+    last = most_probable(space, tables[-1])
+    rng, found = np.random.default_rng([cfg.seed, 1]), {}
+    for attempt in range(20):
+        for table in (tables[i] for i in np.linspace(0, len(tables) - 1, max(1, cfg.samples - 1)).round().astype(int)):
+            codes = [rng.choice(len(row), p=row / row.sum()) for row in table]
+            arch = space.decode(np.array(codes)) if codes else last
+            if arch != last and len(found) < cfg.samples - 1:
+                found[arch] = attempt
+    return [*found, last]
+
+
+def train_samples(cfg: Config, config: ResNetConfig, space: SearchSpace, data: Data, run_dir: Path) -> None:
+    """Train the sampled architectures from scratch, side by side; `samples.json` says what became of them."""
+    archs = distributed.from_main(lambda: sampled_archs(cfg, space, run_dir / "distribution.jsonl"))
+    stages = [sample_stage(i) for i in range(len(archs))]
+
+    def is_trained(stage: str) -> bool:
+        return distributed.from_main((run_dir / f"{stage}.safetensors").exists)
+
+    todo = [(cfg, config, space.restrict(a), run_dir, s) for a, s in zip(archs, stages) if not is_trained(s)]
+    jobs = min(cfg.jobs or default_jobs(data.device), len(todo))
+    if distributed.world_size() > 1 or jobs <= 1:
+        for cfg_, config_, alone, folder, stage in todo:
+            train_alone(cfg_, config_, alone, data, folder, stage)
+    else:
+        context = torch.multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(jobs, context, _quiet, (distributed.cores() // jobs,)) as pool:
+            started = [pool.submit(_train_in_worker, i % jobs, data, *job) for i, job in enumerate(todo)]
+            with track("train samples", len(started)) as bar:
+                for done, one in enumerate(as_completed(started), start=1):
+                    bar(done, {"top1": one.result()})
+
+    def result(stage: str, arch: Arch) -> dict[str, Any]:
+        net = load_supernet(run_dir, stage, data.device)
+        top1 = measure(net, net.space.largest(), cfg.calibration(data), eval_batches(data, data.validation))
+        return dict(stage=stage, arch=dict(space.brief(arch)), top1_validation=top1, costs=all_costs(space, arch))
+
+    rows = distributed.shared_map(lambda pair: result(*pair), list(zip(stages, archs)))
+    distributed.from_main(lambda: write_json(run_dir / "samples.json", rows))
+
+
+def default_jobs(device: torch.device) -> int:
+    """One for each GPU, or one for each CPU core."""
+    return torch.cuda.device_count() if device.type == "cuda" else distributed.cores()
+
+
+def _quiet(threads: int) -> None:
+    """Begin a worker process: its share of the cores, and no progress bar of its own."""
+    torch.set_num_threads(max(1, threads))
+    console.quiet = True
+
+
+def _train_in_worker(
+    number: int, data: Data, cfg: Config, config: ResNetConfig, space: SearchSpace, run_dir: Path, stage: str
+) -> float:
+    """`train_alone` in a process of its own; returns its validation top-1."""
+    if data.device.type == "cuda":
+        data = replace(data, device=torch.device("cuda", number))
+    train_alone(cfg, config, space, data, run_dir, stage)
+    net = load_supernet(run_dir, stage, data.device)
+    return measure(net, space.largest(), cfg.calibration(data), eval_batches(data, data.validation))
+
+
+# -- what is handed out
+
+
+def check_budgets(cfg: Config, options: SearchConfig, model: ResNetConfig) -> None:
+    """Raise BudgetError if a budget is below the smallest network, before anything is trained."""
+    check_reachable(resnet_space(cfg.supernet_model(model)), options.budgets)
+    if options.searcher or options.evaluations:
+        raise ValueError("--searcher and --evaluations: DNAS has no search after training; see --dnas.samples")
+
+
+def search(cfg: Config, options: SearchConfig, data: Data, run_dir: Path) -> list[dict[str, Any]]:
+    """Choose among the trained samples: MA, the most accurate on the validation images, and ME, the most efficient,
+    the cheapest that loses at most `tolerance` against the float network, or if none does, against MA.
+
+    With budgets: the most accurate sample within them; raises BudgetError if none is. The choice, with its test
+    accuracy, is added to `family.json` and returned.
+    """
+    teacher, supernet = (load_supernet(run_dir, stage, data.device) for stage in ("float", "search"))
+    calibration, space = cfg.calibration(data), supernet.space
+    samples = distributed.from_main(lambda: read_json(run_dir / "samples.json"))
+    memory = MeasurementFile(run_dir / "measurements.jsonl", "samples")
+    by_arch = {space.complete(row["arch"]): row for row in samples}
+    list(memory.measured(space, lambda arch: by_arch[arch]["top1_validation"], "dnas")(list(by_arch)))
+    largest = teacher.space.largest()
+    top1 = measure(teacher, largest, calibration, eval_batches(data, data.validation))
+    chosen = [Choice("float", "float", largest, top1, FLOAT_BITS)]
+    if options.budgets:
+        fitting = [r for r in samples if all(r["costs"][b.cost] <= b.limit for b in options.budgets)]
+        if not fitting:
+            least = {b.cost: min(r["costs"][b.cost] for r in samples) for b in options.budgets}
+            budgets, least = ", ".join(map(str, options.budgets)), ", ".join(f"{k} {v:.6g}" for k, v in least.items())
+            raise BudgetError(
+                f"none of the {len(samples)} trained networks keeps {budgets}; the least are {least}. "
+                "DNAS cannot make others without training: use another --dnas.gamma"
+            )
+        name = "-".join(str(b).replace("<=", "") for b in options.budgets)
+        picked = {name: max(fitting, key=lambda r: r["top1_validation"])}
+    else:
+        picked = most_accurate_and_efficient(samples, top1, cfg)
+    chosen += [
+        Choice(name, row["stage"], space.complete(row["arch"]), row["top1_validation"]) for name, row in picked.items()
+    ]
+
+    def top1_test(choice: Choice) -> float:
+        net = load_supernet(run_dir, choice.stage, data.device)
+        return measure(net, net.space.largest(), calibration, eval_batches(data, data.test))
+
+    spaces = {choice.stage: space for choice in chosen} | {"float": teacher.space}
+    return record_family(run_dir, chosen, spaces, top1_test, set() if options.budgets else {"MA", "ME"})
+
+
+def most_accurate_and_efficient(samples: Sequence[dict[str, Any]], float_top1: float, cfg: Config) -> dict[str, dict]:
+    """MA and ME of the rows of `samples.json`."""
+    accurate = max(samples, key=lambda row: (row["top1_validation"], -row["costs"][cfg.cost]))
+    bar = min(float_top1, accurate["top1_validation"]) - cfg.tolerance
+    efficient = min((r for r in samples if r["top1_validation"] >= bar), key=lambda r: r["costs"][cfg.cost])
+    return {"MA": accurate, "ME": efficient}

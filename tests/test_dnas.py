@@ -1,0 +1,265 @@
+"""DNAS: expected costs, what each part of the loss does alone, sampling, resuming, choosing, the command line."""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_cli import call, fails
+
+from oncequant.calibrate import initialise_quantizers
+from oncequant.checkpoint import load_supernet
+from oncequant.cost import COSTS, Budget
+from oncequant.data import load_data
+from oncequant.files import FileError, read_json, read_lines
+from oncequant.methods import dnas
+from oncequant.models.resnet import FLOAT, SKIP, ResNet, ResNetConfig, resnet_space
+from oncequant.search import SearchConfig
+from oncequant.search.budget import BudgetError
+
+MODEL = ResNetConfig(stage_blocks=(1, 1, 1), stage_widths=(8, 12, 16), resolutions=(8,), image_channels=1, edge_bits=8)
+FAST = dict(float_epochs=1, epochs=1, min_steps=12, batch_size=32, calibration_images=64, samples=2, jobs=1)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_data("digits", size=8, max_train=200)
+
+
+def supernet(config=MODEL, **changes):
+    torch.manual_seed(0)
+    return dnas.StochasticSupernet(ResNet(replace(config, **changes)))
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10**6), projections=st.booleans(), per_layer=st.booleans())
+@pytest.mark.parametrize("cost", ["weight_bytes", "bitops"])
+def test_expected_cost_of_a_one_hot_mask_is_the_static_cost(cost, seed, projections, per_layer):
+    precisions = dnas.PRECISIONS[cost]
+    net = supernet(precisions=precisions[1:] if per_layer else precisions, projections=projections, per_layer=per_layer)
+    space = net.net.space
+    arch = space.sample(np.random.default_rng(seed))
+    masks = {n: torch.tensor([float(v == arch[n]) for v in space.choices[n]]).double() for n in space.free}
+    assert float(net.cost(masks, cost)) == pytest.approx(COSTS[cost](space.layers(arch)), rel=1e-6)
+
+
+@pytest.mark.parametrize("cost", ["weight_bytes", "bitops", "macs", "params"])
+def test_expected_cost_is_the_mean_over_architectures(cost):
+    net = supernet(precisions=(SKIP, 104, 408, FLOAT), projections=True)
+    space, rng = net.net.space, np.random.default_rng(0)
+    tables = {name: rng.dirichlet(np.ones(4)) for name in space.free}
+    mean = 0.0
+    for codes in np.ndindex(*[4] * len(space.free)):
+        share = math.prod(tables[name][code] for name, code in zip(space.free, codes))
+        mean += share * COSTS[cost](space.layers(space.decode(np.array(codes))))
+    expected = net.cost({name: torch.tensor(table) for name, table in tables.items()}, cost)
+    assert float(expected) == pytest.approx(mean, rel=1e-9)
+
+
+def test_gumbel_softmax_draws_from_the_distribution_and_sharpens():
+    net = supernet(precisions=(SKIP, 132, FLOAT))
+    with torch.no_grad():
+        net.arch_logits[0] = torch.tensor([0.1, 0.6, 0.3]).log()
+    name = net.net.space.free[0]
+    drawn = torch.stack([net.masks(0.05, np.random.default_rng(i))[name] for i in range(3000)]).detach()
+    frequencies = drawn.argmax(1).bincount() / 3000  # the argmax of Gumbel-softmax follows softmax(theta), at any T
+    assert torch.allclose(frequencies, torch.tensor([0.1, 0.6, 0.3]), atol=0.03)
+    flat = torch.stack([net.masks(20.0, np.random.default_rng(i))[name] for i in range(200)])
+    assert drawn.amax(1).mean() > 0.95 and flat.amax(1).mean() < 0.45
+    repeated = [net.masks(1.0, np.random.default_rng(5))[name] for _ in range(2)]
+    assert torch.equal(*repeated)
+
+
+def test_cost_factor_is_one_at_the_start():
+    factor = dnas.cost_factor(torch.tensor(5e5), 0.9)
+    assert float(factor(torch.tensor(5e5))) == pytest.approx(1)
+    assert float(factor(torch.tensor(5e4))) == pytest.approx((math.log(5e4) / math.log(5e5)) ** 0.9)
+
+
+def searched(digits, tmp_path, precisions, **options):
+    """Probabilities (choices, candidates) after a search."""
+    cfg = dnas.Config(**{**FAST, "precisions": precisions, **options})
+    config = cfg.supernet_model(MODEL)
+    dnas.train_search(cfg, config, resnet_space(config), digits, tmp_path)
+    last = read_lines(tmp_path / "distribution.jsonl")[-1]
+    assert last["step"] == last["steps"]
+    return np.array(list(last["probabilities"].values()))
+
+
+def test_cost_alone_picks_the_cheapest_architecture(digits, tmp_path):
+    found = searched(digits, tmp_path, (SKIP, 132, 432, FLOAT), cross_entropy=False, gamma=1.0, min_steps=150)
+    assert (found.argmax(1) == 0).all() and found[:, 0].min() > 0.8
+
+
+def test_cross_entropy_alone_drifts_to_the_most_accurate(digits, tmp_path):
+    found = searched(digits, tmp_path, (SKIP, FLOAT), gamma=0.0, min_steps=150, lr=1e-2)
+    assert found[:, 1].mean() > 0.7
+
+
+@pytest.fixture(scope="module")
+def run(digits, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("dnas")
+    cfg = dnas.Config(**FAST)
+    dnas.train(cfg, MODEL, digits, folder)
+    return cfg, folder
+
+
+def test_stages_and_choice(run, digits):
+    cfg, folder = run
+    names = sorted(str(p.relative_to(folder)) for p in folder.rglob("*.safetensors"))
+    assert names == sorted(f"{stage}.safetensors" for stage in cfg.stages)
+    assert not list(folder.rglob("*.resume.pt"))
+    family = {entry["name"]: entry for entry in dnas.search(cfg, SearchConfig(), digits, folder)}
+    samples = {row["stage"]: row for row in read_json(folder / "samples.json")}
+    assert set(family) == {"float", "MA", "ME"} and len(samples) == cfg.samples
+    best = max(row["top1_validation"] for row in samples.values())
+    assert family["MA"]["top1_validation"] == best
+    assert family["ME"]["top1_validation"] >= min(best, family["float"]["top1_validation"]) - cfg.tolerance
+    assert family["ME"]["costs"]["weight_bytes"] <= family["MA"]["costs"]["weight_bytes"]
+    for entry in family.values():
+        net = load_supernet(folder, entry["stage"])
+        assert net.space.size() == 1 and net.space.complete(entry["arch"]) == net.space.largest()
+
+
+def test_budgets_choose_among_the_samples(run, digits):
+    cfg, folder = run
+    costs = sorted(row["costs"]["weight_bytes"] for row in read_json(folder / "samples.json"))
+    (_, chosen) = dnas.search(cfg, SearchConfig(budgets=(Budget("weight_bytes", costs[0]),)), digits, folder)
+    assert chosen["costs"]["weight_bytes"] == costs[0]
+    with pytest.raises(BudgetError, match="none of the 2 trained networks keeps weight_bytes<=1"):
+        dnas.search(cfg, SearchConfig(budgets=(Budget("weight_bytes", 1.0),)), digits, folder)
+
+
+def test_most_accurate_and_most_efficient():
+    rows = [
+        dict(top1_validation=top1, costs=dict(weight_bytes=cost))
+        for top1, cost in ((0.90, 100), (0.92, 90), (0.918, 40), (0.80, 10))
+    ]
+    found = dnas.most_accurate_and_efficient(rows, 0.93, dnas.Config())
+    assert found["MA"] is rows[1] and found["ME"] is rows[2]
+    found = dnas.most_accurate_and_efficient(rows, 0.79, dnas.Config())
+    assert found["ME"] is rows[3]  # it holds what the float network reaches
+
+
+@pytest.mark.parametrize("stage", ["search", "samples/0/network"])
+def test_a_killed_search_goes_on_bit_for_bit(stage, run, digits, tmp_path, monkeypatch):
+    cfg, folder = run
+    cfg = replace(cfg, checkpoint_seconds=0.0)
+    steps, original = 0, dnas.fit
+
+    def killed(net, step, *arguments, stage, **options):
+        def step_until(*batch):
+            nonlocal steps
+            steps += stage == wanted
+            if stage == wanted and steps == 8:
+                raise KeyboardInterrupt
+            return step(*batch)
+
+        original(net, step_until, *arguments, stage=stage, **options)
+
+    wanted = stage.rpartition("/")[2]
+    monkeypatch.setattr(dnas, "fit", killed)
+    with pytest.raises(KeyboardInterrupt):
+        dnas.train(cfg, MODEL, digits, tmp_path)
+    monkeypatch.setattr(dnas, "fit", original)
+    assert list(tmp_path.rglob("*.resume.pt"))
+    dnas.train(cfg, MODEL, digits, tmp_path)
+    for one in cfg.stages:
+        for name, tensor in load_supernet(folder, one).state_dict().items():
+            assert torch.equal(tensor, load_supernet(tmp_path, one).state_dict()[name]), (one, name)
+    rows = [read_lines(where / "distribution.jsonl") for where in (folder, tmp_path)]
+    assert rows[0] == rows[1]
+
+
+def test_two_workers_train_the_same_networks_as_one(run, digits, tmp_path):
+    cfg, folder = run
+    dnas.train(replace(cfg, jobs=2), MODEL, digits, tmp_path)
+    found = [{row["stage"]: row["arch"] for row in read_json(f / "samples.json")} for f in (folder, tmp_path)]
+    assert found[0] == found[1]
+    one, two = (load_supernet(f, "samples/0/network").state_dict() for f in (folder, tmp_path))
+    assert one.keys() == two.keys()
+
+
+def test_samples_are_different_and_follow_the_distribution(tmp_path):
+    cfg = dnas.Config(samples=5)
+    space = resnet_space(cfg.supernet_model(MODEL))
+    sure = np.full((3, 7), 0.02)
+    sure[:, 4] = 0.88
+    rows = [
+        dict(step=step, steps=10, probabilities=dict(zip(space.free, (table / table.sum(1, keepdims=True)).tolist())))
+        for step, table in ((0, np.ones((3, 7))), (6, sure), (10, sure))
+    ]
+    path = tmp_path / "distribution.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    archs = dnas.sampled_archs(cfg, space, path)
+    assert len(set(archs)) == 5 and all(archs[-1][name] == 432 for name in space.free)
+    assert np.mean([arch[name] == 432 for arch in archs for name in space.free]) > 0.5
+    path.write_text(json.dumps(dict(step=1, steps=1, probabilities={"other": [1.0]})) + "\n")
+    with pytest.raises(FileError, match="does not belong to this search"):
+        dnas.sampled_archs(cfg, space, path)
+
+
+def test_impossible_options_are_refused():
+    for options, text in (
+        (dict(samples=0), "samples 0"),
+        (dict(arch_share=1.0), "arch_share"),
+        (dict(temperature=(5.0, 0.0)), "temperature"),
+        (dict(gamma=-1.0), "gamma"),
+        (dict(gamma=0.0, cross_entropy=False), "gamma"),
+        (dict(precisions=(432, 9)), "precisions: 9"),
+        (dict(per_layer=True, precisions=(0, 432)), "per layer"),
+        (dict(jobs=0), "jobs"),
+        (dict(precision="bfloat16"), "float32"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            dnas.Config(**options)
+
+
+def test_pact_clip_levels_are_penalised():
+    net = ResNet(replace(MODEL, precisions=(404, FLOAT)))
+    initialise_quantizers(net, torch.randn(8, 1, 8, 8))
+    clips = dnas.pact_clips(net)
+    assert len(clips) == 6 + 2  # three blocks of two, and the edges
+    assert dnas.clip_penalty(clips, dnas.Config(pact_decay=0.5)).item() == pytest.approx(
+        0.5 * sum(clip.square().sum().item() for clip in clips)
+    )
+
+
+SMALL = "--max-train 200 --min-steps 12 --float-epochs 1 --epochs 1 --dnas.samples 2 --dnas.jobs 1".split()
+
+
+def test_command_line(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "run"
+    call(monkeypatch, "run", "--method", "dnas", "--run", folder, "--dnas.cost", "bitops", *SMALL)
+    rows = {row["name"]: row for row in read_json(folder / "exports.json")}
+    assert set(rows) == {"float", "MA", "ME"} and not any(row["problems"] for row in rows.values())
+    assert (folder / "report" / "distribution.png").exists()
+    page = (folder / "report" / "index.html").read_text()
+    assert '"candidates":["W1 A4","W2 A4","W3 A3","W4 A4","W8 A8","float"]' in page
+    capsys.readouterr()
+    call(monkeypatch, "info", folder)
+    assert "stages trained: float, search, samples/0/network" in capsys.readouterr().out
+    call(monkeypatch, "evaluate", folder, "ME")
+    evaluated = json.loads(capsys.readouterr().out)
+    family = {entry["name"]: entry for entry in read_json(folder / "family.json")}
+    assert evaluated["top1"] == family["ME"]["top1_validation"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ("train --method dnas --preset nano", "does not fit --method dnas"),
+        ("train --preset resnet20", "does not fit --method oqat"),
+        ("train --method dnas --depths 2", "--depths is not an option of residual networks"),
+        ("train --method oqat --dnas.gamma 1", "--dnas is not an option of --method oqat"),
+        ("run --method dnas --evaluations 5", "DNAS has no search after training"),
+        ("run --method dnas --budget weight_bytes<=100", "cannot be met"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_training(arguments, text, tmp_path, monkeypatch, capsys):
+    assert text in fails(monkeypatch, capsys, *arguments.split(), "--run", tmp_path)
+    assert not list(tmp_path.rglob("*.safetensors"))
