@@ -9,9 +9,13 @@ from oncequant.arch import FLOAT_BITS
 
 
 def precision_label(value: int) -> str:
-    """ "W4A8" for 408; float is 32."""
-    bits = ["float" if b == FLOAT_BITS else str(b) for b in divmod(value, 100)]
-    return "left out" if value == 0 else "float" if bits[0] == bits[1] == "float" else f"W{bits[0]} A{bits[1]}"
+    """ "W4 A8" for 408, "W4" for float inputs."""
+    weight_bits, act_bits = divmod(value, 100)
+    if value == 0:
+        return "left out"
+    if weight_bits == FLOAT_BITS:
+        return "float" if act_bits == FLOAT_BITS else f"A{act_bits}"
+    return f"W{weight_bits}" + (f" A{act_bits}" if act_bits < FLOAT_BITS else "")
 
 
 def sharpening(rows: list[dict[str, Any]], candidates: dict[str, tuple[int, ...]]) -> dict[str, Any] | None:

@@ -175,6 +175,28 @@ def test_a_killed_search_goes_on_bit_for_bit(stage, run, digits, tmp_path, monke
     assert rows[0] == rows[1]
 
 
+def test_every_network_starts_from_given_weights(digits, tmp_path):
+    source = ResNet(MODEL)
+    names = {"stem": "conv1", "stem.norm": "bn1", "classifier": "fc"}
+    for s in (1, 2, 3):
+        for i in (1, 2):
+            names[f"stage{s}.block1.conv{i}"] = f"layer{s}.0.conv{i}"
+            names[f"stage{s}.block1.conv{i}.norm"] = f"layer{s}.0.bn{i}"
+    state = {}
+    for name, tensor in source.state_dict().items():
+        module, _, part = name.rpartition(".")
+        state[f"{names[module]}.{part}"] = tensor.flatten(1) if name == "classifier.weight" else tensor
+    torch.save(state, tmp_path / "net.pth")
+    cfg = dnas.Config(**FAST, init=str(tmp_path / "net.pth"))
+    config = cfg.supernet_model(MODEL)
+    net = dnas.new_network(cfg, config, resnet_space(config), digits)
+    assert torch.equal(net.stage2["block1"].conv1.weight, source.stage2["block1"].conv1.weight)
+    wrong = replace(MODEL, stage_widths=(8, 12, 20))
+    with pytest.raises(FileError, match=r"net.pth: layer3.0.conv1.weight has shape"):
+        dnas.train(cfg, wrong, digits, tmp_path / "run")
+    assert not list((tmp_path / "run").rglob("*.safetensors"))
+
+
 def test_two_workers_train_the_same_networks_as_one(run, digits, tmp_path):
     cfg, folder = run
     dnas.train(replace(cfg, jobs=2), MODEL, digits, tmp_path)

@@ -382,9 +382,9 @@ def test_pact_equals_its_formulas(bits, signed, clip, seed):
         leaf, level = x.clone().requires_grad_(), torch.tensor(clip).requires_grad_()
         if mine:
             quantizer.clip = torch.nn.Parameter(level.detach().clone())
-            clamped = quantizer.clamped(leaf, signed, None, None)
-            grid = quantizer.grid(clamped, bits, signed)
-            y = fake_quantize(clamped, grid.step_size, bits, signed)
+            clamped, activation = quantizer.clamped(leaf, signed, None, None)
+            step, offset, scale, *_ = quantizer.grid(clamped, bits, signed, None, activation)
+            y = fake_quantize(clamped, step, bits, signed, scale, offset, activation)
         else:
             y = pact_reference(leaf, level, bits, signed)
         y.backward(grad)

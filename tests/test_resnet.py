@@ -12,8 +12,10 @@ from torch.testing import assert_close
 
 from oncequant.calibrate import calibrate, initialise_quantizers
 from oncequant.cost import COSTS, bitops, macs, params, weight_bytes
+from oncequant.files import FileError, write_tensors
 from oncequant.models import config_from_json, config_to_json, extract_subnet
 from oncequant.models.resnet import FLOAT, PRESETS, SKIP, ResNet, ResNetConfig, precision, resnet_space
+from oncequant.models.standard_resnet import import_standard, read_standard
 
 SMALL = ResNetConfig(stage_blocks=(2, 1, 1), stage_widths=(8, 16, 16), resolutions=(12,))
 PAIRS = (SKIP, 104, 204, 303, 808, FLOAT)
@@ -200,6 +202,73 @@ def test_costs_are_the_same_for_one_and_for_many(seed, projections, per_layer):
         together = np.broadcast_to(cost(space.layers_batch(codes)), 20)
         alone = [cost(space.layers(space.decode(row))) for row in codes]
         assert_close(torch.tensor(together.astype(float)), torch.tensor(alone, dtype=torch.float64))
+
+
+def standard_state(config, shortcut="downsample", classifier="fc"):
+    """A state dict with the names of the common implementations."""
+    generator = torch.Generator().manual_seed(3)
+    state = {}
+
+    def conv(name, norm, *shape):
+        state[f"{name}.weight"] = torch.randn(*shape, generator=generator)
+        for part in ("weight", "bias", "running_mean", "running_var"):
+            state[f"{norm}.{part}"] = torch.rand(shape[0], generator=generator)
+        state[f"{norm}.num_batches_tracked"] = torch.tensor(7)
+
+    kernel, c_in = 7 if config.large_stem else 3, config.stage_widths[0]
+    conv("conv1", "bn1", c_in, 3, kernel, kernel)
+    for s, (blocks, width) in enumerate(zip(config.stage_blocks, config.stage_widths), start=1):
+        c_out = 4 * width if config.bottleneck else width
+        for b in range(blocks):
+            place, kernels = f"layer{s}.{b}", (1, 3, 1) if config.bottleneck else (3, 3)
+            widths = (c_in, width, width, c_out) if config.bottleneck else (c_in, width, width)
+            for i, k in enumerate(kernels):
+                conv(f"{place}.conv{i + 1}", f"{place}.bn{i + 1}", widths[i + 1], widths[i], k, k)
+            if config.projections and (c_in != c_out or (s > 1 and b == 0)):
+                conv(f"{place}.{shortcut}.0", f"{place}.{shortcut}.1", c_out, c_in, 1, 1)
+            c_in = c_out
+    state[f"{classifier}.weight"] = torch.randn(config.num_classes, c_in, generator=generator)
+    state[f"{classifier}.bias"] = torch.randn(config.num_classes, generator=generator)
+    return state
+
+
+@pytest.mark.parametrize("preset", ["resnet20", "resnet18", "resnet50"])
+def test_standard_weights_are_imported(preset):
+    widths = (8, 12, 16, 20)[: len(PRESETS[preset].stage_widths)]
+    config = replace(PRESETS[preset], stage_widths=widths, num_classes=7, precisions=(SKIP, 404, FLOAT))
+    names = dict(shortcut="shortcut", classifier="linear") if preset == "resnet20" else {}
+    state = standard_state(config, **names)
+    net = ResNet(config)
+    import_standard(net, {f"module.{name}": tensor for name, tensor in state.items()})
+    assert_close(net.stem.weight, state["conv1.weight"])
+    assert_close(net.get_submodule("stage2.block1.conv2").norm.running_var, state["layer2.0.bn2.running_var"])
+    parameters = sum(t.numel() for n, t in state.items() if "running" not in n and "tracked" not in n)
+    assert parameters == params(net.space.layers(net.space.largest()))
+    some = ResNet(config, net.space.restrict({"stage1.block1.precision": SKIP}))
+    import_standard(some, state)
+    assert_close(some.classifier.weight.flatten(1), state[f"{names.get('classifier', 'fc')}.weight"])
+    for change, text in (
+        (lambda s: s.pop("layer2.0.conv2.weight"), "no 'layer2.0.conv2.weight'"),
+        (lambda s: s.update({"layer9.0.conv1.weight": torch.ones(1)}), "'layer9.0.conv1.weight'"),
+        (lambda s: s.update({"conv1.weight": torch.ones(4, 3, 3, 3)}), r"conv1.weight has shape \(4, 3, 3, 3\)"),
+    ):
+        damaged = dict(state)
+        change(damaged)
+        with pytest.raises(ValueError, match=text):
+            import_standard(net, damaged)
+
+
+def test_standard_files_are_read_without_executing_code(tmp_path):
+    state = standard_state(SMALL)
+    torch.save({"state_dict": state}, tmp_path / "a.pth")
+    write_tensors(tmp_path / "a.safetensors", state, {})
+    for name in ("a.pth", "a.safetensors"):
+        assert read_standard(tmp_path / name).keys() == state.keys()
+    (tmp_path / "b.pth").write_bytes(b"\x80\x04cposix\nsystem\n(S'true'\ntR.")
+    torch.save([1, 2], tmp_path / "c.pth")
+    for name, text in (("b.pth", "not a readable"), ("c.pth", "state dict"), ("d.pth", "does not exist")):
+        with pytest.raises(FileError, match=text):
+            read_standard(tmp_path / name)
 
 
 def test_packed_bytes_by_hand():

@@ -40,6 +40,7 @@ from oncequant.elastic import elastic_layers
 from oncequant.evaluate import measure
 from oncequant.files import FileError, append_line, read_json, read_lines, write_atomically, write_json
 from oncequant.models.resnet import FLOAT, SKIP, ResNet, ResNetConfig, choice_of, resnet_space
+from oncequant.models.standard_resnet import import_standard, read_standard
 from oncequant.progress import console, track
 from oncequant.quantizers.pact import PACT
 from oncequant.search import SearchConfig
@@ -88,6 +89,9 @@ class OwnOptions:
     """L2 penalty on PACT's clip levels."""
     tolerance: float = 0.005
     """What the most efficient network may lose against the float one, in accuracy from 0 to 1."""
+    init: str | None = None
+    """File (.pth, .safetensors) with the weights of a standard residual network, from which every network starts; its
+    shapes must be those of the preset and the data."""
     jobs: int | None = None
     """Architectures trained side by side, on a share of the cores or on a GPU each; default as many as there are."""
 
@@ -267,9 +271,7 @@ def train(cfg: Config, model: ResNetConfig, data: Data, run_dir: Path, only: Map
 
 def train_alone(cfg: Config, config: ResNetConfig, space: SearchSpace, data: Data, run_dir: Path, stage: str) -> None:
     """Train the one network of a one-point space from scratch."""
-    torch.manual_seed(cfg.seed)
-    net = ResNet(config, space).to(data.device, memory_format=torch.channels_last)
-    start_quantizers(net, data, cfg)
+    net = new_network(cfg, config, space, data)
     arch, calibration, clips = space.largest(), cfg.calibration(data), pact_clips(net)
 
     def step(images: Tensor, labels: Tensor, rng: np.random.Generator, done: float) -> Tensor:
@@ -289,10 +291,18 @@ def train_alone(cfg: Config, config: ResNetConfig, space: SearchSpace, data: Dat
         (folder / f"{name}.resume.pt").unlink(missing_ok=True)
 
 
-def start_quantizers(net: ResNet, data: Data, cfg: Config) -> None:
-    """Step sizes and clip levels from the weights and activations that they will quantize."""
+def new_network(cfg: Config, config: ResNetConfig, space: SearchSpace, data: Data) -> ResNet:
+    """Random weights or those of `init`; step sizes and clip levels from what they will quantize."""
+    torch.manual_seed(cfg.seed)
+    net = ResNet(config, space).to(data.device, memory_format=torch.channels_last)
+    if cfg.init:
+        try:
+            import_standard(net, read_standard(Path(cfg.init)))
+        except ValueError as error:
+            raise FileError(f"{cfg.init}: {error}") from error
     images, _ = next(train_batches(data, 256, seed=cfg.seed, crop="none"))
     initialise_quantizers(net, images)
+    return net
 
 
 def train_search(cfg: Config, config: ResNetConfig, space: SearchSpace, data: Data, run_dir: Path) -> None:
@@ -300,9 +310,7 @@ def train_search(cfg: Config, config: ResNetConfig, space: SearchSpace, data: Da
     order = torch.from_numpy(np.random.default_rng(cfg.seed).permutation(len(data.train)))
     count = max(1, round(cfg.arch_share * len(order)))
     arch_data, weight_data = (replace(data, train=data.train.subset(i)) for i in (order[:count], order[count:]))
-    torch.manual_seed(cfg.seed)
-    supernet = StochasticSupernet(ResNet(config, space)).to(data.device, memory_format=torch.channels_last)
-    start_quantizers(supernet.net, data, cfg)
+    supernet = StochasticSupernet(new_network(cfg, config, space, data)).to(data.device)
     schedule, calibration = cfg.schedule("search", data), cfg.calibration(data)
     trained = search_step(supernet, cfg, arch_data, schedule)
     path, every = run_dir / "distribution.jsonl", max(1, schedule.steps // 40)

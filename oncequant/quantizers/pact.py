@@ -21,11 +21,13 @@ class PACT(nn.Module):
         super().__init__()
         self.clip = nn.Parameter(torch.full(() if slots is None else (slots,), float("nan")))
 
-    def clamped(self, x: Tensor, signed: bool, slot: int | None, activation: str | None) -> Tensor:
-        """activation(x) clamped at the clip level, with the clip level's gradient; the same shape."""
+    def clamped(self, x: Tensor, signed: bool, slot: int | None, activation: str | None) -> tuple[Tensor, str | None]:
+        """A tensor and an activation for `grid`, which clamps numbers from 0 on by itself; others are clamped here."""
+        if not signed and activation != "hardswish":
+            return x, "relu"
         clip = self._clip(slot).abs()
         y = torch.minimum(activate(x, activation), clip)
-        return torch.maximum(y, -clip) if signed else y.clamp_min(0)
+        return torch.maximum(y, -clip if signed else torch.zeros_like(clip)), None
 
     def grid(
         self,
@@ -37,10 +39,16 @@ class PACT(nn.Module):
         norm: Tensor | None = None,
         shards: int = 1,
     ) -> Grid:
-        """The grid below the clip level, for a tensor that `clamped` has made; no gradient passes through it."""
+        """The grid below the clip level, for what `clamped` returns.
+
+        The gradient by the offset of a grid is -s times the sum of gradients outside of it. With ReLU before an
+        unsigned grid, these are the ones above, so an offset that is always zero carries them to the clip level.
+        """
+        clip = self._clip(slot).abs()
         # a hair wider, or rounding would put what was clamped outside of the grid, where no gradient passes
-        step_size = self._clip(slot).detach().abs() / integer_range(bits, signed)[1] * (1 + 2**-21)
-        return Grid(step_size, None, 1.0, bits, signed, activation)
+        step_size = clip.detach() / integer_range(bits, signed)[1] * (1 + 2**-21)
+        offset = (clip.detach() - clip) / step_size if activation == "relu" else None
+        return Grid(step_size, offset, 1.0, bits, signed, activation)
 
     @torch.no_grad()
     def initialise(self, x: Tensor, bits: int, signed: bool, slot: int | None = None) -> None:

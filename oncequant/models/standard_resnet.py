@@ -1,0 +1,89 @@
+"""Weights of a standard residual network, as its common implementations name them, into ours.
+
+ImageNet's networks have `conv1`, `bn1`, `layer1.0.conv1`, `layer1.0.bn1`, `layer2.0.downsample.0`, `fc`; CIFAR's often
+`shortcut.0` and `linear` instead. Both are read, and a leading `module.`.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from oncequant.arch import LayerSpec
+from oncequant.elastic import elastic_layers
+from oncequant.files import FileError, read_tensors
+from oncequant.models.resnet import FLOAT, ResNet, resnet_space
+
+STATISTICS = ("weight", "bias", "running_mean", "running_var")
+
+
+def read_standard(path: Path) -> dict[str, Tensor]:
+    """The state dict of a `.pth` or `.safetensors` file, read without executing code. Raises FileError."""
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        return read_tensors(path)[0]
+    if not path.exists():
+        raise FileError(f"{path} does not exist")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises many kinds for damaged or hostile files
+        raise FileError(f"{path} is not a readable checkpoint: {type(error).__name__}") from error
+    content = content.get("state_dict", content) if isinstance(content, dict) else None
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise FileError(f"{path} does not hold a state dict, tensors by name")
+    return content
+
+
+@torch.no_grad()
+def import_standard(net: ResNet, state: dict[str, Tensor]) -> None:
+    """Copy the weights and statistics of `state` into `net`, whatever its precisions.
+
+    Raises ValueError naming the key if one is unknown or missing, or if its shape is not the network's.
+    """
+    state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    state = {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
+    layers = dict(elastic_layers(net))
+    for name, spec in standard_layers(net).items():
+        shape = (spec.out_channels, spec.group_channels, spec.kernel_size, spec.kernel_size)
+        tensors = {"weight": shape if spec.role != "classifier" else shape[:2]}
+        tensors |= {"bias": shape[:1]} if spec.bias else {}
+        found = {part: _take(state, _keys(name, part), wanted) for part, wanted in tensors.items()}
+        if spec.batch_norm:
+            found |= {f"norm.{part}": _take(state, _keys(name, part, norm=True), shape[:1]) for part in STATISTICS}
+        if name in layers:  # a network without some blocks leaves theirs
+            target = layers[name].state_dict(keep_vars=True)
+            for part, tensor in found.items():
+                target[part].copy_(tensor.view_as(target[part]))
+    if state:
+        raise ValueError(f"{len(state)} tensors belong to no layer of this network, the first is {next(iter(state))!r}")
+
+
+def standard_layers(net: ResNet) -> dict[str, LayerSpec]:
+    """All layers of the network in float, also those that some architectures leave out."""
+    space = resnet_space(replace(net.config, precisions=(FLOAT,), per_layer=False))
+    return space.layers(space.largest())
+
+
+def _keys(name: str, part: str, norm: bool = False) -> list[str]:
+    """The names that a tensor of a layer can have."""
+    if name == "classifier":
+        return [f"fc.{part}", f"linear.{part}"]
+    if name == "stem":
+        return [f"bn1.{part}" if norm else f"conv1.{part}"]
+    stage, block, layer = name.split(".")
+    place = f"layer{stage.removeprefix('stage')}.{int(block.removeprefix('block')) - 1}"
+    if layer == "shortcut":
+        return [f"{place}.{kind}.{int(norm)}.{part}" for kind in ("downsample", "shortcut")]
+    return [f"{place}.{layer.replace('conv', 'bn') if norm else layer}.{part}"]
+
+
+def _take(state: dict[str, Tensor], keys: list[str], shape: tuple[int, ...]) -> Tensor:
+    """Remove and return the tensor under one of `keys`."""
+    found = [key for key in keys if key in state]
+    if not found:
+        raise ValueError(f"there is no {' or '.join(map(repr, keys))}: a network of other depth or shortcuts?")
+    tensor = state.pop(found[0])
+    if tuple(tensor.shape) != shape:
+        raise ValueError(f"{found[0]} has shape {tuple(tensor.shape)}, this network's is {shape}")
+    return tensor

@@ -1,0 +1,139 @@
+"""DNAS (claim C7) beside uniform bit-widths and random architectures of equal cost, one seed; a table of all seeds.
+
+    python recipes/dnas_claims.py --data PATH --out runs/dnas-claims --seed 0 [training options] [--dnas.cost bitops]
+    python recipes/dnas_claims.py --out runs/dnas-claims --summarise results/NAME.csv
+
+float    the network in float
+MA, ME   the most accurate and the most efficient of DNAS's samples, chosen on the validation split
+uniform  one precision for all blocks, with LSQ, trained as long
+random   drawn uniformly among the architectures that cost within 3 percent what MA or ME does, trained as long
+
+Everything trains from scratch for as many steps as the float network. The test split chooses nothing. Resumes.
+"""
+
+import statistics
+from collections import defaultdict
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+from tables import over_seeds, publish
+
+from oncequant.checkpoint import load_supernet
+from oncequant.cost import COSTS
+from oncequant.data import Data, eval_batches
+from oncequant.evaluate import measure
+from oncequant.files import read_json, write_json
+from oncequant.methods import dnas
+from oncequant.models.resnet import PRESETS, ResNetConfig, precision, resnet_space
+from oncequant.run_folder import RunSettings, device_name
+from oncequant.search import SearchConfig
+from oncequant.search.budget import cost_batch
+from oncequant.train import TrainingOptions
+
+UNIFORM = {"weight_bytes": [(2, 32), (3, 32), (4, 32)], "bitops": [(2, 2), (3, 3), (4, 4), (8, 8)]}
+
+
+@dataclass(frozen=True)
+class Options:
+    """One seed of the experiment; the seed is --seed."""
+
+    out: Path
+    data: str = "digits"
+    preset: str = "resnet20"
+    resolution: int = 32
+    edge_bits: int = 32
+    """First convolution and classifier, float as in the paper."""
+    max_train: int | None = None
+    training: Annotated[TrainingOptions, tyro.conf.arg(name="")] = field(default_factory=TrainingOptions)
+    dnas_options: Annotated[dnas.OwnOptions, tyro.conf.arg(name="dnas")] = field(default_factory=dnas.OwnOptions)
+    summarise: Path | None = None
+    """Only write this CSV from the seeds found in `out`."""
+
+
+def main(options: Options) -> None:
+    """Run one seed, or summarise."""
+    if options.summarise:
+        return summarise(options.out, options.summarise)
+    cfg = dnas.Config(**vars(options.training), **vars(options.dnas_options))
+    model = replace(PRESETS[options.preset], resolutions=(options.resolution,), edge_bits=options.edge_bits)
+    settings = RunSettings(
+        options.data, options.preset, model, "dnas", {}, cfg.seed, 0.15, 0.2, None, options.max_train
+    )
+    data = settings.load_data("cpu")
+    model = replace(model, num_classes=len(data.classes), image_channels=data.channels)
+    out = options.out / f"seed{cfg.seed}"
+    out.mkdir(parents=True, exist_ok=True)
+    dnas.train(cfg, model, data, out)
+    family = {entry["name"]: entry for entry in dnas.search(cfg, SearchConfig(), data, out)}
+    rows = [row(name, data, cfg, out, entry["stage"]) for name, entry in family.items()]
+    for pair in UNIFORM[cfg.cost]:
+        lsq = replace(cfg, weight_quantizer="lsq", act_quantizer="lsq", precisions=(precision(*pair),))
+        config = lsq.supernet_model(model)
+        rows.append(trained(f"uniform-{pair[0]}", lsq, config, resnet_space(config), data, out))
+    config = cfg.supernet_model(model)
+    for draw, name in enumerate(("MA", "ME")):
+        arch = of_equal_cost(config, cfg, family[name]["costs"][cfg.cost], draw)
+        rows.append(trained(f"random-{name}", cfg, config, resnet_space(config).restrict(arch), data, out))
+    about = dict(data=data.name, train=len(data.train), test=len(data.test), preset=options.preset, seed=cfg.seed)
+    about |= dict(resolution=options.resolution, device=device_name(data.device), cost=cfg.cost)
+    about |= dict(steps={stage: cfg.schedule(stage, data).steps for stage in ("float", "search")})
+    write_json(out / "rows.json", dict(about=about, rows=rows))
+    summarise(options.out, None)
+
+
+def trained(name: str, cfg: dnas.Config, config: ResNetConfig, space, data: Data, out: Path) -> dict:
+    """Train one network from scratch unless that is done, and measure it."""
+    if not (out / f"{name}.safetensors").exists():
+        dnas.train_alone(cfg, config, space, data, out, name)
+    return row(name, data, cfg, out, name)
+
+
+def row(name: str, data: Data, cfg: dnas.Config, out: Path, stage: str) -> dict:
+    """What a trained network reaches and costs."""
+    net = load_supernet(out, stage)
+    arch, calibration = net.space.largest(), cfg.calibration(data)
+    top1 = {
+        key: measure(net, arch, calibration, eval_batches(data, split))
+        for key, split in (("top1", data.test), ("validation", data.validation))
+    }
+    costs = {cost: float(COSTS[cost](net.space.layers(arch))) for cost in ("weight_bytes", "bitops")}
+    return dict(name=name, arch=dict(arch)) | top1 | costs
+
+
+def of_equal_cost(config: ResNetConfig, cfg: dnas.Config, cost: float, draw: int) -> dict[str, int]:
+    """A uniform draw among the architectures within 3 percent of a cost."""
+    space, rng = resnet_space(config), np.random.default_rng([cfg.seed, 2, draw])
+    for _ in range(1000):
+        codes = space.sample_codes(rng, 4096)
+        near = codes[np.abs(cost_batch(space, cfg.cost, codes) / cost - 1) < 0.03]
+        if len(near):
+            return space.decode(near[0])
+    raise SystemExit(f"no architecture of {cfg.cost} {cost:g} in 4 million draws")
+
+
+def summarise(out: Path, csv_path: Path | None) -> None:
+    """Mean and standard deviation over seeds; costs as factors below the float network of the seed."""
+    groups: dict[str, dict[int, dict]] = defaultdict(dict)
+    for path in sorted(out.glob("seed*/rows.json")):
+        found = read_json(path)
+        floats = next(r for r in found["rows"] if r["name"] == "float")
+        for one in found["rows"]:
+            factors = {c: floats[c] / one[c] for c in ("weight_bytes", "bitops")}
+            groups[one["name"]][found["about"]["seed"]] = one | dict(factors=factors, loss=floats["top1"] - one["top1"])
+    table = []
+    for name, seeds in groups.items():
+        entry = dict(network=name) | over_seeds({seed: [r["top1"]] for seed, r in seeds.items()})
+        entry["points_below_float"] = round(100 * statistics.mean(r["loss"] for r in seeds.values()), 2)
+        for cost, label in (("weight_bytes", "times_smaller"), ("bitops", "times_fewer_bitops")):
+            entry[label] = round(statistics.mean(r["factors"][cost] for r in seeds.values()), 2)
+            entry[cost] = round(statistics.mean(r[cost] for r in seeds.values()))
+        validation = over_seeds({seed: [r["validation"]] for seed, r in seeds.items()})
+        table.append(entry | dict(validation_percent=validation["top1_percent"]))
+    publish(table, csv_path)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options, description=__doc__))
