@@ -1,4 +1,4 @@
-"""The command line: `oncequant run | train | search | evaluate | export | report | cost | info`.
+"""The command line: `oncequant run | train | search | compare | evaluate | export | report | cost | info`.
 
 Errors that the user can mend are one line; with ONCEQUANT_TRACEBACK=1 they come with their traceback.
 """
@@ -24,10 +24,11 @@ from oncequant.cost import COSTS, readable
 from oncequant.data import Data, eval_batches, native_size
 from oncequant.evaluate import calibrated_subnet, measure
 from oncequant.files import read_json, write_json
-from oncequant.methods import dnas, oqat, qfa
+from oncequant.methods import baselines, dnas, oqat, qfa
 from oncequant.models import resnet
 from oncequant.models.mobilenet_v3 import PRESETS, mobilenet_v3_space
 from oncequant.options import (
+    Compare,
     Cost,
     Device,
     Evaluate,
@@ -51,6 +52,7 @@ def main() -> None:
         "run": Run,
         "train": Train,
         "search": Search,
+        "compare": Compare,
         "evaluate": Evaluate,
         "export": Export,
         "report": Report,
@@ -67,7 +69,7 @@ def main() -> None:
         if devices > 1 and not distributed.was_launched():
             sys.exit(distributed.launch(devices, sys.argv[1:], device))
         console.quiet = not distributed.is_main()
-        if isinstance(options, (Run, Train, Search)):
+        if isinstance(options, (Run, Train, Search, Compare)):
             distributed.join(device)
             HANDLERS[type(options)](options)
             distributed.leave()
@@ -121,6 +123,32 @@ def search(options: Search) -> None:
     options.search.config()
     settings, data = _open(options.run, options.data, options.device)
     _search(options.run, settings, data, options.search)
+
+
+def compare(options: Compare) -> None:
+    """`oncequant compare`."""
+    settings, data = _open(options.run, options.data, options.device)
+    cfg = _method_config(settings)
+    if settings.method != "oqat" or options.bits not in cfg.bit_schedule:
+        widths = f"bit-widths {', '.join(map(str, cfg.bit_schedule))}" if settings.method == "oqat" else settings.method
+        raise UsageError(
+            f"--bits {options.bits}: {options.run} holds {widths}; compare needs that supernet of an OQAT run"
+        )
+    if options.deployments < 1 or not options.ways:
+        raise UsageError("--deployments is at least 1, --ways at least one")
+    ways = tuple(dict.fromkeys(options.ways))
+    _, totals = baselines.compare(
+        cfg, settings.model, data, options.run, options.bits, options.deployments, ways, options.evaluations
+    )
+    table = Table(
+        "way", "deployments", "training images", "networks", "validation %", "test %", "BitOPs",
+        title=f"Networks of {options.bits} bits at equal budgets: means over deployments",
+    )  # fmt: skip
+    for row in totals:
+        means = [f"{100 * row[key]:.2f}" for key in ("top1_validation", "top1_test")]
+        counts = str(row["deployments"]), readable(row["images"]), str(row["networks"])
+        table.add_row(row["way"], *counts, *means, readable(row["mean_bitops"]))
+    console.print(table)
 
 
 def evaluate(options: Evaluate) -> None:
@@ -208,7 +236,8 @@ def info(options: Info) -> None:
 
 
 HANDLERS = {
-    Run: run, Train: train, Search: search, Evaluate: evaluate, Export: export, Report: report, Cost: cost, Info: info
+    Run: run, Train: train, Search: search, Compare: compare, Evaluate: evaluate, Export: export, Report: report,
+    Cost: cost, Info: info
 }  # fmt: skip
 
 

@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import tyro
 
 from oncequant.arch import FLOAT_BITS
 from oncequant.cost import Budget
-from oncequant.methods import dnas, oqat, qfa
+from oncequant.methods import baselines, dnas, oqat, qfa
 from oncequant.models import ModelConfig, mobilenet_v3, resnet
 from oncequant.search import SearchConfig
 from oncequant.train import TrainingOptions
@@ -171,6 +171,31 @@ class Search:
     device: Device = "auto"
     devices: int = 1
     """Processes that share the measurements."""
+
+
+@dataclass(frozen=True)
+class Compare:
+    """What a run of OQAT is worth: its subnets against networks that are trained for each budget, by accuracy and by
+    training images.
+
+    supernet: as OQAT deploys, without training; nas-then-quantize: the float supernet's best, fine-tuned at the
+    bit-width; search-then-retrain: the low-bit supernet's best, trained from scratch; uniform: a hand-scaled network,
+    trained from scratch. Interrupted? The same command goes on.
+    """
+
+    run: RunFolder
+    bits: int = 2
+    """Bit-width of all networks, one that the run has trained."""
+    deployments: int = 10
+    """Budgets, spread over the BitOPs that the supernet reaches."""
+    ways: tuple[baselines.Way, ...] = get_args(baselines.Way)
+    evaluations: int | None = None
+    """Subnets measured per supernet; default 60."""
+    data: str | None = None
+    """Where the run's images are now, if they have moved."""
+    device: Device = "auto"
+    devices: int = 1
+    """Processes that share the work."""
 
 
 @dataclass(frozen=True)

@@ -42,8 +42,12 @@ def train_supernet(
     run_dir: Path,
     stage: str,
     ends: Sequence[Arch] | None = None,
+    random_subnets: int | None = None,
 ) -> None:
-    """Train one stage by `step`; logs validation top-1 of two subnets `ends`, by default the largest and smallest."""
+    """Train one stage by `step`; logs validation top-1 of two subnets `ends`, by default the largest and smallest.
+
+    A step trains these and `random_subnets`, by default as many as `cfg` says.
+    """
     supernet.checkpoint_blocks = cfg.checkpoint_activations
     for module in supernet.modules():
         if isinstance(module, (ElasticBatchNorm, BatchQuant)):
@@ -66,6 +70,7 @@ def train_supernet(
         run_dir=run_dir,
         seed=cfg.seed,
         evaluate=evaluate,
+        subnets=min(supernet.space.size(), 2 + (cfg.random_subnets if random_subnets is None else random_subnets)),
         checkpoint_seconds=cfg.checkpoint_seconds,
     )
 

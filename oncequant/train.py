@@ -175,6 +175,7 @@ def fit(
     seed: int,
     evaluate: Callable[[], dict[str, float]] | None = None,
     evaluations: int = 4,
+    subnets: int = 1,
     checkpoint_seconds: float = 60.0,
 ) -> None:
     """Train `net` in place for `schedule.steps` steps, resuming from the stage's checkpoint if there is one.
@@ -186,6 +187,7 @@ def fit(
         step_function: runs forward and backward passes of one batch (gradients are zeroed before it) and returns the
             loss as a 0-dim tensor without synchronising the device.
         evaluate: metrics by name, measured `evaluations` times in the stage and logged; all processes call it.
+        subnets: how many of them a step trains, for the count of training images in the log.
         checkpoint_seconds: time between checkpoints; 0 writes one every step.
 
     Raises:
@@ -238,7 +240,8 @@ def fit(
                     net.train()
                 row = metrics if done in evaluate_at else {}
                 if log:
-                    log.write(done, schedule.steps, {"loss": value, "lr": schedule.lr_at(step), **row})
+                    seen = {"images": done * batch_size * subnets}
+                    log.write(done, schedule.steps, {"loss": value, "lr": schedule.lr_at(step), **seen, **row})
                 bar(done, {"loss": value, **metrics})
             is_time = time.monotonic() - last_save >= checkpoint_seconds and done < schedule.steps
             if is_time and distributed.is_main() and math.isfinite(float(loss)) and bool(gradients_finite):

@@ -10,6 +10,7 @@ from PIL import Image
 from oncequant import cli
 from oncequant.cost import COSTS, Budget, readable
 from oncequant.files import read_json, read_lines
+from oncequant.methods.baselines import uniform_archs
 from oncequant.models.mobilenet_v3 import PRESETS, mobilenet_v3_space, with_bits
 
 QUICK = ["--epochs", "1", "--float-epochs", "1", "--min-steps", "6", "--evaluations", "6", "--random-subnets", "1"]
@@ -322,3 +323,45 @@ def test_run_works_on_a_folder_of_two_classes_and_forty_images(tmp_path, monkeyp
     assert info["data"]["channels"] == (1 if mode == "L" else 3)
     assert info["model"]["preset"] == ("nano" if mode == "L" else "cifar")
     assert all(row["problems"] == [] for row in read_json(tmp_path / "run" / "exports.json"))
+
+
+def test_compare_counts_accuracy_and_training_images(digits_run, monkeypatch, capsys):
+    call(monkeypatch, "compare", digits_run, "--deployments", "2", "--evaluations", "6")
+    shown = capsys.readouterr().out
+    assert all(way in shown for way in ("supernet", "nas-then-quantize", "search-then-retrain", "uniform"))
+    found = read_json(digits_run / "compare.json")
+    assert found["bits"] == 2 and len(found["deployments"]) == 8
+    steps, batch = 18, 64  # one epoch of 200 images less the validation split is 2 steps, --min-steps 6
+    totals = {(row["way"], row["deployments"]): row for row in found["totals"]}
+    metrics = read_lines(digits_run / "metrics.jsonl")
+    supernets = sum({row["stage"]: row["images"] for row in metrics}.values())
+    assert supernets == steps * batch * 3  # float, 4 and 2 bits; largest, smallest and one random subnet
+    assert totals["supernet", 2]["images"] == totals["supernet", 1]["images"] == supernets
+    assert totals["nas-then-quantize", 1]["images"] == supernets / 3 + 6 * batch
+    assert totals["search-then-retrain", 1]["images"] == supernets + 2 * 6 * batch
+    assert totals["uniform", 1]["images"] == 2 * 6 * batch
+    for row in found["deployments"]:
+        assert row["bitops"] <= row["budget"] or row["way"] == "uniform"
+        assert 0 <= row["top1_test"] <= 1 and (row["images"] == 0) == (row["way"] == "supernet")
+    before = {path: path.stat().st_mtime_ns for path in digits_run.glob("compare/**/*.safetensors")}
+    assert len(before) >= 5
+    call(monkeypatch, "compare", digits_run, "--deployments", "2", "--evaluations", "6")
+    after = {path: path.stat().st_mtime_ns for path in digits_run.glob("compare/**/*.safetensors")}
+    assert after == before and read_json(digits_run / "compare.json") == found
+
+
+def test_compare_needs_the_supernet(digits_run, monkeypatch, capsys):
+    assert "holds bit-widths 4, 2" in fails(monkeypatch, capsys, "compare", digits_run, "--bits", "3")
+    assert "--deployments" in fails(monkeypatch, capsys, "compare", digits_run, "--deployments", "0")
+
+
+def test_hand_scaled_networks_are_alike_in_all_blocks():
+    space = mobilenet_v3_space(with_bits(PRESETS["nano"], 2))
+    archs = uniform_archs(space)
+    assert len(archs) == 3 * 2 * 2 * 3  # resolutions, depths, kernels, ratios
+    assert [cost for _, cost in archs] == sorted(cost for _, cost in archs)
+    assert archs[0][0] == space.smallest() and archs[-1][0] == space.largest()
+    for arch, cost in archs:
+        assert cost == COSTS["bitops"](space.layers(arch))
+        for kind in ("depth", "kernel_size", "expand_ratio"):
+            assert len({value for name, value in arch.items() if name.endswith(kind)}) == 1

@@ -183,7 +183,8 @@ def train(
                 step = training_step(supernet, teacher, cfg, is_last=stage == "mixed")
                 space = supernet.space
                 ends = [with_uniform_bits(space, space.largest(), max(cfg.bits)), space.smallest()]
-            train_supernet(supernet, step, cfg, data, run_dir, stage, ends)
+            count = cfg.random_subnets if stage == "float" else cfg.mixed_subnets
+            train_supernet(supernet, step, cfg, data, run_dir, stage, ends, count)
             distributed.from_main(lambda: save_supernet(run_dir, stage, supernet))  # noqa: B023
         if distributed.is_main():
             (run_dir / f"{stage}.resume.pt").unlink(missing_ok=True)
