@@ -11,7 +11,7 @@ import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -101,6 +101,13 @@ class Data:
     test: Split
     fingerprint: str
     device: torch.device
+
+    def on(self, device: torch.device) -> Data:
+        """The same data set for training on another device."""
+        splits = {name: getattr(self, name) for name in ("train", "validation", "test")}
+        resident = {name: split for name, split in splits.items() if isinstance(split, ResidentSplit)}
+        moved = {name: replace(split, pixels=split.pixels.to(device)) for name, split in resident.items()}
+        return replace(self, device=device, **moved)
 
 
 def native_size(source: str | tuple) -> int:

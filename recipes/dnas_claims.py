@@ -21,6 +21,7 @@ import numpy as np
 import tyro
 from tables import over_seeds, publish
 
+from oncequant.alone import train_alone
 from oncequant.checkpoint import load_supernet
 from oncequant.cost import COSTS
 from oncequant.data import Data, eval_batches
@@ -86,8 +87,9 @@ def main(options: Options) -> None:
 
 def trained(name: str, cfg: dnas.Config, config: ResNetConfig, space, data: Data, out: Path) -> dict:
     """Train one network from scratch unless that is done, and measure it."""
-    if not (out / f"{name}.safetensors").exists():
-        dnas.train_alone(cfg, config, space, data, out, name)
+    job = dnas.job(cfg, config, space, data, out, name)
+    if not job.is_done:
+        train_alone(job, data)
     return row(name, data, cfg, out, name)
 
 

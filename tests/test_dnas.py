@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_cli import call, fails
 
+from oncequant import alone
 from oncequant.calibrate import initialise_quantizers
 from oncequant.checkpoint import load_supernet
 from oncequant.cost import COSTS, Budget
@@ -20,6 +21,7 @@ from oncequant.methods import dnas
 from oncequant.models.resnet import FLOAT, SKIP, ResNet, ResNetConfig, resnet_space
 from oncequant.search import SearchConfig
 from oncequant.search.budget import BudgetError
+from oncequant.train import fit
 
 MODEL = ResNetConfig(stage_blocks=(1, 1, 1), stage_widths=(8, 12, 16), resolutions=(8,), image_channels=1, edge_bits=8)
 FAST = dict(float_epochs=1, epochs=1, min_steps=12, batch_size=32, calibration_images=64, samples=2, jobs=1)
@@ -149,7 +151,7 @@ def test_most_accurate_and_most_efficient():
 def test_a_killed_search_goes_on_bit_for_bit(stage, run, digits, tmp_path, monkeypatch):
     cfg, folder = run
     cfg = replace(cfg, checkpoint_seconds=0.0)
-    steps, original = 0, dnas.fit
+    steps, original = 0, fit
 
     def killed(net, step, *arguments, stage, **options):
         def step_until(*batch):
@@ -162,10 +164,11 @@ def test_a_killed_search_goes_on_bit_for_bit(stage, run, digits, tmp_path, monke
         original(net, step_until, *arguments, stage=stage, **options)
 
     wanted = stage.rpartition("/")[2]
-    monkeypatch.setattr(dnas, "fit", killed)
+    for module in (dnas, alone):
+        monkeypatch.setattr(module, "fit", killed)
     with pytest.raises(KeyboardInterrupt):
         dnas.train(cfg, MODEL, digits, tmp_path)
-    monkeypatch.setattr(dnas, "fit", original)
+    monkeypatch.undo()
     assert list(tmp_path.rglob("*.resume.pt"))
     dnas.train(cfg, MODEL, digits, tmp_path)
     for one in cfg.stages:
@@ -189,7 +192,7 @@ def test_every_network_starts_from_given_weights(digits, tmp_path):
     torch.save(state, tmp_path / "net.pth")
     cfg = dnas.Config(**FAST, init=str(tmp_path / "net.pth"))
     config = cfg.supernet_model(MODEL)
-    net = dnas.new_network(cfg, config, resnet_space(config), digits)
+    net = alone.new_network(config, resnet_space(config), digits, 0, cfg.init)
     assert torch.equal(net.stage2["block1"].conv1.weight, source.stage2["block1"].conv1.weight)
     wrong = replace(MODEL, stage_widths=(8, 12, 20))
     with pytest.raises(FileError, match=r"net.pth: layer3.0.conv1.weight has shape"):
@@ -244,9 +247,9 @@ def test_impossible_options_are_refused():
 def test_pact_clip_levels_are_penalised():
     net = ResNet(replace(MODEL, precisions=(404, FLOAT)))
     initialise_quantizers(net, torch.randn(8, 1, 8, 8))
-    clips = dnas.pact_clips(net)
+    clips = alone.pact_clips(net)
     assert len(clips) == 6 + 2  # three blocks of two, and the edges
-    assert dnas.clip_penalty(clips, dnas.Config(pact_decay=0.5)).item() == pytest.approx(
+    assert alone.clip_penalty(clips, 0.5).item() == pytest.approx(
         0.5 * sum(clip.square().sum().item() for clip in clips)
     )
 

@@ -23,7 +23,7 @@ LAYERS = [  # a module may import modules of lines above it, and of its own pack
     {"evaluate"},
     {"search", "run_folder"},
     {"train"},
-    {"sandwich"},
+    {"sandwich", "alone"},
     {"report_mixed", "report_distribution"},
     {"export", "report"},
     {"methods"},

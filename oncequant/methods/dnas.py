@@ -19,30 +19,24 @@ Run. `oncequant run --method dnas`, recipes/dnas_*.      Results. results/README
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.multiprocessing
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from oncequant import distributed
+from oncequant.alone import Job, clip_penalty, new_network, pact_clips, train_alone, train_side_by_side
 from oncequant.arch import FLOAT_BITS, Arch, LayerSpec
-from oncequant.calibrate import initialise_quantizers
 from oncequant.checkpoint import load_supernet, save_supernet
 from oncequant.cost import COSTS, Specs, expected_layer
 from oncequant.data import Data, eval_batches, train_batches
-from oncequant.elastic import elastic_layers
 from oncequant.evaluate import measure
 from oncequant.files import FileError, append_line, read_json, read_lines, write_atomically, write_json
 from oncequant.models.resnet import FLOAT, SKIP, ResNet, ResNetConfig, choice_of, resnet_space
-from oncequant.models.standard_resnet import import_standard, read_standard
-from oncequant.progress import console, track
-from oncequant.quantizers.pact import PACT
 from oncequant.search import SearchConfig
 from oncequant.search.budget import BudgetError, check_reachable
 from oncequant.search.measurements import MeasurementFile, all_costs
@@ -220,7 +214,7 @@ def search_step(supernet: StochasticSupernet, cfg: Config, data: Data, schedule:
         if is_arch_step(number):
             loss.backward(inputs=[supernet.arch_logits])
         else:
-            (loss + clip_penalty(clips, cfg)).backward(inputs=weights)
+            (loss + clip_penalty(clips, cfg.pact_decay)).backward(inputs=weights)
         return loss.detach()
 
     return step
@@ -238,17 +232,6 @@ def temperature_at(cfg: Config, done: float) -> float:
     return start * (end / start) ** done
 
 
-def pact_clips(net: ResNet) -> list[Tensor]:
-    """The learned clip levels of a network."""
-    quantizers = [layer.act_quantizer for _, layer in elastic_layers(net)]
-    return [quantizer.clip for quantizer in quantizers if isinstance(quantizer, PACT) and quantizer.clip.numel()]
-
-
-def clip_penalty(clips: Sequence[Tensor], cfg: Config) -> Tensor | float:
-    """PACT's L2 penalty."""
-    return cfg.pact_decay * sum(clip.square().sum() for clip in clips)
-
-
 # -- training
 
 
@@ -261,48 +244,13 @@ def train(cfg: Config, model: ResNetConfig, data: Data, run_dir: Path, only: Map
         raise ValueError("DNAS searches the precisions of residual networks: use --preset resnet20, for example")
     config = cfg.supernet_model(model)
     space = resnet_space(config).restrict(only or {})
-    if not distributed.from_main((run_dir / "float.safetensors").exists):
-        floats = replace(config, precisions=(FLOAT,), per_layer=False)
-        train_alone(cfg, floats, resnet_space(floats), data, run_dir, "float")
+    floats = replace(config, precisions=(FLOAT,), per_layer=False)
+    baseline = job(cfg, floats, resnet_space(floats), data, run_dir, "float")
+    if not baseline.is_done:
+        train_alone(baseline, data)
     if not distributed.from_main((run_dir / "search.safetensors").exists):
         train_search(cfg, config, space, data, run_dir)
     train_samples(cfg, config, space, data, run_dir)
-
-
-def train_alone(cfg: Config, config: ResNetConfig, space: SearchSpace, data: Data, run_dir: Path, stage: str) -> None:
-    """Train the one network of a one-point space from scratch."""
-    net = new_network(cfg, config, space, data)
-    arch, calibration, clips = space.largest(), cfg.calibration(data), pact_clips(net)
-
-    def step(images: Tensor, labels: Tensor, rng: np.random.Generator, done: float) -> Tensor:
-        loss = F.cross_entropy(net(images, arch), labels, label_smoothing=cfg.label_smoothing)
-        (loss + clip_penalty(clips, cfg)).backward()
-        return loss.detach()
-
-    def evaluate() -> dict[str, float]:
-        return {"top1": measure(net, arch, calibration, eval_batches(data, data.validation))}
-
-    folder, name = (run_dir / stage).parent, Path(stage).name
-    folder.mkdir(parents=True, exist_ok=True)
-    run = dict(stage=name, run_dir=folder, seed=cfg.seed, checkpoint_seconds=cfg.checkpoint_seconds)
-    fit(net, step, data, cfg.schedule(stage, data), evaluate=evaluate, **run)
-    distributed.from_main(lambda: save_supernet(run_dir, stage, net))
-    if distributed.is_main():
-        (folder / f"{name}.resume.pt").unlink(missing_ok=True)
-
-
-def new_network(cfg: Config, config: ResNetConfig, space: SearchSpace, data: Data) -> ResNet:
-    """Random weights or those of `init`; step sizes and clip levels from what they will quantize."""
-    torch.manual_seed(cfg.seed)
-    net = ResNet(config, space).to(data.device, memory_format=torch.channels_last)
-    if cfg.init:
-        try:
-            import_standard(net, read_standard(Path(cfg.init)))
-        except ValueError as error:
-            raise FileError(f"{cfg.init}: {error}") from error
-    images, _ = next(train_batches(data, 256, seed=cfg.seed, crop="none"))
-    initialise_quantizers(net, images)
-    return net
 
 
 def train_search(cfg: Config, config: ResNetConfig, space: SearchSpace, data: Data, run_dir: Path) -> None:
@@ -310,7 +258,7 @@ def train_search(cfg: Config, config: ResNetConfig, space: SearchSpace, data: Da
     order = torch.from_numpy(np.random.default_rng(cfg.seed).permutation(len(data.train)))
     count = max(1, round(cfg.arch_share * len(order)))
     arch_data, weight_data = (replace(data, train=data.train.subset(i)) for i in (order[:count], order[count:]))
-    supernet = StochasticSupernet(new_network(cfg, config, space, data)).to(data.device)
+    supernet = StochasticSupernet(new_network(config, space, data, cfg.seed, cfg.init)).to(data.device)
     schedule, calibration = cfg.schedule("search", data), cfg.calibration(data)
     trained = search_step(supernet, cfg, arch_data, schedule)
     path, every = run_dir / "distribution.jsonl", max(1, schedule.steps // 40)
@@ -375,53 +323,22 @@ def sampled_archs(cfg: Config, space: SearchSpace, path: Path) -> list[Arch]:
 def train_samples(cfg: Config, config: ResNetConfig, space: SearchSpace, data: Data, run_dir: Path) -> None:
     """Train the sampled architectures from scratch, side by side; `samples.json` says what became of them."""
     archs = distributed.from_main(lambda: sampled_archs(cfg, space, run_dir / "distribution.jsonl"))
-    stages = [sample_stage(i) for i in range(len(archs))]
+    jobs = [job(cfg, config, space.restrict(arch), data, run_dir, sample_stage(i)) for i, arch in enumerate(archs)]
+    train_side_by_side(jobs, data, cfg.jobs)
 
-    def is_trained(stage: str) -> bool:
-        return distributed.from_main((run_dir / f"{stage}.safetensors").exists)
-
-    todo = [(cfg, config, space.restrict(a), run_dir, s) for a, s in zip(archs, stages) if not is_trained(s)]
-    jobs = min(cfg.jobs or default_jobs(data.device), len(todo))
-    if distributed.world_size() > 1 or jobs <= 1:
-        for cfg_, config_, alone, folder, stage in todo:
-            train_alone(cfg_, config_, alone, data, folder, stage)
-    else:
-        context = torch.multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(jobs, context, _quiet, (distributed.cores() // jobs,)) as pool:
-            started = [pool.submit(_train_in_worker, i % jobs, data, *job) for i, job in enumerate(todo)]
-            with track("train samples", len(started)) as bar:
-                for done, one in enumerate(as_completed(started), start=1):
-                    bar(done, {"top1": one.result()})
-
-    def result(stage: str, arch: Arch) -> dict[str, Any]:
+    def result(number: int) -> dict[str, Any]:
+        stage, arch = sample_stage(number), archs[number]
         net = load_supernet(run_dir, stage, data.device)
         top1 = measure(net, net.space.largest(), cfg.calibration(data), eval_batches(data, data.validation))
         return dict(stage=stage, arch=dict(space.brief(arch)), top1_validation=top1, costs=all_costs(space, arch))
 
-    rows = distributed.shared_map(lambda pair: result(*pair), list(zip(stages, archs)))
+    rows = distributed.shared_map(result, range(len(archs)))
     distributed.from_main(lambda: write_json(run_dir / "samples.json", rows))
 
 
-def default_jobs(device: torch.device) -> int:
-    """One for each GPU, or one for each CPU core."""
-    return torch.cuda.device_count() if device.type == "cuda" else distributed.cores()
-
-
-def _quiet(threads: int) -> None:
-    """Begin a worker process: its share of the cores, and no progress bar of its own."""
-    torch.set_num_threads(max(1, threads))
-    console.quiet = True
-
-
-def _train_in_worker(
-    number: int, data: Data, cfg: Config, config: ResNetConfig, space: SearchSpace, run_dir: Path, stage: str
-) -> float:
-    """`train_alone` in a process of its own; returns its validation top-1."""
-    if data.device.type == "cuda":
-        data = replace(data, device=torch.device("cuda", number))
-    train_alone(cfg, config, space, data, run_dir, stage)
-    net = load_supernet(run_dir, stage, data.device)
-    return measure(net, space.largest(), cfg.calibration(data), eval_batches(data, data.validation))
+def job(cfg: Config, config: ResNetConfig, space: SearchSpace, data: Data, run_dir: Path, stage: str) -> Job:
+    """The training of one network, that of the one-point `space`, from scratch."""
+    return Job(config, space, run_dir, stage, cfg.schedule(stage, data), cfg, cfg.init, cfg.pact_decay)
 
 
 # -- what is handed out

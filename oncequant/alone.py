@@ -1,0 +1,133 @@
+"""Training residual networks of one architecture each from scratch, several side by side in processes of their own."""
+
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.multiprocessing
+from torch import Tensor
+from torch.nn import functional as F
+
+from oncequant import distributed
+from oncequant.calibrate import initialise_quantizers
+from oncequant.checkpoint import save_supernet
+from oncequant.data import Data, eval_batches, train_batches
+from oncequant.elastic import elastic_layers
+from oncequant.evaluate import measure
+from oncequant.files import FileError
+from oncequant.models.resnet import ResNet, ResNetConfig
+from oncequant.models.standard_resnet import import_standard, read_standard
+from oncequant.progress import console, track
+from oncequant.quantizers.pact import PACT
+from oncequant.space import SearchSpace
+from oncequant.train import Schedule, TrainingOptions, fit
+
+
+@dataclass(frozen=True)
+class Job:
+    """One network to train; it becomes `<run_dir>/<stage>.safetensors`. No other job may use that folder meanwhile."""
+
+    config: ResNetConfig
+    space: SearchSpace
+    """One point: the architecture."""
+    run_dir: Path
+    stage: str
+    schedule: Schedule
+    options: TrainingOptions
+    init: str | None = None
+    """File with the weights of a standard network to start from."""
+    pact_decay: float = 0.0
+    """L2 penalty on PACT's clip levels."""
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the network is there; in all processes alike."""
+        return distributed.from_main((self.run_dir / f"{self.stage}.safetensors").exists)
+
+
+def train_alone(job: Job, data: Data) -> float:
+    """Train the network of a job by cross entropy; returns its validation top-1."""
+    options = job.options
+    net = new_network(job.config, job.space, data, options.seed, job.init)
+    arch, calibration, clips = job.space.largest(), options.calibration(data), pact_clips(net)
+
+    def step(images: Tensor, labels: Tensor, rng: np.random.Generator, done: float) -> Tensor:
+        loss = F.cross_entropy(net(images, arch), labels, label_smoothing=options.label_smoothing)
+        (loss + clip_penalty(clips, job.pact_decay)).backward()
+        return loss.detach()
+
+    def evaluate() -> dict[str, float]:
+        return {"top1": measure(net, arch, calibration, eval_batches(data, data.validation))}
+
+    folder, name = (job.run_dir / job.stage).parent, Path(job.stage).name
+    folder.mkdir(parents=True, exist_ok=True)
+    run = dict(stage=name, run_dir=folder, seed=options.seed, checkpoint_seconds=options.checkpoint_seconds)
+    fit(net, step, data, job.schedule, evaluate=evaluate, **run)
+    distributed.from_main(lambda: save_supernet(job.run_dir, job.stage, net))
+    if distributed.is_main():
+        (folder / f"{name}.resume.pt").unlink(missing_ok=True)
+    return evaluate()["top1"]
+
+
+def train_side_by_side(jobs: Sequence[Job], data: Data, at_once: int | None = None) -> None:
+    """Train the networks that are not there yet, so many at once, each on a share of the cores or on a GPU; by default
+    as many as there are. Processes that already share the work train one network after the other together."""
+    todo = [job for job in jobs if not job.is_done]
+    at_once = min(at_once or _available(data.device), len(todo))
+    if distributed.world_size() > 1 or at_once <= 1:
+        for job in todo:
+            train_alone(job, data)
+        return
+    context = torch.multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(at_once, context, _begin_worker, (distributed.cores() // at_once,)) as pool:
+        started = [pool.submit(_train_in_worker, job, data, i % at_once) for i, job in enumerate(todo)]
+        with track("train samples", len(started)) as bar:
+            for done, one in enumerate(as_completed(started), start=1):
+                bar(done, {"top1": one.result()})
+
+
+def new_network(config: ResNetConfig, space: SearchSpace, data: Data, seed: int, init: str | None) -> ResNet:
+    """Random weights or those of the file `init`; step sizes and clip levels from what they will quantize.
+
+    Raises FileError if the file does not fit.
+    """
+    torch.manual_seed(seed)
+    net = ResNet(config, space).to(data.device, memory_format=torch.channels_last)
+    if init:
+        try:
+            import_standard(net, read_standard(Path(init)))
+        except ValueError as error:
+            raise FileError(f"{init}: {error}") from error
+    images, _ = next(train_batches(data, 256, seed=seed, crop="none"))
+    initialise_quantizers(net, images)
+    return net
+
+
+def pact_clips(net: ResNet) -> list[Tensor]:
+    """The learned clip levels of a network."""
+    quantizers = [layer.act_quantizer for _, layer in elastic_layers(net)]
+    return [quantizer.clip for quantizer in quantizers if isinstance(quantizer, PACT) and quantizer.clip.numel()]
+
+
+def clip_penalty(clips: Sequence[Tensor], decay: float) -> Tensor | float:
+    """PACT's L2 penalty."""
+    return decay * sum(clip.square().sum() for clip in clips)
+
+
+def _available(device: torch.device) -> int:
+    return torch.cuda.device_count() if device.type == "cuda" else distributed.cores()
+
+
+def _begin_worker(threads: int) -> None:
+    """A worker has its share of the cores and no progress bar of its own."""
+    torch.set_num_threads(max(1, threads))
+    console.quiet = True
+
+
+def _train_in_worker(job: Job, data: Data, number: int) -> float:
+    if data.device.type == "cuda":
+        data = data.on(torch.device("cuda", number))
+    return train_alone(job, data)
