@@ -6,7 +6,8 @@
 quantizers   C5: the same training with BatchQuant, with LSQ step sizes and with running ranges for activations.
 stabilisers  one option of QFA changed at a time.
 uniform      C8: one supernet of bit-widths 2, 3, 4, 8 (32 in its first stage) on the largest architecture, against the
-             same architecture trained at one bit-width alone for as many steps (with float in its first stage too).
+             same architecture trained at one bit-width alone for as many steps (with float in its first stage too),
+             and in float.
 
 Every variant starts from the same float supernet. Accuracies are of uniform bit-widths (the largest and random
 architectures) and of random mixed subnets fixed by the seed, on the validation split, by which defaults are chosen, and
@@ -25,14 +26,16 @@ import tyro
 from tables import over_seeds, publish
 
 from oncequant.arch import FLOAT_BITS, Arch
-from oncequant.checkpoint import load_supernet
+from oncequant.checkpoint import load_supernet, save_supernet
 from oncequant.data import Data, eval_batches
 from oncequant.evaluate import accuracy, calibrated_subnet
 from oncequant.files import read_json, write_json
 from oncequant.methods import qfa
+from oncequant.models import extract_subnet
 from oncequant.models.mobilenet_v3 import MobileNetV3, MobileNetV3Config
 from oncequant.options import ModelOptions
 from oncequant.run_folder import RunSettings, device_name, preset_for
+from oncequant.sandwich import train_supernet
 from oncequant.train import TrainingError, TrainingOptions
 
 VARIANTS = {
@@ -159,9 +162,12 @@ def measure_variant(
 def dedicated(cfg: qfa.Config, model: MobileNetV3Config, data: Data, out: Path, preset: str) -> None:
     """The largest architecture at one bit-width alone, from the same float supernet, for as many steps."""
     calibration = cfg.calibration(data)
-    for bits in cfg.bits:
-        name, alone = f"dedicated-{bits}", replace(cfg, bits=(bits,), mixed_subnets=0)
-        if trained(alone, model, data, out, name):
+    for bits in (*cfg.bits, FLOAT_BITS):
+        name = f"dedicated-{bits}"
+        alone = replace(cfg, mixed_subnets=0, bits=(bits,) if bits < FLOAT_BITS else cfg.bits)
+        if bits == FLOAT_BITS:
+            train_float_longer(alone, model, data, out, name)
+        if bits == FLOAT_BITS or trained(alone, model, data, out, name):
             net = load_supernet(out / name, "mixed")
             arch = net.space.largest()
             subnet = calibrated_subnet(net, arch, calibration)
@@ -175,6 +181,24 @@ def dedicated(cfg: qfa.Config, model: MobileNetV3Config, data: Data, out: Path, 
         publish_rows(out / f"{name}.json", rows, data, alone, preset)
 
 
+def train_float_longer(cfg: qfa.Config, model: MobileNetV3Config, data: Data, out: Path, name: str) -> None:
+    """The largest architecture goes on in float, by the same steps and with the same teacher as at a bit-width."""
+    folder = out / name
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "float.safetensors").exists():
+        copy(out / f"float-{cfg.space}.safetensors", folder / "float.safetensors")
+    calibration, before = cfg.calibration(data), "float"
+    for stage in ("mixed-float", "mixed"):
+        if not (folder / f"{stage}.safetensors").exists():
+            supernet = load_supernet(folder, before)
+            net = extract_subnet(supernet, supernet.space.largest())
+            teacher = qfa.Teacher(load_supernet(folder, "float"), net.space.choices["resolution"], calibration)
+            step = qfa.training_step(net, teacher, cfg, is_last=False)
+            train_supernet(net, step, cfg, data, folder, stage)
+            save_supernet(folder, stage, net)
+        before = stage
+
+
 def publish_rows(path: Path, rows: list[dict], data: Data, cfg: qfa.Config, preset: str) -> None:
     """What was measured and on what."""
     about = dict(data=data.name, train=len(data.train), test=len(data.test), preset=preset, seed=cfg.seed)
@@ -184,7 +208,7 @@ def publish_rows(path: Path, rows: list[dict], data: Data, cfg: qfa.Config, pres
 
 def summarise(out: Path, part: str, csv_path: Path | None) -> None:
     """Mean over architectures for each seed, then mean and standard deviation over seeds; spread over architectures."""
-    names = list(VARIANTS[part]) + [f"dedicated-{bits}" for bits in (2, 3, 4, 8)] * (part == "uniform")
+    names = list(VARIANTS[part]) + [f"dedicated-{bits}" for bits in (2, 3, 4, 8, FLOAT_BITS)] * (part == "uniform")
     table = []
     for name in names:
         groups: dict[str, dict[int, list[dict]]] = defaultdict(lambda: defaultdict(list))
