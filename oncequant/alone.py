@@ -1,7 +1,10 @@
 """Training residual networks of one architecture each from scratch, several side by side in processes of their own."""
 
+import os
+import signal
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +16,7 @@ from torch.nn import functional as F
 
 from oncequant import distributed
 from oncequant.calibrate import initialise_quantizers
-from oncequant.checkpoint import save_supernet
+from oncequant.checkpoint import load_space, save_supernet
 from oncequant.data import Data, eval_batches, train_batches
 from oncequant.elastic import elastic_layers
 from oncequant.evaluate import measure
@@ -23,7 +26,7 @@ from oncequant.models.standard_resnet import import_standard, read_standard
 from oncequant.progress import console, track
 from oncequant.quantizers.pact import PACT
 from oncequant.space import SearchSpace
-from oncequant.train import Schedule, TrainingOptions, fit
+from oncequant.train import Schedule, TrainingError, TrainingOptions, fit
 
 
 @dataclass(frozen=True)
@@ -42,10 +45,16 @@ class Job:
     pact_decay: float = 0.0
     """L2 penalty on PACT's clip levels."""
 
-    @property
     def is_done(self) -> bool:
-        """Whether the network is there; in all processes alike."""
-        return distributed.from_main((self.run_dir / f"{self.stage}.safetensors").exists)
+        """Whether the network is there; all processes ask together. Raises FileError if another one is there."""
+
+        def look() -> bool:
+            path = self.run_dir / f"{self.stage}.safetensors"
+            if path.exists() and load_space(self.run_dir, self.stage)[1].choices != self.space.choices:
+                raise FileError(f"{path} is a network of another architecture: delete it to train this one")
+            return path.exists()
+
+        return distributed.from_main(look)
 
 
 def train_alone(job: Job, data: Data) -> float:
@@ -75,18 +84,26 @@ def train_alone(job: Job, data: Data) -> float:
 def train_side_by_side(jobs: Sequence[Job], data: Data, at_once: int | None = None) -> None:
     """Train the networks that are not there yet, so many at once, each on a share of the cores or on a GPU; by default
     as many as there are. Processes that already share the work train one network after the other together."""
-    todo = [job for job in jobs if not job.is_done]
+    todo = [job for job in jobs if not job.is_done()]
     at_once = min(at_once or _available(data.device), len(todo))
     if distributed.world_size() > 1 or at_once <= 1:
         for job in todo:
             train_alone(job, data)
         return
     context = torch.multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(at_once, context, _begin_worker, (distributed.cores() // at_once,)) as pool:
-        started = [pool.submit(_train_in_worker, job, data, i % at_once) for i, job in enumerate(todo)]
+    pool = ProcessPoolExecutor(at_once, context, _begin_worker, (distributed.cores() // at_once, os.getpid()))
+    try:
+        started = [pool.submit(_train_in_worker, job, data, number) for number, job in enumerate(todo)]
         with track("train samples", len(started)) as bar:
             for done, one in enumerate(as_completed(started), start=1):
                 bar(done, {"top1": one.result()})
+    except BrokenProcessPool as error:
+        raise TrainingError(
+            "a process that trained a sample was ended, for want of memory perhaps (--dnas.jobs 1 needs least); the "
+            "same command goes on"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)  # after an error the networks that wait are not begun
 
 
 def new_network(config: ResNetConfig, space: SearchSpace, data: Data, seed: int, init: str | None) -> ResNet:
@@ -97,13 +114,18 @@ def new_network(config: ResNetConfig, space: SearchSpace, data: Data, seed: int,
     torch.manual_seed(seed)
     net = ResNet(config, space).to(data.device, memory_format=torch.channels_last)
     if init:
-        try:
-            import_standard(net, read_standard(Path(init)))
-        except ValueError as error:
-            raise FileError(f"{init}: {error}") from error
+        import_file(net, init)
     images, _ = next(train_batches(data, 256, seed=seed, crop="none"))
     initialise_quantizers(net, images)
     return net
+
+
+def import_file(net: ResNet, path: str) -> None:
+    """Weights of a standard network from a file. Raises FileError naming it if they are not this network's."""
+    try:
+        import_standard(net, read_standard(Path(path)))
+    except ValueError as error:
+        raise FileError(f"{path}: {error}") from error
 
 
 def pact_clips(net: ResNet) -> list[Tensor]:
@@ -121,13 +143,15 @@ def _available(device: torch.device) -> int:
     return torch.cuda.device_count() if device.type == "cuda" else distributed.cores()
 
 
-def _begin_worker(threads: int) -> None:
-    """A worker has its share of the cores and no progress bar of its own."""
+def _begin_worker(threads: int, parent: int) -> None:
+    """A worker has its share of the cores and no progress bar; it ends with its parent, and at once by Ctrl-C."""
     torch.set_num_threads(max(1, threads))
     console.quiet = True
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    distributed.end_with(parent)
 
 
 def _train_in_worker(job: Job, data: Data, number: int) -> float:
     if data.device.type == "cuda":
-        data = data.on(torch.device("cuda", number))
+        data = data.on(torch.device("cuda", number % torch.cuda.device_count()))
     return train_alone(job, data)

@@ -68,7 +68,7 @@ class LayerSpec:
     a differentiable expectation; every cost is arithmetic that works on all three.
     """
 
-    role: str  # stem, expand, depthwise, project, se, final_expand, feature_mix, classifier
+    role: str  # stem, expand, depthwise, project, se, final_expand, feature_mix, conv, shortcut, classifier
     in_channels: Number
     out_channels: Number
     kernel_size: Number = 1

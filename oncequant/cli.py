@@ -102,6 +102,8 @@ def run(options: Run) -> None:
     """`oncequant run`."""
     if options.train.method == "qfa" and min(options.train.qfa_options.bits, default=2) < 2:
         raise UsageError("--qfa.bits: files hold 2 bits and more; 1 is for `oncequant train` and `search`")
+    if any(value % 100 == 1 for value in options.train.dnas_options.precisions or ()):
+        raise UsageError("--dnas.precisions: files hold inputs of 2 bits and more; 1 is for `oncequant train`")
     run_dir, settings, data = _train(options.train, "run", options.search.config())
     _search(run_dir, settings, data, options.search)
     distributed.leave()
@@ -276,8 +278,7 @@ def _train(options: Train, command: str, search_options: SearchConfig | None = N
     )
     data = settings.load_data(device)
     settings = replace(settings, model=of_model.config(preset, len(data.classes), data.channels))
-    if search_options:
-        method.check_budgets(cfg, search_options, settings.model)
+    method.check_budgets(cfg, search_options or SearchConfig(), settings.model)
     command = shlex.join(["oncequant", command, *sys.argv[2:]])
     distributed.from_main(lambda: create_run(run_dir, settings, data, command))
     counts = f"{len(data.train)} training, {len(data.validation)} validation, {len(data.test)} test images"

@@ -52,7 +52,7 @@ def join(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if parent := os.environ.get("ONCEQUANT_PARENT"):
-        threading.Thread(target=_end_with, args=(int(parent),), daemon=True).start()
+        end_with(int(parent))
     if sys.platform == "linux" and os.environ.get("MASTER_ADDR") in ("127.0.0.1", "localhost"):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a host's own name need not resolve
     store, number, processes = next(dist.rendezvous("env://"))
@@ -207,6 +207,8 @@ def average_gradients(net: nn.Module) -> None:
     used = torch.tensor([p.grad is not None for p in parameters], dtype=torch.uint8)
     dist.all_reduce(used, dist.ReduceOp.MAX)
     parameters = [p for p, by_any in zip(parameters, used.tolist()) if by_any]
+    if not parameters:
+        return
     grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     flat = torch.cat([grad.flatten() for grad in grads])
     dist.all_reduce(flat)
@@ -231,9 +233,13 @@ class AllSum(torch.autograd.Function):
         return AllSum.apply(grad)
 
 
-def _end_with(parent: int) -> None:
-    """End this process when the one that launched it is gone, killed perhaps."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    print("the process that launched this one has ended", file=sys.stderr)
-    os._exit(1)
+def end_with(parent: int) -> None:
+    """From now on this process ends when the one that launched it is gone, killed perhaps."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        print("the process that launched this one has ended", file=sys.stderr)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

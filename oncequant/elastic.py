@@ -106,6 +106,7 @@ class ElasticConv(nn.Module):
         A convolution is linear in its weights, so layers with equal inputs are one convolution with the sum of their
         weights: one for each bit-width of the input.
         """
+        assert self.bias is None  # it would be added once for each of them
         branches: dict[int, tuple[LayerSpec, Tensor]] = {}
         for share, spec in zip(mask.unbind(), specs):
             weight = share * self.quantized_weight(spec)

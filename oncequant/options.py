@@ -122,7 +122,10 @@ class Train:
         if self.method == "oqat":
             return oqat.Config(**vars(self.training), bit_schedule=self.bit_schedule)
         if self.method == "dnas":
-            return dnas.Config(**vars(self.training), **vars(self.dnas_options))
+            own = self.dnas_options
+            if own.init and Path(own.init).exists():  # found from anywhere
+                own = replace(own, init=str(Path(own.init).resolve()))
+            return dnas.Config(**vars(self.training), **vars(own))
         return qfa.Config(**vars(self.training), **vars(self.qfa_options))
 
 
@@ -206,7 +209,7 @@ class Evaluate:
     arch: Annotated[str, tyro.conf.Positional]
     """Name of a chosen subnet (as `oncequant info RUN` lists them), a JSON file, or largest | smallest."""
     stage: str | None = None
-    """float, 4bit, mixed, ...; default: the named subnet's own, or the last one trained (the lowest bit-width)."""
+    """float, 4bit, mixed, ...; default: the named subnet's own, or the last supernet (the lowest bit-width)."""
     split: Literal["validation", "test"] = "validation"
     data: str | None = None
     """Where the run's images are now, if they have moved."""

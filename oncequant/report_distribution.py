@@ -26,6 +26,8 @@ def sharpening(rows: list[dict[str, Any]], candidates: dict[str, tuple[int, ...]
     if not rows:
         return None
     names = list(rows[-1]["probabilities"])
+    if not names:
+        return None
     tables = np.array([[row["probabilities"][name] for name in names] for row in rows])  # (times, choices, candidates)
     entropy = -(tables * np.log2(tables.clip(1e-12))).sum(2).mean(1)
     return {

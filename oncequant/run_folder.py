@@ -69,11 +69,13 @@ def create_run(run_dir: Path, settings: RunSettings, data: Data, command: str) -
     if path.exists():
         found = read_json(path)
         before = found.get("settings", {})
-        # Images may have moved (the fingerprint tells). How often to save and what to keep for the backward pass
-        # changes no result. An option that the older version did not have is at its default.
+        # Images may have moved (the fingerprint tells). How often to save, what to keep for the backward pass and
+        # how much to do at once changes no result. An option that the older version did not have is at its default.
         compared = [key for key in wanted if key != "data" and key in before]
+        if "model" in before:
+            before["model"] = json.loads(json.dumps(config_to_json(config_from_json(before["model"]))))
         for values in (before, wanted):
-            for name in ("checkpoint_seconds", "checkpoint_activations"):
+            for name in ("checkpoint_seconds", "checkpoint_activations", "jobs"):
                 values.get("method_config", {}).pop(name, None)
         known = before.get("method_config", {})
         wanted["method_config"] = {key: value for key, value in wanted["method_config"].items() if key in known}

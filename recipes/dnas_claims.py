@@ -15,7 +15,7 @@ import statistics
 from collections import defaultdict
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 import tyro
@@ -48,6 +48,7 @@ class Options:
     edge_bits: int = 32
     """First convolution and classifier, float as in the paper."""
     max_train: int | None = None
+    device: Literal["cpu", "cuda"] = "cpu"
     training: Annotated[TrainingOptions, tyro.conf.arg(name="")] = field(default_factory=TrainingOptions)
     dnas_options: Annotated[dnas.OwnOptions, tyro.conf.arg(name="dnas")] = field(default_factory=dnas.OwnOptions)
     summarise: Path | None = None
@@ -63,7 +64,7 @@ def main(options: Options) -> None:
     settings = RunSettings(
         options.data, options.preset, model, "dnas", {}, cfg.seed, 0.15, 0.2, None, options.max_train
     )
-    data = settings.load_data("cpu")
+    data = settings.load_data(options.device)
     model = replace(model, num_classes=len(data.classes), image_channels=data.channels)
     out = options.out / f"seed{cfg.seed}"
     out.mkdir(parents=True, exist_ok=True)
@@ -88,14 +89,14 @@ def main(options: Options) -> None:
 def trained(name: str, cfg: dnas.Config, config: ResNetConfig, space, data: Data, out: Path) -> dict:
     """Train one network from scratch unless that is done, and measure it."""
     job = dnas.job(cfg, config, space, data, out, name)
-    if not job.is_done:
+    if not job.is_done():
         train_alone(job, data)
     return row(name, data, cfg, out, name)
 
 
 def row(name: str, data: Data, cfg: dnas.Config, out: Path, stage: str) -> dict:
     """What a trained network reaches and costs."""
-    net = load_supernet(out, stage)
+    net = load_supernet(out, stage, data.device)
     arch, calibration = net.space.largest(), cfg.calibration(data)
     top1 = {
         key: measure(net, arch, calibration, eval_batches(data, split))

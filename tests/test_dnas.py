@@ -2,7 +2,12 @@
 
 import json
 import math
+import shutil
+import subprocess
+import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +21,7 @@ from oncequant.calibrate import initialise_quantizers
 from oncequant.checkpoint import load_supernet
 from oncequant.cost import COSTS, Budget
 from oncequant.data import load_data
+from oncequant.distributed import cores
 from oncequant.files import FileError, read_json, read_lines
 from oncequant.methods import dnas
 from oncequant.models.resnet import FLOAT, SKIP, ResNet, ResNetConfig, resnet_space
@@ -113,7 +119,8 @@ def run(digits, tmp_path_factory):
 def test_stages_and_choice(run, digits):
     cfg, folder = run
     names = sorted(str(p.relative_to(folder)) for p in folder.rglob("*.safetensors"))
-    assert names == sorted(f"{stage}.safetensors" for stage in cfg.stages)
+    stages = [*cfg.stages, *(dnas.sample_stage(i) for i in range(cfg.samples))]
+    assert names == sorted(f"{stage}.safetensors" for stage in stages)
     assert not list(folder.rglob("*.resume.pt"))
     family = {entry["name"]: entry for entry in dnas.search(cfg, SearchConfig(), digits, folder)}
     samples = {row["stage"]: row for row in read_json(folder / "samples.json")}
@@ -145,6 +152,8 @@ def test_most_accurate_and_most_efficient():
     assert found["MA"] is rows[1] and found["ME"] is rows[2]
     found = dnas.most_accurate_and_efficient(rows, 0.79, dnas.Config())
     assert found["ME"] is rows[3]  # it holds what the float network reaches
+    found = dnas.most_accurate_and_efficient(rows, 0.9235, dnas.Config())
+    assert found["ME"] is rows[1]  # the third is near to the second, but too far from float
 
 
 @pytest.mark.parametrize("stage", ["search", "samples/0/network"])
@@ -171,7 +180,7 @@ def test_a_killed_search_goes_on_bit_for_bit(stage, run, digits, tmp_path, monke
     monkeypatch.undo()
     assert list(tmp_path.rglob("*.resume.pt"))
     dnas.train(cfg, MODEL, digits, tmp_path)
-    for one in cfg.stages:
+    for one in (*cfg.stages, *map(dnas.sample_stage, range(cfg.samples))):
         for name, tensor in load_supernet(folder, one).state_dict().items():
             assert torch.equal(tensor, load_supernet(tmp_path, one).state_dict()[name]), (one, name)
     rows = [read_lines(where / "distribution.jsonl") for where in (folder, tmp_path)]
@@ -198,15 +207,93 @@ def test_every_network_starts_from_given_weights(digits, tmp_path):
     with pytest.raises(FileError, match=r"net.pth: layer3.0.conv1.weight has shape"):
         dnas.train(cfg, wrong, digits, tmp_path / "run")
     assert not list((tmp_path / "run").rglob("*.safetensors"))
+    with pytest.raises(FileError, match=r"net.pth: layer3.0.conv1.weight has shape"):
+        dnas.check_budgets(cfg, SearchConfig(), wrong)
 
 
-def test_two_workers_train_the_same_networks_as_one(run, digits, tmp_path):
+def test_two_workers_train_the_same_networks_as_one(digits, tmp_path):
+    cfg = dnas.Config(**FAST)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, cores() // 2))  # as many as each worker has: sums do not differ
+    try:
+        for jobs in (1, 2):
+            dnas.train(replace(cfg, jobs=jobs), MODEL, digits, tmp_path / str(jobs))
+    finally:
+        torch.set_num_threads(threads)
+    for stage in map(dnas.sample_stage, range(cfg.samples)):
+        one, two = (load_supernet(tmp_path / jobs, stage).state_dict() for jobs in "12")
+        assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_samples_of_another_search_are_not_taken(run, digits, tmp_path):
     cfg, folder = run
-    dnas.train(replace(cfg, jobs=2), MODEL, digits, tmp_path)
-    found = [{row["stage"]: row["arch"] for row in read_json(f / "samples.json")} for f in (folder, tmp_path)]
-    assert found[0] == found[1]
-    one, two = (load_supernet(f, "samples/0/network").state_dict() for f in (folder, tmp_path))
-    assert one.keys() == two.keys()
+    shutil.copytree(folder, tmp_path / "run")
+    path = tmp_path / "run" / "distribution.jsonl"
+    rows = read_lines(path)
+    for row in rows:
+        row["probabilities"] = {name: [0.0] * 6 + [1.0] for name in row["probabilities"]}
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(FileError, match="samples/0/network.safetensors is a network of another architecture"):
+        dnas.train(cfg, MODEL, digits, tmp_path / "run")
+
+
+def test_one_precision_alone_is_trained_as_quantized(digits, tmp_path):
+    cfg = dnas.Config(**FAST, precisions=(404,))
+    dnas.train(cfg, MODEL, digits, tmp_path)
+    family = dnas.search(cfg, SearchConfig(), digits, tmp_path)
+    assert {entry["name"] for entry in family} == {"float", "MA", "ME"}
+    (sample,) = read_json(tmp_path / "samples.json")
+    assert sample["costs"]["bitops"] < family[0]["costs"]["bitops"] / 20
+
+
+def test_layers_choose_for_themselves(digits, tmp_path):
+    cfg = dnas.Config(**FAST, per_layer=True)
+    dnas.train(cfg, MODEL, digits, tmp_path)
+    assert len(read_lines(tmp_path / "distribution.jsonl")[-1]["probabilities"]) == 6
+
+
+def test_budgets_are_held_against_the_cheapest_network():
+    cfg = dnas.Config(precisions=(132, 404))  # 4 x 4 bits are fewer bit operations than 1 x 32
+    space = resnet_space(cfg.supernet_model(MODEL))
+    archs = [space.decode(np.array(codes)) for codes in np.ndindex(2, 2, 2)]
+    for cost in ("bitops", "weight_bytes"):
+        least = min(COSTS[cost](space.layers(arch)) for arch in archs)
+        assert COSTS[cost](space.layers(dnas.cheapest(space, cost))) == least
+        dnas.check_budgets(cfg, SearchConfig(budgets=(Budget(cost, least),)), MODEL)
+        with pytest.raises(BudgetError, match=f"the least {cost}"):
+            dnas.check_budgets(cfg, SearchConfig(budgets=(Budget(cost, 0.99 * least),)), MODEL)
+
+
+def test_workers_end_with_their_parent(tmp_path):
+    code = f"""
+import json, sys
+from pathlib import Path
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_dnas import FAST, MODEL
+from oncequant.data import load_data
+from oncequant.methods import dnas
+if __name__ == "__main__":
+    cfg = dnas.Config(**dict(FAST, jobs=2, float_epochs=3000))
+    config = cfg.supernet_model(MODEL)
+    space, run = dnas.resnet_space(config), Path({str(tmp_path)!r})
+    row = dict(step=1, steps=1, probabilities=dict.fromkeys(space.free, [1 / 7] * 7))
+    (run / "distribution.jsonl").write_text(json.dumps(row) + chr(10))
+    dnas.train_samples(cfg, config, space, load_data("digits", size=8, max_train=200), run)
+"""
+    (tmp_path / "main.py").write_text(code)
+    process = subprocess.Popen([sys.executable, str(tmp_path / "main.py")])
+    try:
+        deadline = time.monotonic() + 120
+        while len(list(tmp_path.glob("samples/*/metrics.jsonl"))) < 2:  # both are at work
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+    finally:
+        process.kill()
+        process.wait()
+    time.sleep(2)
+    sizes = {path: path.stat().st_size for path in tmp_path.rglob("metrics.jsonl")}
+    time.sleep(3)
+    assert sizes == {path: path.stat().st_size for path in tmp_path.rglob("metrics.jsonl")}
 
 
 def test_samples_are_different_and_follow_the_distribution(tmp_path):
@@ -231,7 +318,9 @@ def test_samples_are_different_and_follow_the_distribution(tmp_path):
 def test_impossible_options_are_refused():
     for options, text in (
         (dict(samples=0), "samples 0"),
-        (dict(arch_share=1.0), "arch_share"),
+        (dict(arch_share=0.6), "arch_share"),
+        (dict(sync_batch_norm=True), "sync_batch_norm"),
+        (dict(quantized_lr=1e-3), "quantized_lr"),
         (dict(temperature=(5.0, 0.0)), "temperature"),
         (dict(gamma=-1.0), "gamma"),
         (dict(gamma=0.0, cross_entropy=False), "gamma"),
@@ -267,7 +356,7 @@ def test_command_line(tmp_path, monkeypatch, capsys):
     assert '"candidates":["W1 A4","W2 A4","W3 A3","W4 A4","W8 A8","float"]' in page
     capsys.readouterr()
     call(monkeypatch, "info", folder)
-    assert "stages trained: float, search, samples/0/network" in capsys.readouterr().out
+    assert "stages trained: float, search of float, search" in capsys.readouterr().out
     call(monkeypatch, "evaluate", folder, "ME")
     evaluated = json.loads(capsys.readouterr().out)
     family = {entry["name"]: entry for entry in read_json(folder / "family.json")}
@@ -283,8 +372,10 @@ def test_command_line(tmp_path, monkeypatch, capsys):
         ("train --method oqat --dnas.gamma 1", "--dnas is not an option of --method oqat"),
         ("run --method dnas --evaluations 5", "DNAS has no search after training"),
         ("run --method dnas --budget weight_bytes<=100", "cannot be met"),
+        ("run --method dnas --dnas.precisions 101 3232", "files hold inputs of 2 bits and more"),
+        ("train --method dnas --dnas.init nowhere.pth", "nowhere.pth does not exist"),
     ],
 )
 def test_what_cannot_work_is_refused_before_training(arguments, text, tmp_path, monkeypatch, capsys):
     assert text in fails(monkeypatch, capsys, *arguments.split(), "--run", tmp_path)
-    assert not list(tmp_path.rglob("*.safetensors"))
+    assert not list(tmp_path.iterdir())  # so that the mended command finds no other run there

@@ -7,6 +7,7 @@ intermediate tensors; its cost in accuracy is what `verify` reports as plain aga
 """
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import replace
 
 import torch
@@ -176,7 +177,7 @@ def _folded(name: str, layer: ElasticConv, spec: LayerSpec, grid: Grid | None) -
         return Weights((weight * gain.view(-1, 1, 1, 1)).float(), bias.float(), None, **shape)
     _check_bits(name, "weight", spec.weight_bits)
     slot = slot_of(layer.weight_slots, spec.weight_bits, spec.kernel_size)
-    codes, step, odd = layer.weight_quantizer.cpu().deployed(weight, spec.weight_bits, slot)
+    codes, step, odd = deepcopy(layer.weight_quantizer).cpu().deployed(weight, spec.weight_bits, slot)
     codes, step = codes.to(torch.int8), _checked_step(name, "weight", step)
     shape["odd"] = odd
     if grid is None:

@@ -88,8 +88,7 @@ def compare(
     def winner(way: str, budget: Budget) -> Arch:
         """The architecture of a deployment, in the b-bit space."""
         if way == "uniform":
-            fitting = [arch for arch, cost in hand_scaled if cost <= budget.limit]
-            return fitting[-1] if fitting else space.smallest()
+            return [arch for arch, cost in hand_scaled if cost <= budget.limit][-1]  # the smallest of all is among them
         name = "float" if way == "nas-then-quantize" else stage
         return space.complete(best_under(found[name], [budget], space).arch)
 
@@ -101,7 +100,7 @@ def compare(
         distributed.from_main(lambda: folder.mkdir(parents=True, exist_ok=True))
         only = {name: value for name, value in arch.items() if not name.endswith("_bits")}
         alone = replace(cfg, bit_schedule=(bits,), random_subnets=0)
-        if way == "nas-then-quantize" and not (folder / "float.safetensors").exists():
+        if way == "nas-then-quantize" and not distributed.from_main((folder / "float.safetensors").exists):
             winner = supernets["float"].space.complete(only)
             distributed.from_main(lambda: save_supernet(folder, "float", extract_subnet(supernets["float"], winner)))
         oqat.train(alone, model, data, folder, only)

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from oncequant import distributed
-from oncequant.alone import Job, clip_penalty, new_network, pact_clips, train_alone, train_side_by_side
+from oncequant.alone import Job, clip_penalty, import_file, new_network, pact_clips, train_alone, train_side_by_side
 from oncequant.arch import FLOAT_BITS, Arch, LayerSpec
 from oncequant.checkpoint import load_supernet, save_supernet
 from oncequant.cost import COSTS, Specs, expected_layer
@@ -38,7 +38,7 @@ from oncequant.evaluate import measure
 from oncequant.files import FileError, append_line, read_json, read_lines, write_atomically, write_json
 from oncequant.models.resnet import FLOAT, SKIP, ResNet, ResNetConfig, choice_of, resnet_space
 from oncequant.search import SearchConfig
-from oncequant.search.budget import BudgetError, check_reachable
+from oncequant.search.budget import BudgetError
 from oncequant.search.measurements import MeasurementFile, all_costs
 from oncequant.search.supernet import Choice, record_family
 from oncequant.space import SearchSpace
@@ -58,7 +58,8 @@ class OwnOptions:
     """What the search saves: bytes of weights, or bit operations."""
     precisions: tuple[int, ...] | None = None
     """Candidates, each 100 x weight bits + input bits, 32 = float, or 0: the block becomes its shortcut. Default: the
-    paper's, weights of 0 1 2 3 4 8 32 bits with float inputs, or for bitops the pairs 104 204 303 404 808 3232."""
+    paper's, weights of 0 1 2 3 4 8 32 bits with float inputs, or for bitops the pairs 104 204 303 404 808 3232. One
+    alone is that network, trained as quantized."""
     per_layer: bool = False
     """Every layer chooses its precision, else every block."""
     weight_quantizer: Literal["dorefa", "lsq"] = "dorefa"
@@ -74,7 +75,8 @@ class OwnOptions:
     warmup_share: float = 0.1
     """Part of the search in which the distribution stays uniform and only weights are trained."""
     arch_share: float = 0.2
-    """Part of the training images, and of the steps, that train the distribution; the others train the weights."""
+    """Part of the training images, and of the steps, that train the distribution, at most 0.5; the others train the
+    weights."""
     arch_travel: float = 8.0
     """Learning rate of the logits times their steps: how far one can go in the whole search."""
     samples: int = 6
@@ -99,29 +101,35 @@ class Config(TrainingOptions, OwnOptions):
         super().__post_init__()
         if self.samples < 1:
             raise ValueError(f"samples {self.samples}: use at least 1")
-        if not 0 < self.arch_share < 1 or not 0 <= self.warmup_share < 1:
-            raise ValueError("arch_share is between 0 and 1, warmup_share from 0 to below 1")
+        if not 0 < self.arch_share <= 0.5 or not 0 <= self.warmup_share < 1:
+            raise ValueError("arch_share is above 0 and at most 0.5, warmup_share from 0 to below 1")
         if len(self.temperature) != 2 or min(self.temperature) <= 0:
             raise ValueError(f"temperature {self.temperature}: use two numbers above 0, at the start and at the end")
         if self.gamma < 0 or (self.gamma == 0 and not self.cross_entropy):
             raise ValueError(f"gamma {self.gamma}: use at least 0, and more without cross entropy")
         if self.jobs is not None and self.jobs < 1:
             raise ValueError(f"jobs {self.jobs}: use at least 1")
-        if self.checkpoint_activations or self.precision != "float32":
-            raise ValueError("DNAS trains in float32 and without checkpointing activations")
+        unused = "precision sync_batch_norm independent_archs random_subnets quantized_lr checkpoint_activations"
+        for name in unused.split():
+            if getattr(self, name) != getattr(TrainingOptions, name):
+                raise ValueError(
+                    f"{name} {getattr(self, name)}: not an option of DNAS, whose networks train from scratch by --lr, "
+                    "in float32, one architecture at a time"
+                )
         self.supernet_model(ResNetConfig())  # refuses impossible precisions
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """Names of the stages in training order; each sample is one."""
-        return ("float", "search", *(sample_stage(i) for i in range(self.samples)))
+        """Names of the stages in training order; each sample that is drawn is one more (`sample_stage`)."""
+        return ("float", "search")
 
     def supernet_model(self, model: ResNetConfig) -> ResNetConfig:
         """`model`, a float network, with the candidates of the search."""
         projections = model.projections if self.projections is None else self.projections
+        default = tuple(p for p in PRECISIONS[self.cost] if p != SKIP or not self.per_layer)
         return replace(
             model,
-            precisions=self.precisions or PRECISIONS[self.cost],
+            precisions=self.precisions or default,
             per_layer=self.per_layer,
             weight_quantizer=self.weight_quantizer,
             act_quantizer=self.act_quantizer,
@@ -162,7 +170,7 @@ class StochasticSupernet(nn.Module):
 
     def cost(self, masks: Mapping[str, Tensor], name: str) -> Tensor:
         """Expected cost `name` of architectures drawn by `masks`, 0-dim, with gradients to them."""
-        return COSTS[name](expected_layers(self.net, masks))
+        return torch.as_tensor(COSTS[name](expected_layers(self.net, masks)))  # a number if there is nothing to choose
 
 
 def expected_layers(net: ResNet, masks: Mapping[str, Tensor]) -> Specs:
@@ -176,13 +184,19 @@ def expected_layers(net: ResNet, masks: Mapping[str, Tensor]) -> Specs:
 
 
 def search_step(supernet: StochasticSupernet, cfg: Config, data: Data, schedule: Schedule) -> StepFunction:
-    """Alternating steps: of the weights, with the distribution as it is; every fifth, of the distribution alone.
+    """Alternating steps: of the weights, with the distribution as it is; every fifth or so, of the distribution alone.
 
     The images that `fit` passes train the weights, those of `data` the distribution, uniform until the warm-up is over.
     """
     weights = [p for p in supernet.net.parameters() if p.requires_grad]
-    every, first = round(1 / cfg.arch_share), round(cfg.warmup_share * schedule.steps)
-    shard = distributed.rank(), distributed.world_size()
+    first, shard = round(cfg.warmup_share * schedule.steps), (distributed.rank(), distributed.world_size())
+    images_per_step = min(schedule.batch_size, len(data.train))
+    processes = distributed.world_size()
+    if images_per_step % processes:
+        raise ValueError(
+            f"the distribution is trained on batches of {images_per_step} of its {len(data.train)} images, "
+            f"which is not a multiple of the {processes} processes that share them"
+        )
     arch_batches: Iterator[tuple[Tensor, Tensor]] | None = None
     largest, clips = supernet.net.space.largest(), pact_clips(supernet.net)
     with torch.no_grad():
@@ -190,7 +204,8 @@ def search_step(supernet: StochasticSupernet, cfg: Config, data: Data, schedule:
         factor = cost_factor(supernet.cost(uniform, cfg.cost), cfg.gamma)
 
     def is_arch_step(number: int) -> bool:
-        return number >= first and number % every == every - 1
+        due = math.floor((number + 1) * cfg.arch_share) > math.floor(number * cfg.arch_share)
+        return bool(supernet.net.space.free) and number >= first and due
 
     def step(images: Tensor, labels: Tensor, rng: np.random.Generator, done: float) -> Tensor:
         nonlocal arch_batches
@@ -235,18 +250,15 @@ def temperature_at(cfg: Config, done: float) -> float:
 # -- training
 
 
-def train(cfg: Config, model: ResNetConfig, data: Data, run_dir: Path, only: Mapping[str, Any] | None = None) -> None:
-    """Train every stage that has no checkpoint yet: the float network, the stochastic supernet, the samples.
-
-    `only` restricts the space of the search (names of choices to values).
-    """
+def train(cfg: Config, model: ResNetConfig, data: Data, run_dir: Path) -> None:
+    """Train every stage that has no checkpoint yet: the float network, the stochastic supernet, the samples."""
     if not isinstance(model, ResNetConfig):
         raise ValueError("DNAS searches the precisions of residual networks: use --preset resnet20, for example")
     config = cfg.supernet_model(model)
-    space = resnet_space(config).restrict(only or {})
+    space = resnet_space(config)
     floats = replace(config, precisions=(FLOAT,), per_layer=False)
     baseline = job(cfg, floats, resnet_space(floats), data, run_dir, "float")
-    if not baseline.is_done:
+    if not baseline.is_done():
         train_alone(baseline, data)
     if not distributed.from_main((run_dir / "search.safetensors").exists):
         train_search(cfg, config, space, data, run_dir)
@@ -307,16 +319,16 @@ def sampled_archs(cfg: Config, space: SearchSpace, path: Path) -> list[Arch]:
     search, and last the most probable one of its end; fewer than `samples` where the distribution is that sharp."""
     rows = [row for row in read_lines(path) if 2 * row["step"] >= row["steps"]]
     if not rows or set(rows[-1]["probabilities"]) != set(space.free):
-        raise FileError(f"{path} does not belong to this search: delete it and search.safetensors to search again")
+        raise FileError(f"{path} does not belong to this search: use another run folder")
     tables = [np.array([row["probabilities"][name] for name in space.free]) for row in rows]
     last = most_probable(space, tables[-1])
-    rng, found = np.random.default_rng([cfg.seed, 1]), {}
-    for attempt in range(20):
+    rng, found = np.random.default_rng([cfg.seed, 1]), {}  # a dict for its order
+    for _ in range(20):
         for table in (tables[i] for i in np.linspace(0, len(tables) - 1, max(1, cfg.samples - 1)).round().astype(int)):
             codes = [rng.choice(len(row), p=row / row.sum()) for row in table]
             arch = space.decode(np.array(codes)) if codes else last
             if arch != last and len(found) < cfg.samples - 1:
-                found[arch] = attempt
+                found[arch] = None
     return [*found, last]
 
 
@@ -345,10 +357,34 @@ def job(cfg: Config, config: ResNetConfig, space: SearchSpace, data: Data, run_d
 
 
 def check_budgets(cfg: Config, options: SearchConfig, model: ResNetConfig) -> None:
-    """Raise BudgetError if a budget is below the smallest network, before anything is trained."""
-    check_reachable(resnet_space(cfg.supernet_model(model)), options.budgets)
+    """Before anything is trained, raise BudgetError if a budget is below the cheapest network, FileError if `init` does
+    not fit the network, ValueError for options of a search that DNAS does not have."""
+    if not isinstance(model, ResNetConfig):
+        raise ValueError("DNAS searches the precisions of residual networks: use --preset resnet20, for example")
+    space = resnet_space(cfg.supernet_model(model))
+    check_search(options)
+    for budget in options.budgets:
+        least = COSTS[budget.cost](space.layers(cheapest(space, budget.cost)))
+        if least > budget.limit:
+            raise BudgetError(f"budget {budget} cannot be met: the least {budget.cost} of this space is {least:.15g}")
+    if cfg.init:
+        import_file(ResNet(cfg.supernet_model(model)), cfg.init)
+
+
+def check_search(options: SearchConfig) -> None:
+    """Raise ValueError for options of a search that DNAS does not have."""
     if options.searcher or options.evaluations:
         raise ValueError("--searcher and --evaluations: DNAS has no search after training; see --dnas.samples")
+
+
+def cheapest(space: SearchSpace, cost: str) -> Arch:
+    """The architecture of the least cost. Choices add up, so each is decided alone: fewer bits need not be cheaper, as
+    shortcuts around a block that is left out have bits of their own."""
+    arch = space.smallest()
+    for name in space.free:
+        each = [arch.replace(**{name: value}) for value in space.choices[name]]
+        arch = min(each, key=lambda one: COSTS[cost](space.layers(one)))
+    return arch
 
 
 def search(cfg: Config, options: SearchConfig, data: Data, run_dir: Path) -> list[dict[str, Any]]:
@@ -358,6 +394,7 @@ def search(cfg: Config, options: SearchConfig, data: Data, run_dir: Path) -> lis
     With budgets: the most accurate sample within them; raises BudgetError if none is. The choice, with its test
     accuracy, is added to `family.json` and returned.
     """
+    check_search(options)
     teacher, supernet = (load_supernet(run_dir, stage, data.device) for stage in ("float", "search"))
     calibration, space = cfg.calibration(data), supernet.space
     samples = distributed.from_main(lambda: read_json(run_dir / "samples.json"))
@@ -395,6 +432,7 @@ def search(cfg: Config, options: SearchConfig, data: Data, run_dir: Path) -> lis
 def most_accurate_and_efficient(samples: Sequence[dict[str, Any]], float_top1: float, cfg: Config) -> dict[str, dict]:
     """MA and ME of the rows of `samples.json`."""
     accurate = max(samples, key=lambda row: (row["top1_validation"], -row["costs"][cfg.cost]))
-    bar = min(float_top1, accurate["top1_validation"]) - cfg.tolerance
-    efficient = min((r for r in samples if r["top1_validation"] >= bar), key=lambda r: r["costs"][cfg.cost])
+    holding = [row for row in samples if row["top1_validation"] >= float_top1 - cfg.tolerance]
+    near = [row for row in samples if row["top1_validation"] >= accurate["top1_validation"] - cfg.tolerance]
+    efficient = min(holding or near, key=lambda row: row["costs"][cfg.cost])
     return {"MA": accurate, "ME": efficient}

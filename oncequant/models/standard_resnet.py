@@ -29,9 +29,10 @@ def read_standard(path: Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many kinds for damaged or hostile files
         raise FileError(f"{path} is not a readable checkpoint: {type(error).__name__}") from error
-    content = content.get("state_dict", content) if isinstance(content, dict) else None
+    inside = [key for key in ("state_dict", "net", "model") if isinstance(content, dict) and key in content]
+    content = content[inside[0]] if inside else content
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise FileError(f"{path} does not hold a state dict, tensors by name")
+        raise FileError(f"{path} does not hold tensors by name, nor such a state dict under state_dict, net or model")
     return content
 
 
@@ -56,7 +57,9 @@ def import_standard(net: ResNet, state: dict[str, Tensor]) -> None:
             for part, tensor in found.items():
                 target[part].copy_(tensor.view_as(target[part]))
     if state:
-        raise ValueError(f"{len(state)} tensors belong to no layer of this network, the first is {next(iter(state))!r}")
+        other = " (1x1 shortcuts need --dnas.projections True)" if any("shortcut" in key for key in state) else ""
+        first = f"the first is {next(iter(state))!r}{other}"
+        raise ValueError(f"{len(state)} tensors belong to no layer of this network, {first}")
 
 
 def standard_layers(net: ResNet) -> dict[str, LayerSpec]:
@@ -82,7 +85,8 @@ def _take(state: dict[str, Tensor], keys: list[str], shape: tuple[int, ...]) -> 
     """Remove and return the tensor under one of `keys`."""
     found = [key for key in keys if key in state]
     if not found:
-        raise ValueError(f"there is no {' or '.join(map(repr, keys))}: a network of other depth or shortcuts?")
+        kind = "shortcuts (--dnas.projections)" if "shortcut" in keys[-1] else "depth"
+        raise ValueError(f"there is no {' or '.join(map(repr, keys))}: a network of other {kind}?")
     tensor = state.pop(found[0])
     if tuple(tensor.shape) != shape:
         raise ValueError(f"{found[0]} has shape {tuple(tensor.shape)}, this network's is {shape}")

@@ -1,0 +1,50 @@
+"""Exports of residual networks: all precisions, shortcuts, pooling, in ONNX Runtime and the integer simulator."""
+
+import numpy as np
+import pytest
+import torch
+
+from oncequant.arch import FLOAT_BITS
+from oncequant.calibrate import initialise_quantizers
+from oncequant.evaluate import calibrated_subnet
+from oncequant.export.package import load_package
+from oncequant.export.verify import export_network
+from oncequant.models.resnet import SKIP, ResNet, ResNetConfig
+
+
+@pytest.mark.parametrize("precisions", [(132, 332, 832), (SKIP, 104, 303, 808), (232, 208, 3208)], ids=str)
+@pytest.mark.parametrize("shape", ["plain", "projections", "bottleneck", "large stem"])
+@pytest.mark.parametrize("quantizers", ["dorefa-pact", "lsq-lsq"])
+def test_residual_networks_of_all_precisions(precisions, shape, quantizers, tmp_path):
+    weights, activations = quantizers.split("-")
+    config = ResNetConfig(
+        stage_blocks=(2, 1, 1),
+        stage_widths=(8, 12, 16),
+        resolutions=(16,),
+        precisions=precisions,
+        edge_bits=8 if shape in ("plain", "bottleneck") else FLOAT_BITS,
+        weight_quantizer=weights,
+        act_quantizer=activations,
+        projections=shape != "plain",
+        bottleneck=shape == "bottleneck",
+        large_stem=shape == "large stem",
+    )
+    torch.manual_seed(0)
+    net, images = ResNet(config), torch.randn(40, 3, 16, 16)
+    for name, parameter in net.named_parameters():
+        if ".norm." in name:
+            torch.nn.init.uniform_(parameter, -0.5 if "bias" in name else 0.5, 1.2)
+    initialise_quantizers(net, images)
+    arch, calibration = net.space.sample(np.random.default_rng(3)), [(images, None)]
+    subnet = calibrated_subnet(net, arch, calibration)
+    before = {name: tensor.clone() for name, tensor in subnet.state_dict().items()}
+    test = [(torch.randn(60, 3, 16, 16), torch.randint(10, (60,)))]
+    found = export_network(subnet, arch, (0.5,) * 3, (0.25,) * 3, tuple("0123456789"), calibration, test, tmp_path)
+    assert found.problems == () and found.simulator_argmax_differences == 0
+    assert found.argmax_differences == found.near_tie_differences
+    assert all(torch.equal(tensor, before[name]) for name, tensor in subnet.state_dict().items())
+    nodes = {node.name: node for node in load_package(tmp_path).graph.nodes}
+    for name, spec in net.space.layers(arch).items():
+        if spec.present:
+            assert nodes[name].weights.bits == spec.weight_bits
+        assert (name in nodes) == bool(spec.present)
