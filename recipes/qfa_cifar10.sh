@@ -16,5 +16,11 @@ for part in quantizers uniform; do
     python recipes/qfa_claims.py --out "runs/cifar10-qfa-$part" --part $part \
         --summarise "results/cifar10-jpeg75_qfa-${part}_cpu_202611.csv"
 done
-oncequant run --method qfa --data "$DATA" --run runs/cifar10-qfa --evaluations 200 $SCALE
+for seed in 0; do
+    python recipes/qfa_claims.py --data "$DATA" --out runs/cifar10-qfa-stabilisers --part stabilisers --seed $seed \
+        --random-archs 2 --mixed 4 --only batchquant zero-offsets $SCALE
+done
+oncequant run --method qfa --data "$DATA" --run runs/cifar10-qfa --evaluations 200 --qfa.learned-offsets 1 $SCALE
+python recipes/qfa_fronts.py runs/cifar10-qfa --out results/cifar10-jpeg75_qfa-fronts_cpu_202611.csv \
+    --picture docs/qfa_cifar10.png
 python recipes/qfa_predictor.py runs/cifar10-qfa --measured 400 --out results/cifar10-jpeg75_qfa-predictor_cpu_202611.csv

@@ -16,7 +16,7 @@ QUANTIZED_LR=$(awk "BEGIN {print 6 * 0.0025 * $DEVICES}")
 torchrun --standalone --nproc-per-node "$DEVICES" -m oncequant -- train --method qfa --data "$DATA" --run "$RUN" \
     --preset imagenet --width 1.2 --se-bits 32 --optimizer sgd --batch-size $((64 * DEVICES)) --lr "$LR" \
     --quantized-lr "$QUANTIZED_LR" --clip-norm 83 --weight-decay 5e-6 --label-smoothing 0.1 --float-epochs 120 \
-    --epochs 120 --calibration-images 1920 --validation-fraction 0.0078 --qfa.range-batch 64 $OPTIONS
+    --epochs 120 --calibration-images 1920 --validation-fraction 0.0078 --qfa.range-batch 64 --qfa.learned-offsets 1 $OPTIONS
 oncequant search "$RUN" --devices "$DEVICES" --evaluations "$EVALUATIONS" --front qfa_mflops \
     --population "${POPULATION:-500}" --generations "${GENERATIONS:-1000}"
 oncequant export "$RUN"

@@ -81,9 +81,9 @@ class OwnOptions:
     """Images per batch from which the activation ranges of a subnet are estimated when it is measured. The range of a
     batch grows with it: as many as a process sees per step in training. Default: the batch size, right for one process
     and with synchronised statistics."""
-    learned_offsets: float = 1.0
+    learned_offsets: float = 0.5
     """Share of the last stage in which BatchQuant's offsets are learned; afterwards they are zero and zero points are
-    whole numbers. 1: to the end, and rounded when a subnet is deployed."""
+    whole numbers, as integer kernels need. 1, the paper: to the end, and rounded when a subnet is deployed."""
 
 
 @dataclass(frozen=True)
