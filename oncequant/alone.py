@@ -64,7 +64,8 @@ def train_alone(job: Job, data: Data) -> float:
     arch, calibration, clips = job.space.largest(), options.calibration(data), pact_clips(net)
 
     def step(images: Tensor, labels: Tensor, rng: np.random.Generator, done: float) -> Tensor:
-        loss = F.cross_entropy(net(images, arch), labels, label_smoothing=options.label_smoothing)
+        logits = net(images, arch, compute=getattr(torch, options.precision))  # (N, classes)
+        loss = F.cross_entropy(logits, labels, label_smoothing=options.label_smoothing)
         (loss + clip_penalty(clips, job.pact_decay)).backward()
         return loss.detach()
 

@@ -135,7 +135,9 @@ class ElasticConv(nn.Module):
             return conv2d(activate(x, activation).to(weight.dtype), weight, bias, conv).to(x.dtype)
         slot = slot_of(self.act_slots, spec.act_bits, spec.kernel_size)
         if isinstance(self.act_quantizer, PACT):
+            dtype = x.dtype
             x, activation = self.act_quantizer.clamped(x, spec.signed_input, slot, activation)
+            x = x.to(dtype)  # the clip level is float32
         how = spec.act_bits, spec.signed_input, slot, activation
         if norm_before is None:
             grid = self.act_quantizer.grid(x, *how, shards=world_size())

@@ -315,6 +315,25 @@ def test_samples_are_different_and_follow_the_distribution(tmp_path):
         dnas.sampled_archs(cfg, space, path)
 
 
+def test_training_in_bfloat16(digits, tmp_path, monkeypatch):
+    """Steps of networks and of the search compute in it; what is stored and measured is float32; and it learns."""
+    seen, forward = set(), ResNet.forward
+
+    def spy(self, images, arch, shared=None, compute=None, mixture=None):
+        seen.add((self.training, mixture is not None, compute))
+        return forward(self, images, arch, shared, compute, mixture)
+
+    monkeypatch.setattr(ResNet, "forward", spy)
+    cfg = dnas.Config(**{**FAST, "min_steps": 80, "samples": 1, "precision": "bfloat16", "precisions": (332, FLOAT)})
+    dnas.train(cfg, MODEL, digits, tmp_path)
+    half = torch.bfloat16
+    assert {(training, mixed) for training, mixed, compute in seen if compute == half} == {(True, False), (True, True)}
+    assert not any(mixed for _, mixed, compute in seen if compute != half)
+    net = load_supernet(tmp_path, dnas.sample_stage(0), digits.device)
+    assert {tensor.dtype for tensor in net.state_dict().values()} == {torch.float32}
+    assert read_json(tmp_path / "samples.json")[0]["top1_validation"] > 0.5
+
+
 def test_impossible_options_are_refused():
     for options, text in (
         (dict(samples=0), "samples 0"),
@@ -327,7 +346,7 @@ def test_impossible_options_are_refused():
         (dict(precisions=(432, 9)), "precisions: 9"),
         (dict(per_layer=True, precisions=(0, 432)), "per layer"),
         (dict(jobs=0), "jobs"),
-        (dict(precision="bfloat16"), "float32"),
+        (dict(checkpoint_activations=True), "checkpoint_activations"),
     ):
         with pytest.raises(ValueError, match=text):
             dnas.Config(**options)

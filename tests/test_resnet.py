@@ -40,6 +40,25 @@ def test_counts_of_the_standard_networks(preset, projections, parameters, multip
     assert bitops(specs) == multiplications * 32 * 32
 
 
+@pytest.mark.parametrize("edge_bits", [8, FLOAT])
+def test_a_mixture_in_bfloat16_is_close_to_one_in_float32(edge_bits):
+    net, images = make(replace(SMALL, precisions=(SKIP, 104, 808, FLOAT), edge_bits=min(edge_bits, 32)))
+    masks = {name: torch.tensor([0.1, 0.0, 0.2, 0.7]) for name in net.space.free}
+    seen, found = set(), []
+    hook = net.stage2["block1"].conv2.register_forward_hook(lambda layer, inputs, y: seen.add(y.dtype))
+    for compute in (torch.float32, torch.bfloat16):
+        net.zero_grad()
+        mixed, plain = (net(images, net.space.largest(), compute=compute, mixture=m) for m in (masks, None))
+        assert mixed.dtype == plain.dtype == torch.float32
+        F.cross_entropy(mixed, torch.arange(len(images)) % 10).backward()
+        assert all(p.grad.dtype == torch.float32 for p in net.parameters() if p.grad is not None)
+        found.append((mixed.detach(), plain.detach(), net.stem.weight.grad.clone()))
+    hook.remove()
+    assert seen == {torch.float32, torch.bfloat16}
+    for single, half, limit in zip(*found, (0.15, 0.05, 0.4), strict=True):
+        assert 0 < (half - single).norm() < limit * single.norm()
+
+
 def test_the_papers_spaces():
     weights = (SKIP, 132, 232, 332, 432, 832, FLOAT)
     for preset, blocks in (("resnet20", 9), ("resnet56", 27), ("resnet110", 54)):

@@ -109,12 +109,12 @@ class Config(TrainingOptions, OwnOptions):
             raise ValueError(f"gamma {self.gamma}: use at least 0, and more without cross entropy")
         if self.jobs is not None and self.jobs < 1:
             raise ValueError(f"jobs {self.jobs}: use at least 1")
-        unused = "precision sync_batch_norm independent_archs random_subnets quantized_lr checkpoint_activations"
+        unused = "sync_batch_norm independent_archs random_subnets quantized_lr checkpoint_activations"
         for name in unused.split():
             if getattr(self, name) != getattr(TrainingOptions, name):
                 raise ValueError(
                     f"{name} {getattr(self, name)}: not an option of DNAS, whose networks train from scratch by --lr, "
-                    "in float32, one architecture at a time"
+                    "one architecture at a time"
                 )
         self.supernet_model(ResNetConfig())  # refuses impossible precisions
 
@@ -224,7 +224,8 @@ def search_step(supernet: StochasticSupernet, cfg: Config, data: Data, schedule:
             return torch.zeros(())
         loss = factor(supernet.cost(masks, cfg.cost))
         if cfg.cross_entropy:
-            logits = supernet.net(images, largest, mixture=masks)  # (N, classes)
+            compute = getattr(torch, cfg.precision)
+            logits = supernet.net(images, largest, compute=compute, mixture=masks)  # (N, classes)
             loss = F.cross_entropy(logits, labels, label_smoothing=cfg.label_smoothing) * loss
         if is_arch_step(number):
             loss.backward(inputs=[supernet.arch_logits])
