@@ -64,7 +64,7 @@ class TrainingOptions:
     """Epochs per quantized stage."""
     float_epochs: int = 16
     """Epochs of the float supernet."""
-    min_steps: int = 650
+    min_steps: int = 500
     """Least steps per stage: small data sets need more epochs."""
     batch_size: int = 64
     """Images per step, of all processes together."""

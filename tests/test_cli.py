@@ -1,3 +1,4 @@
+import csv
 import json
 import subprocess
 import sys
@@ -331,6 +332,8 @@ def test_compare_counts_accuracy_and_training_images(digits_run, monkeypatch, ca
     assert all(way in shown for way in ("supernet", "nas-then-quantize", "search-then-retrain", "uniform"))
     found = read_json(digits_run / "compare.json")
     assert found["bits"] == 2 and len(found["deployments"]) == 8
+    rows = list(csv.DictReader((digits_run / "compare.csv").open()))
+    assert [float(row["top1_test"]) for row in rows] == [row["top1_test"] for row in found["deployments"]]
     steps, batch = 18, 64  # one epoch of 200 images less the validation split is 2 steps, --min-steps 6
     totals = {(row["way"], row["deployments"]): row for row in found["totals"]}
     metrics = read_lines(digits_run / "metrics.jsonl")

@@ -27,7 +27,7 @@ from oncequant.checkpoint import load_supernet, save_supernet
 from oncequant.cost import Budget, bitops
 from oncequant.data import Data, eval_batches
 from oncequant.evaluate import measure
-from oncequant.files import FileError, read_lines, write_json
+from oncequant.files import FileError, read_lines, write_csv, write_json
 from oncequant.methods import oqat
 from oncequant.models import extract_subnet
 from oncequant.models.mobilenet_v3 import MobileNetV3Config
@@ -67,7 +67,7 @@ def compare(
     evaluations: int | None = None,
 ) -> tuple[list[Deployment], list[dict[str, Any]]]:
     """Make so many deployments at `bits` in every way, for budgets evenly spaced in log BitOPs; and `totals`. Writes
-    `compare.json`.
+    `compare.json`, and the deployments as `compare.csv`.
 
     Needs the float and the b-bit supernet of a run. Networks trained alone are in `run_dir/compare`; what is there is
     not trained again. Raises FileError if the run has no such supernet.
@@ -120,6 +120,7 @@ def compare(
             bar(len(rows), {"top1": top1[0]})
     about = dict(bits=bits, totals=totals(rows, shared), deployments=[asdict(row) for row in rows])
     distributed.from_main(lambda: write_json(run_dir / "compare.json", about))
+    distributed.from_main(lambda: write_csv(run_dir / "compare.csv", about["deployments"]))
     return rows, about["totals"]
 
 
