@@ -15,5 +15,5 @@ for cost in $COSTS; do
             --label-smoothing 0 --precision bfloat16 --dnas.samples 4 --dnas.cost "$cost" --dnas.jobs 1
     done
     python recipes/dnas_claims.py --out "runs/cifar10-dnas-$cost" \
-        --summarise "results/cifar10-jpeg75_dnas-${cost}_cpu_202611.csv"
+        --summarise "results/cifar10-jpeg75_dnas-${cost}_cpu_202611.csv" --picture "docs/dnas_cifar10_$cost.png"
 done

@@ -1,10 +1,11 @@
 """DNAS (claim C7) beside uniform bit-widths and random architectures of equal cost, one seed; a table of all seeds.
 
     python recipes/dnas_claims.py --data PATH --out runs/dnas-claims --seed 0 [training options] [--dnas.cost bitops]
-    python recipes/dnas_claims.py --out runs/dnas-claims --summarise results/NAME.csv
+    python recipes/dnas_claims.py --out runs/dnas-claims --summarise results/NAME.csv [--picture docs/NAME.png]
 
 float    the network in float
 MA, ME   the most accurate and the most efficient of DNAS's samples, chosen on the validation split
+sample   every sample; these are in NAME-networks.csv, which has every network of every seed, and in the picture alone
 uniform  one precision for all blocks, with LSQ, trained as long
 random   drawn uniformly among the architectures that cost within 3 percent what MA or ME does, trained as long
 
@@ -26,12 +27,13 @@ from oncequant.checkpoint import load_supernet
 from oncequant.cost import COSTS
 from oncequant.data import Data, eval_batches
 from oncequant.evaluate import measure
-from oncequant.files import read_json, write_json
+from oncequant.files import read_json, write_csv, write_json
 from oncequant.methods import dnas
 from oncequant.models.resnet import PRESETS, ResNetConfig, precision, resnet_space
 from oncequant.run_folder import RunSettings, device_name
 from oncequant.search import SearchConfig
 from oncequant.search.budget import cost_batch
+from oncequant.search.pareto import pareto_front
 from oncequant.train import TrainingOptions
 
 UNIFORM = {"weight_bytes": [(2, 32), (3, 32), (4, 32)], "bitops": [(2, 2), (3, 3), (4, 4), (8, 8)]}
@@ -52,13 +54,15 @@ class Options:
     training: Annotated[TrainingOptions, tyro.conf.arg(name="")] = field(default_factory=TrainingOptions)
     dnas_options: Annotated[dnas.OwnOptions, tyro.conf.arg(name="dnas")] = field(default_factory=dnas.OwnOptions)
     summarise: Path | None = None
-    """Only write this CSV from the seeds found in `out`."""
+    """Only write this CSV, and that of all networks, from the seeds found in `out`."""
+    picture: Path | None = None
+    """With `summarise`: draw accuracy against the cost that was searched."""
 
 
 def main(options: Options) -> None:
     """Run one seed, or summarise."""
     if options.summarise:
-        return summarise(options.out, options.summarise)
+        return summarise(options.out, options.summarise, options.picture)
     cfg = dnas.Config(**vars(options.training), **vars(options.dnas_options))
     model = replace(PRESETS[options.preset], resolutions=(options.resolution,), edge_bits=options.edge_bits)
     settings = RunSettings(
@@ -71,6 +75,7 @@ def main(options: Options) -> None:
     dnas.train(cfg, model, data, out)
     family = {entry["name"]: entry for entry in dnas.search(cfg, SearchConfig(), data, out)}
     rows = [row(name, data, cfg, out, entry["stage"]) for name, entry in family.items()]
+    rows += [row("sample", data, cfg, out, entry["stage"]) for entry in read_json(out / "samples.json")]
     for pair in UNIFORM[cfg.cost]:
         lsq = replace(cfg, weight_quantizer="lsq", act_quantizer="lsq", precisions=(precision(*pair),))
         config = lsq.supernet_model(model)
@@ -83,7 +88,7 @@ def main(options: Options) -> None:
     about |= dict(resolution=options.resolution, device=device_name(data.device), cost=cfg.cost)
     about |= dict(steps={stage: cfg.schedule(stage, data).steps for stage in ("float", "search")})
     write_json(out / "rows.json", dict(about=about, rows=rows))
-    summarise(options.out, None)
+    summarise(options.out)
 
 
 def trained(name: str, cfg: dnas.Config, config: ResNetConfig, space, data: Data, out: Path) -> dict:
@@ -117,15 +122,18 @@ def of_equal_cost(config: ResNetConfig, cfg: dnas.Config, cost: float, draw: int
     raise SystemExit(f"no architecture of {cfg.cost} {cost:g} in 4 million draws")
 
 
-def summarise(out: Path, csv_path: Path | None) -> None:
+def summarise(out: Path, csv_path: Path | None = None, picture: Path | None = None) -> None:
     """Mean and standard deviation over seeds; costs as factors below the float network of the seed."""
     groups: dict[str, dict[int, dict]] = defaultdict(dict)
+    networks = []
     for path in sorted(out.glob("seed*/rows.json")):
         found = read_json(path)
-        floats = next(r for r in found["rows"] if r["name"] == "float")
+        seed, floats = found["about"]["seed"], next(r for r in found["rows"] if r["name"] == "float")
         for one in found["rows"]:
             factors = {c: floats[c] / one[c] for c in ("weight_bytes", "bitops")}
-            groups[one["name"]][found["about"]["seed"]] = one | dict(factors=factors, loss=floats["top1"] - one["top1"])
+            networks.append(dict(network=one["name"], seed=seed, cost=found["about"]["cost"]) | one)
+            if one["name"] != "sample":
+                groups[one["name"]][seed] = one | dict(factors=factors, loss=floats["top1"] - one["top1"])
     table = []
     for name, seeds in groups.items():
         entry = dict(network=name) | over_seeds({seed: [r["top1"]] for seed, r in seeds.items()})
@@ -136,6 +144,36 @@ def summarise(out: Path, csv_path: Path | None) -> None:
         validation = over_seeds({seed: [r["validation"]] for seed, r in seeds.items()})
         table.append(entry | dict(validation_percent=validation["top1_percent"]))
     publish(table, csv_path)
+    if csv_path:
+        columns = ("network", "seed", "top1", "validation", "weight_bytes", "bitops", "arch")
+        each = [{name: one[name] for name in columns} for one in networks]
+        write_csv(csv_path.with_name(f"{csv_path.stem}-networks.csv"), each)
+    if picture:
+        draw(networks, picture)
+
+
+def draw(networks: list[dict], path: Path) -> None:
+    """Test accuracy against cost of every network but the float ones; a line through the most accurate of DNAS's."""
+    from matplotlib.figure import Figure
+
+    cost = networks[0]["cost"]
+    label, unit = {"weight_bytes": ("kB of weights", 1e3), "bitops": ("million BitOPs", 1e6)}[cost]
+    figure = Figure((7, 4.4), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    kinds = {"sample": "DNAS, samples", "uniform": "uniform, LSQ", "random": "random, of the cost of MA or ME"}
+    for (kind, text), mark in zip(kinds.items(), "os^"):
+        own = [one for one in networks if one["network"].split("-")[0] == kind]
+        axes.scatter([one[cost] / unit for one in own], [100 * one["top1"] for one in own], label=text, marker=mark)
+    own = [one for one in networks if one["network"] == "sample"]
+    front = [own[i] for i in pareto_front(np.array([[one[cost], 1 - one["top1"]] for one in own]))]
+    axes.plot([one[cost] / unit for one in front], [100 * one["top1"] for one in front], linewidth=1)
+    floats = [100 * one["top1"] for one in networks if one["network"] == "float"]
+    axes.axhline(statistics.mean(floats), color="grey", linestyle=":", label="float, mean")
+    axes.set(xscale="log", xlabel=label, ylabel="test top-1 (%)")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color="#e6e6e6")
+    axes.legend(frameon=False)
+    figure.savefig(path)
 
 
 if __name__ == "__main__":
