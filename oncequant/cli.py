@@ -296,6 +296,13 @@ def _train(options: Train, command: str, search_options: SearchConfig | None = N
 def _search(run_dir: Path, settings: RunSettings, data: Data, options: SearchOptions) -> None:
     chosen = METHODS[settings.method].search(_method_config(settings), options.config(), data, run_dir)
     _print_family(chosen)
+    exports, archs = run_dir / "exports.json", {entry["name"]: entry["arch"] for entry in _family(run_dir)}
+    rows = read_json(exports) if exports.exists() else []
+    if old := [row["folder"] for row in rows if row["arch"] != archs.get(row["name"])]:
+        console.print(
+            f"{', '.join(old)}: still the networks of an earlier search, until `oncequant export` replaces them",
+            soft_wrap=True,
+        )
 
 
 def _export(run_dir: Path, settings: RunSettings, data: Data, names: tuple[str, ...]) -> str:

@@ -5,6 +5,7 @@ tables and axes are worked out here; `report_page.html` and `report_page.js` onl
 Files hold fractions, people read percent.
 """
 
+import base64
 import html
 import io
 import json
@@ -83,7 +84,7 @@ def write_report(run_dir: Path) -> Path:
     data = page_data(run)
     folder = run.folder / "report"
     folder.mkdir(exist_ok=True)
-    for name in ("measurements", "family", "exports"):
+    for name in ("metrics", "measurements", "family", "exports"):
         if records := getattr(run, name):
             rows = [{k: v for k, v in (r | r.get("costs", {})).items() if k != "costs"} for r in records]
             write_csv(folder / f"{name}.csv", rows)  # each cost has a column
@@ -97,7 +98,9 @@ def write_report(run_dir: Path) -> Path:
         draw_predictions(run.predictions, _panels, folder / "predictor.png", _save)
     if run.distribution:
         draw_distribution(run.distribution, _panels, folder / "distribution.png", _save)
-    write_atomically(folder / "index.html", page_html(data).encode())
+    pictures = {name: folder / f"{name}.png" for name in ("predictor", "distribution")}
+    shown = {name: base64.b64encode(path.read_bytes()).decode() for name, path in pictures.items() if path.exists()}
+    write_atomically(folder / "index.html", page_html(data | {"pictures": shown}).encode())
     return folder / "index.html"
 
 
@@ -117,6 +120,9 @@ def read_run(folder: Path) -> Run:
         raise ReportError(f"{folder / 'run.json'} should hold a JSON object")
     for record in family:  # each network that DNAS trained is a stage of its own
         record["stage"] = re.sub("^samples/.*", "samples", record["stage"])
+    chosen = {entry["name"]: entry["arch"] for entry in family}
+    # a name may stand for another network after a new search
+    exports = [row for row in exports if row.get("arch") is None or row["arch"] == chosen.get(row["name"])]
     return Run(folder, info, metrics, measurements, family, exports, predictions, distribution)
 
 

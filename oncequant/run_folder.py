@@ -80,7 +80,9 @@ def create_run(run_dir: Path, settings: RunSettings, data: Data, command: str) -
         known = before.get("method_config", {})
         wanted["method_config"] = {key: value for key, value in wanted["method_config"].items() if key in known}
         different = [
-            f"{k} (there {before.get(k)!r}, now {wanted[k]!r})" for k in compared if before.get(k) != wanted[k]
+            f"{name} (there {old!r}, now {new!r})"
+            for key in compared
+            for name, old, new in _differences(key, before.get(key), wanted[key])
         ]
         if found.get("data", {}).get("fingerprint") != data.fingerprint:
             different.append("the images")
@@ -127,6 +129,13 @@ def create_run(run_dir: Path, settings: RunSettings, data: Data, command: str) -
     )
 
 
+def _differences(name: str, old: Any, new: Any) -> list[tuple[str, Any, Any]]:
+    """(name, old, new) of what differs, option by option where there are several."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return [row for key in new for row in _differences(key, old.get(key), new[key])]
+    return [(name, old, new)] if old != new else []
+
+
 def open_run(run_dir: Path) -> RunSettings:
     """Settings of an existing run. Raises FileError naming the folder if it holds none."""
     if not (run_dir / "run.json").exists():
@@ -159,9 +168,16 @@ def device_name(device: torch.device) -> str:
 
 
 def _commit() -> str | None:
-    """Commit of the checkout this package runs from; None when installed from elsewhere."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-    try:
+    """Commit of the checkout this package runs from, with "-dirty" if files differ; None when installed elsewhere."""
+    root = Path(__file__).resolve().parents[1]
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(root), *words]
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+
+    try:
+        if Path(git("rev-parse", "--show-toplevel")).resolve() != root:
+            return None  # installed inside another project
+        return git("describe", "--always", "--dirty", "--exclude", "*")
     except (OSError, subprocess.SubprocessError):
         return None

@@ -24,7 +24,11 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-SPLIT_NAMES = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation", "test": "test"}
+SPLIT_NAMES = {  # compared in lower case
+    **dict.fromkeys(["train", "training"], "train"),
+    **dict.fromkeys(["validation", "valid", "val", "dev"], "validation"),
+    **dict.fromkeys(["test", "testing"], "test"),
+}
 EXTENSIONS = frozenset(".jpg .jpeg .png .bmp .gif .webp .tif .tiff .ppm .pgm .pbm .jp2 .avif".split())
 GREY_MODES = frozenset(["1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N", "F"])
 ACCEPTED = (
@@ -124,6 +128,8 @@ def _python_datasets(source: tuple) -> dict[str, Records]:
         raise DataError(f"a tuple source is (train, validation or None, test or None), not {len(source)} things")
     given = {split: rows for split, rows in zip(("train", "validation", "test"), source) if rows is not None}
     for split, rows in given.items():
+        if not (hasattr(rows, "__len__") and hasattr(rows, "__getitem__")):
+            raise DataError(f"the {split} split is a {type(rows).__name__}: use a map-style data set, with a length")
         if len(rows) and not (isinstance(rows[0], Sequence) and len(rows[0]) == 2):
             raise DataError(f"row 0 of the {split} split is a {type(rows[0]).__name__}, not a pair (image, label)")
     names = tuple(map(str, getattr(source[0], "classes", ())))
@@ -134,9 +140,10 @@ def _class_folders(root: Path) -> dict[str, Records]:
     roots = {"train": root}
     inside = _folders(root)
     # A folder named "train" full of images is a class (of vehicles, say); one that holds folders is a split.
-    if all(f.name in SPLIT_NAMES for f in inside) or any(f.name == "train" and _folders(f) for f in inside):
-        named = [f for f in inside if f.name in SPLIT_NAMES]
-        roots = {SPLIT_NAMES[f.name]: f for f in named} or roots
+    splits_of = {f: SPLIT_NAMES.get(f.name.lower()) for f in inside}
+    if all(splits_of.values()) or any(split == "train" and _folders(f) for f, split in splits_of.items()):
+        named = [f for f, split in splits_of.items() if split]
+        roots = {splits_of[f]: f for f in named} or roots
         if len(named) > len(roots):
             raise DataError(f"{root}: two of {', '.join(f.name for f in named)} name the same split")
     files = {split: _class_files(folder) for split, folder in roots.items()}  # split -> {class: paths}
@@ -186,7 +193,7 @@ def _datasets() -> Any:
 def _parquet(root: Path, files: list[Path]) -> dict[str, Records]:
     groups: dict[str, list[str]] = {}
     for file in files:
-        if split := SPLIT_NAMES.get(re.split(r"[-_.]", file.name)[0]):
+        if split := SPLIT_NAMES.get(re.split(r"[-_.]", file.name)[0].lower()):
             groups.setdefault(split, []).append(str(file))
     if "train" not in groups:
         raise DataError(f"{root}: there is no train-*.parquet, only {', '.join(file.name for file in files)}")

@@ -105,8 +105,18 @@ class TrainingOptions:
             raise ValueError(
                 "sync_batch_norm needs the same architectures in every process: not with independent_archs"
             )
-        if self.random_subnets < 0 or self.epochs < 1 or self.float_epochs < 1 or self.batch_size < 2:
-            raise ValueError("epochs and float_epochs are at least 1, batch_size at least 2, random_subnets at least 0")
+        if self.optimizer not in ("adamw", "sgd"):
+            raise ValueError(f"optimizer {self.optimizer!r}: use sgd or adamw")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing {self.label_smoothing}: use at least 0 and less than 1")
+        least = dict(epochs=1, float_epochs=1, batch_size=2, calibration_images=1)
+        least |= dict.fromkeys(("random_subnets", "min_steps", "weight_decay", "checkpoint_seconds", "seed"), 0)
+        for name, limit in least.items():
+            if not getattr(self, name) >= limit:
+                raise ValueError(f"{name} {getattr(self, name)}: use at least {limit}")
+        for name in ("lr", "quantized_lr", "clip_norm", "step_size_lr"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} {getattr(self, name)}: use more than 0")
 
     def schedule(self, stage: str, data: Data) -> Schedule:
         """Steps and learning rate of a stage on this data set."""
@@ -150,9 +160,7 @@ def make_optimizers(net: nn.Module, schedule: Schedule) -> list[torch.optim.Opti
     adam = [torch.optim.Adam([{"params": archs, "lr": schedule.arch_lr}])] if archs else []
     if schedule.optimizer == "sgd":
         return [torch.optim.SGD(groups, lr=schedule.lr, momentum=0.9, nesterov=True), *adam]
-    if schedule.optimizer == "adamw":
-        return [torch.optim.AdamW(groups, lr=schedule.lr, fused=True), *adam]
-    raise ValueError(f"optimizer {schedule.optimizer!r}: use sgd or adamw")
+    return [torch.optim.AdamW(groups, lr=schedule.lr, fused=True), *adam]
 
 
 def step_rng(seed: int, step: int) -> np.random.Generator:
@@ -303,5 +311,6 @@ def _not_finite(stage: str, step: int, schedule: Schedule, checkpoint: Path) -> 
     saved = f"the last good state is {checkpoint}" if checkpoint.exists() else "no checkpoint had been written yet"
     return (
         f"stage {stage}: the loss or its gradient is not finite at step {step}; {saved}. "
-        f"Try a learning rate below {schedule.lr:g}, a longer warm-up, or a smaller clip norm."
+        f"Try a learning rate below {schedule.lr:g} or a smaller clip norm in another run folder, to which the "
+        ".safetensors files of finished stages can be copied: they are not trained again."
     )

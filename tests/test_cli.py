@@ -1,5 +1,6 @@
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -85,7 +86,7 @@ def test_run_of_mixed_precision_leaves_everything_a_user_needs(qfa_run):
     data = json.loads(page.split("const DATA = ")[1].split(";</script>")[0])
     assert {row["role"] for row in data["bits_by_role"]} >= {"depthwise", "project"}
     assert all(sum(row["shares"].values()) == pytest.approx(1) for row in data["bits_by_role"])
-    assert data["predictions"]["pairs"] == found["pairs"]
+    assert data["predictions"]["pairs"] == found["pairs"] and set(data["pictures"]) == {"predictor"}
     for picture in ("bits.png", "predictor.png", "pareto.png", "training.png"):
         assert (qfa_run / "report" / picture).stat().st_size > 5000
 
@@ -131,6 +132,30 @@ def test_another_command_in_the_same_folder_is_refused(digits_run, monkeypatch, 
     assert "other settings" in message and "max_train" in message
 
 
+def test_only_options_that_differ_are_named_and_finished_stages_can_be_taken_over(
+    digits_run, tmp_path, monkeypatch, capsys
+):
+    options = ["--max-train", "200", "--resolutions", "8", "10", *[w for w in QUICK if w != "--evaluations"][:6]]
+    options += [
+        "--random-subnets",
+        "1",
+        "--calibration-images",
+        "64",
+        "--bit-schedule",
+        "4",
+        "2",
+        *SMALL,
+        "--lr",
+        "1e-3",
+    ]
+    message = fails(monkeypatch, capsys, "train", "--run", digits_run, *options)
+    assert "lr (there 0.003, now 0.001)" in message and "epochs" not in message
+    (tmp_path / "run").mkdir()
+    shutil.copy(digits_run / "float.safetensors", tmp_path / "run")  # the advice after a loss that is not finite
+    call(monkeypatch, "train", "--run", tmp_path / "run", *options)
+    assert {row["stage"] for row in read_lines(tmp_path / "run" / "metrics.jsonl")} == {"4bit", "2bit"}
+
+
 def test_search_under_budgets_keeps_them(digits_run, monkeypatch):
     space = mobilenet_v3_space(with_bits(_model(digits_run), 4))
     smallest = {name: cost(space.layers(space.smallest())) for name, cost in COSTS.items()}
@@ -142,6 +167,21 @@ def test_search_under_budgets_keeps_them(digits_run, monkeypatch):
     for entry in chosen:
         for budget in map(Budget.parse, budgets):
             assert entry["costs"][budget.cost] <= budget.limit
+
+
+def test_bit_widths_too_large_for_a_budget_are_left_out(digits_run, monkeypatch, capsys):
+    least = {}
+    for bits in (4, 2):
+        space = mobilenet_v3_space(with_bits(_model(digits_run), bits))
+        least[bits] = COSTS["weight_bytes"](space.layers(space.smallest()))
+    limit = round((least[4] + least[2]) / 2)
+    call(monkeypatch, "search", digits_run, "--budget", f"weight_bytes<={limit}", "--evaluations", "6")
+    assert "left out, since no subnet is within the budgets: 4 bits" in capsys.readouterr().out
+    family = {entry["name"]: entry for entry in read_json(digits_run / "family.json")}
+    assert family[f"2bit-weight_bytes{limit}"]["costs"]["weight_bytes"] <= limit
+    assert f"4bit-weight_bytes{limit}" not in family
+    message = fails(monkeypatch, capsys, "search", digits_run, "--budget", f"weight_bytes<={least[2] - 1:.0f}")
+    assert f"the smallest weight_bytes of this search space is {least[2]:.0f}" in message
 
 
 def test_impossible_budgets_are_refused_at_once_with_the_smallest_value(digits_run, monkeypatch, capsys):

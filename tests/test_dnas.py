@@ -371,6 +371,7 @@ def test_command_line(tmp_path, monkeypatch, capsys):
     rows = {row["name"]: row for row in read_json(folder / "exports.json")}
     assert set(rows) == {"float", "MA", "ME"} and not any(row["problems"] for row in rows.values())
     assert (folder / "report" / "distribution.png").exists()
+    assert '"pictures":{"distribution":' in (folder / "report" / "index.html").read_text()
     page = (folder / "report" / "index.html").read_text()
     assert '"candidates":["W1 A4","W2 A4","W3 A3","W4 A4","W8 A8","float"]' in page
     capsys.readouterr()

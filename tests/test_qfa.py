@@ -96,6 +96,31 @@ def test_the_subnets_of_a_step(seed, with_float, floor, subnets):
         assert len(widths) == 1
 
 
+def test_in_a_chain_the_teacher_has_the_most_bits_and_the_last_pupil_the_fewest():
+    cfg = qfa.Config(mixed_subnets=1, distillation="chain")
+    _, space = qfa.mixed_precision(cfg, TINY)
+    for seed in range(10):
+        archs = qfa.step_archs(space, cfg, np.random.default_rng(seed))
+        ends = [{arch[name] for name in qfa.bit_choices(space)} for arch in (archs[0], archs[-1])]
+        assert ends == [{4}, {2}]
+
+
+@pytest.mark.parametrize("kind", ["full", "precision", "architecture"])
+@pytest.mark.parametrize("bits", [(1,), (2, 32), (1, 2, 3, 4, 5, 6, 7, 8, 32)])
+def test_any_list_of_bit_widths(bits, kind):
+    cfg = qfa.Config(bits=bits, space=kind)
+    for with_float in (True, False):
+        _, space = qfa.mixed_precision(cfg, TINY, with_float)
+        wanted = {*bits, 32} if with_float else set(bits)
+        wanted = {b for b in wanted if b >= max(bits)} if kind == "architecture" else wanted
+        for name in space.choices:
+            if name.endswith("depthwise.weight_bits"):
+                assert set(space.choices[name]) == wanted
+        for arch in qfa.step_archs(space, cfg, np.random.default_rng(0)):
+            for spec in space.layers(arch).values():
+                assert (spec.weight_bits == 32) == (spec.act_bits == 32)
+
+
 def test_float_layers_are_repaired_as_in_the_official_code():
     cfg = qfa.Config(mixed_subnets=200)
     _, space = qfa.mixed_precision(cfg, TINY, with_float=True)
@@ -111,6 +136,7 @@ def test_float_layers_are_repaired_as_in_the_official_code():
     [
         (dict(bits=()), "bits"),
         (dict(bits=(2, 9)), "bits"),
+        (dict(bits=(32,)), "bits"),
         (dict(bits=(2, 2)), "bits"),
         (dict(depthwise_floor=5), "depthwise_floor"),
         (dict(learned_offsets=1.5), "learned_offsets"),

@@ -63,7 +63,8 @@ def make_run_folder(folder: Path, measurements: int = 60, seed: int = 0) -> Path
         times = {"latency_ms": 0.11 + 0.01 * k, "float_latency_ms": 0.19 + 0.01 * k}
         checks = {"top1_plain": entry["top1_test"], "top1_deployed": entry["top1_test"], "images": 360}
         exports.append(
-            {"name": entry["name"], "stage": entry["stage"], "folder": f"exports/{entry['name']}", **sizes, **times}
+            {k: entry[k] for k in ("name", "stage", "arch")}
+            | {"folder": f"exports/{entry['name']}", **sizes, **times}
             | {**checks, "argmax_differences": 2 if k == 4 else 0, "float_onnx_bytes": 4 * entry["costs"]["params"]}
             | {"integer_layers": 17, "float_layers": 5}
         )
@@ -108,7 +109,8 @@ def lines_of(folder):
 
 def test_page_and_files_are_written(run_folder):
     names = {path.name for path in (run_folder / "report").iterdir()}
-    assert names == {"index.html", "pareto.png", "training.png", "measurements.csv", "family.csv", "exports.csv"}
+    tables = {f"{name}.csv" for name in ("metrics", "measurements", "family", "exports")}
+    assert names == {"index.html", "pareto.png", "training.png", *tables}
     assert (run_folder / "report/index.html").stat().st_size < 1_000_000
 
 
@@ -116,7 +118,7 @@ def test_page_loads_nothing(run_folder):
     text = (run_folder / "report/index.html").read_text()
     assert not re.search(r"<link|<img|@import|url\(|fetch\(|XMLHttpRequest|import\(", text)
     assert not re.search(r"(src|href|action)\s*=", text)
-    assert "default-src 'none'" in text
+    assert "default-src 'none'; img-src data:;" in text  # pictures are inside the page
 
 
 def test_page_has_every_measurement_network_and_export(run_folder):
@@ -129,6 +131,17 @@ def test_page_has_every_measurement_network_and_export(run_folder):
     assert stages == list(STAGES)
     assert [e["name"] for e in data["exports"]] == [f"{b}bit-{s}" for b in (4, 3, 2) for s in "SML"]
     assert [f["name"] for f in data["family"]] == ["float-max", *(e["name"] for e in data["exports"])]
+
+
+def test_exports_of_networks_that_are_no_longer_chosen_are_left_out(run_folder, tmp_path):
+    for name in ("run.json", "family.json", "exports.json"):
+        (tmp_path / name).write_bytes((run_folder / name).read_bytes())
+    family = json.loads((tmp_path / "family.json").read_text())
+    other = next(entry for entry in family if entry["name"] == "3bit-S")["arch"]
+    next(entry for entry in family if entry["name"] == "3bit-M")["arch"] = other  # a later search found this one
+    (tmp_path / "family.json").write_text(json.dumps([entry for entry in family if entry["name"] != "2bit-L"]))
+    shown = [row["name"] for row in data_in(write_report(tmp_path))["exports"]]
+    assert shown == ["4bit-S", "4bit-M", "4bit-L", "3bit-S", "3bit-L", "2bit-S", "2bit-M"]
 
 
 def test_layer_tables_add_up_to_the_measured_costs(run_folder):
@@ -197,8 +210,8 @@ def test_csv_files_round_trip(run_folder):
     "there, written",
     [
         ((), set()),
-        (("metrics.jsonl",), {"training.png"}),
-        (("metrics.jsonl", "measurements.jsonl"), {"training.png", "pareto.png", "measurements.csv"}),
+        (("metrics.jsonl",), {"training.png", "metrics.csv"}),
+        (("metrics.jsonl", "measurements.jsonl"), {"training.png", "metrics.csv", "pareto.png", "measurements.csv"}),
         (("family.json",), {"pareto.png", "family.csv"}),
     ],
 )

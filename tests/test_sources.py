@@ -9,7 +9,7 @@ import pytest
 import torch
 from pictures import arrays, picture, rows_of, same, surroundings, write_folder  # noqa: F401 - surroundings is a fixture
 from PIL import Image
-from torch.utils.data import TensorDataset
+from torch.utils.data import IterableDataset, TensorDataset
 
 from oncequant import data as module
 from oncequant.data import (
@@ -55,6 +55,24 @@ def test_two_classes_of_twenty_images_are_enough(tmp_path):
 
 def test_a_class_may_be_called_train(tmp_path):
     assert load_data(str(write_folder(tmp_path, classes=("bus", "train"))), size=12).classes == ("bus", "train")
+
+
+@pytest.mark.parametrize("names", [("Train", "Test"), ("training", "testing"), ("TRAIN", "Val", "test")])
+def test_splits_are_known_by_other_spellings(tmp_path, names):
+    for name in names:
+        write_folder(tmp_path / name, classes=("dog", "cat"))
+    data = load_data(str(tmp_path), size=12)
+    assert data.classes == ("cat", "dog") and len(data.test) == 40
+    assert len(data.validation) == (40 if len(names) == 3 else 6)
+
+
+def test_a_data_set_without_length_is_refused():
+    class Stream(IterableDataset):
+        def __iter__(self):
+            yield picture(0), 0
+
+    with pytest.raises(DataError, match="train split is a Stream: use a map-style data set"):
+        load_data((Stream(), None, None), size=12)
 
 
 def test_hidden_files_other_files_and_depth_do_not_matter(tmp_path):

@@ -18,7 +18,7 @@ from oncequant.files import FileError, read_lines, read_tensors
 from oncequant.methods import oqat
 from oncequant.models.mobilenet_v3 import PRESETS, MobileNetV3, with_bits
 from oncequant.sandwich import sandwich_step
-from oncequant.train import Schedule, TrainingError, fit
+from oncequant.train import Schedule, TrainingError, TrainingOptions, fit
 
 TINY = replace(PRESETS["nano"], resolutions=(6, 8), stage_widths=(8, 8, 8), final_expand_width=16, feature_mix_width=16,
                stem_width=8, edge_bits=8, se_bits=8)  # fmt: skip
@@ -146,6 +146,18 @@ def test_a_loss_that_is_not_finite_stops_with_advice(tmp_path):
         small_fit(tmp_path, step, steps=5)
     state = torch.load(tmp_path / "s.resume.pt", weights_only=True)
     assert state["step"] == 2
+
+
+@pytest.mark.parametrize(
+    "options",
+    [dict(optimizer="foo"), dict(lr=-1.0), dict(quantized_lr=0.0), dict(seed=-1), dict(calibration_images=0)]
+    + [dict(label_smoothing=2.0), dict(lr=float("nan")), dict(epochs=0), dict(batch_size=1), dict(clip_norm=0.0)],
+    ids=lambda options: next(iter(options)),
+)
+def test_impossible_options_are_refused(options):
+    name, value = next(iter(options.items()))
+    with pytest.raises(ValueError, match=f"^{name} '?{value}'?: use"):
+        TrainingOptions(**options)
 
 
 @pytest.mark.parametrize("at", [3, 5])

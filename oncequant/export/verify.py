@@ -52,6 +52,9 @@ class Verification:
     """The integer simulator."""
     top1_package: float
     """The package loaded into PyTorch."""
+    plain_differences: int
+    """Images whose answer differs between ONNX Runtime with all optimisations and the trained subnet in PyTorch: what
+    the 8-bit grids between layers do."""
     argmax_differences: int
     """Images whose answer differs between ONNX Runtime without optimisation and the package."""
     near_tie_differences: int
@@ -141,6 +144,7 @@ def verify(
         count["images"] += len(labels)
         differing = (answers["unfused"] != answers["package"]).nonzero().flatten()
         count["argmax"] += len(differing)
+        count["plain"] += (answers["plain"] != answers["deployed"]).sum().item()
         count["near_tie"] += near_ties(network.graph, onnx_path, pixels, differing)
         count["simulator"] += (answers["simulated"] != answers["deployed"]).sum().item()
         count["bit_equal"] += (logits["simulated"] == logits["deployed"]).all(1).sum().item()
@@ -153,6 +157,7 @@ def verify(
     result = Verification(
         images=count["images"],
         **{f"top1_{n}": correct[n] / count["images"] for n in ("plain", "deployed", "simulated", "package")},
+        plain_differences=count["plain"],
         argmax_differences=count["argmax"],
         near_tie_differences=count["near_tie"],
         simulator_argmax_differences=count["simulator"],

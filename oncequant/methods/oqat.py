@@ -14,7 +14,7 @@ the float supernet, where OFA shrinks progressively.
 Run. `oncequant run --data digits`, recipes/oqat_cifar10.sh.      Results. results/README.md
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,15 +25,18 @@ from oncequant import distributed
 from oncequant.arch import FLOAT_BITS
 from oncequant.calibrate import initialise_quantizers
 from oncequant.checkpoint import load_supernet, save_supernet
+from oncequant.cost import Budget
 from oncequant.data import Data, eval_batches, train_batches
 from oncequant.elastic import elastic_layers
 from oncequant.evaluate import measure
 from oncequant.models.mobilenet_v3 import MobileNetV3, MobileNetV3Config, mobilenet_v3_space, with_bits
+from oncequant.progress import console
 from oncequant.sandwich import sandwich_training, train_supernet
 from oncequant.search import SearchConfig
-from oncequant.search.budget import check_reachable
+from oncequant.search.budget import BudgetError, check_reachable
 from oncequant.search.measurements import MeasurementFile
 from oncequant.search.supernet import Choice, chosen_measurements, record_family, search_by_measuring
+from oncequant.space import SearchSpace
 from oncequant.train import TrainingOptions
 
 
@@ -113,9 +116,22 @@ SEARCHER, EVALUATIONS = "coarse_to_fine", 60  # where the options leave them ope
 
 
 def check_budgets(cfg: Config, options: SearchConfig, model: MobileNetV3Config) -> None:
-    """Raise BudgetError if a budget is below the smallest subnet of a bit-width, before anything is trained."""
-    for bits in cfg.bit_schedule:
-        check_reachable(mobilenet_v3_space(with_bits(model, bits)), options.budgets)
+    """Raise BudgetError if no bit-width has a subnet within the budgets, before anything is trained."""
+    reachable({bits: mobilenet_v3_space(with_bits(model, bits)) for bits in cfg.bit_schedule}, options.budgets)
+
+
+def reachable(spaces: Mapping[int, SearchSpace], budgets: Sequence[Budget]) -> list[int]:
+    """The bit-widths whose space has an architecture within all budgets. Raises BudgetError if there is none."""
+    found = []
+    for bits, space in sorted(spaces.items(), reverse=True):
+        try:
+            check_reachable(space, budgets)
+        except BudgetError:
+            if not found and bits == min(spaces):  # the cheapest, so its error says what can be reached
+                raise
+        else:
+            found.append(bits)
+    return found
 
 
 def search(cfg: Config, options: SearchConfig, data: Data, run_dir: Path) -> list[dict[str, Any]]:
@@ -123,14 +139,16 @@ def search(cfg: Config, options: SearchConfig, data: Data, run_dir: Path) -> lis
 
     Under budgets the most accurate subnet of each bit-width; without, three along its Pareto front (S, M, L), as the
     paper's OQATNets. Works on the stages trained so far. Measurements append to `measurements.jsonl`; the choice is
-    added to `family.json` with its test accuracy, and returned. Raises BudgetError before any measurement if a budget
-    cannot be met, FileError if no stage is trained.
+    added to `family.json` with its test accuracy, and returned. Bit-widths too large for the budgets are left out.
+    Raises BudgetError before any measurement if all are, FileError if no stage is trained.
     """
     trained = distributed.from_main(lambda: [s for s in cfg.stages if (run_dir / f"{s}.safetensors").exists()])
     supernets = {stage: load_supernet(run_dir, stage, data.device) for stage in trained or cfg.stages[:1]}
-    quantized = [stage for stage in trained if stage != "float"]
-    for stage in quantized:
-        check_reachable(supernets[stage].space, options.budgets)
+    spaces = {int(stage.removesuffix("bit")): supernets[stage].space for stage in trained if stage != "float"}
+    widths = reachable(spaces, options.budgets)
+    if too_large := [f"{bits} bits" for bits in spaces if bits not in widths]:
+        console.print(f"left out, since no subnet is within the budgets: {', '.join(too_large)}", soft_wrap=True)
+    quantized = [stage_name(bits) for bits in spaces if bits in widths]
     calibration = cfg.calibration(data)
 
     largest = supernets["float"].space.largest()

@@ -58,7 +58,7 @@ class OwnOptions:
     """Options of QFA training alone."""
 
     bits: tuple[int, ...] = (2, 3, 4)
-    """Bit-widths that the weights and the inputs of each convolution choose from, independently."""
+    """Bit-widths that the weights and the inputs of each convolution choose from, independently; 32 is float."""
     space: Literal["full", "precision", "architecture"] = "full"
     """What is searched: all; precision: bit-widths of the largest architecture; architecture: all layers at the
     largest bit-width."""
@@ -68,9 +68,9 @@ class OwnOptions:
     """Activation quantizer: QFA's; learned step sizes; moving averages of the range."""
     distillation: Literal["float", "chain"] = "float"
     """Who teaches subnets beside the labels. float: the float supernet's largest subnet, as in the paper. chain: it
-    teaches the largest, the largest the random ones, they the smallest."""
-    depthwise_floor: int = 2
-    """Least bit-width of depthwise weights."""
+    teaches the largest, at the most bits, that the random ones, they the smallest, at the fewest."""
+    depthwise_floor: int = 1
+    """Least bit-width of depthwise weights; 1: all of `bits`."""
     tied_steps: bool = False
     """Start step sizes from that of the largest bit-width, doubled for every bit less, instead of each from data."""
     kurtosis: float = 0.0
@@ -93,8 +93,11 @@ class Config(TrainingOptions, OwnOptions):
     def __post_init__(self):
         """Refuse impossible options before any training."""
         super().__post_init__()
-        if not self.bits or any(not 1 <= b <= 8 for b in self.bits) or len(set(self.bits)) < len(self.bits):
-            raise ValueError(f"bits {self.bits}: use different bit-widths from 1 to 8, for example 2 3 4")
+        allowed = {*range(1, 9), FLOAT_BITS}
+        if not set(self.bits) <= allowed or min(self.bits, default=FLOAT_BITS) == FLOAT_BITS:
+            raise ValueError(f"bits {self.bits}: use bit-widths from 1 to 8, and 32 for float, for example 2 3 4")
+        if len(set(self.bits)) < len(self.bits):
+            raise ValueError(f"bits {self.bits}: use each once")
         if self.depthwise_floor > max(self.bits):
             raise ValueError(
                 f"depthwise_floor {self.depthwise_floor}: use at most {max(self.bits)}, the largest of bits"
@@ -133,7 +136,7 @@ def mixed_precision(
     cfg: Config, model: MobileNetV3Config, with_float: bool = False
 ) -> tuple[MobileNetV3Config, SearchSpace]:
     """Configuration and space in which every convolution of `model` has its own bit-widths."""
-    bits = tuple(sorted(cfg.bits)) + (FLOAT_BITS,) * with_float
+    bits = tuple(sorted({*cfg.bits, FLOAT_BITS} if with_float else cfg.bits))
     config = replace(model, weight_bits=bits, act_bits=bits, steps_per_bits=True, act_quantizer=cfg.activations)
     space = mobilenet_v3_space(config)
     kept = {
@@ -144,7 +147,8 @@ def mixed_precision(
     if cfg.space == "precision":
         kept |= {name: max(values) for name, values in space.choices.items() if not name.endswith("_bits")}
     if cfg.space == "architecture":
-        kept |= {name: values[-1 - with_float :] for name, values in space.choices.items() if name.endswith("_bits")}
+        for name in bit_choices(space):
+            kept[name] = tuple(b for b in space.choices[name] if b >= max(cfg.bits))
     return config, space.restrict(kept)
 
 
@@ -253,15 +257,18 @@ def training_step(supernet: MobileNetV3, teacher: Teacher, cfg: Config, is_last:
 def step_archs(space: SearchSpace, cfg: Config, rng: np.random.Generator) -> list[Arch]:
     """The subnets of one step: largest, random ones, smallest; each once."""
 
-    def end(arch: Arch) -> Arch:
+    def end(arch: Arch, most: bool) -> Arch:
         kernels = [name for name in space.choices if name.endswith(".kernel_size")]
         common = sorted({k for name in kernels for k in space.choices[name]})
         kernel = int(rng.choice(common)) if common else 0
         one_kernel = {
             name: max((k for k in space.choices[name] if k <= kernel), default=arch[name]) for name in kernels
         }
-        widths = open_bits(space)
-        return with_uniform_bits(space, {**arch, **one_kernel}, int(rng.choice(widths)) if widths else 0)
+        widths = sorted(open_bits(space))
+        bits = int(rng.choice(widths)) if widths else 0
+        if cfg.distillation == "chain" and widths:  # a teacher has the most bits, the last pupil the fewest
+            bits = widths[-1] if most else widths[0]
+        return with_uniform_bits(space, {**arch, **one_kernel}, bits)
 
     def repaired(arch: Arch) -> Arch:
         """Layers of which only weights or only inputs are in float: both, with probability 0.2, or neither."""
@@ -277,7 +284,8 @@ def step_archs(space: SearchSpace, cfg: Config, rng: np.random.Generator) -> lis
         return arch.replace(**changes)
 
     random = [repaired(space.sample(rng)) for _ in range(cfg.mixed_subnets)]
-    return list(dict.fromkeys([end(space.largest()), *random, end(space.smallest())]))  # a network alone: once
+    archs = [end(space.largest(), True), *random, end(space.smallest(), False)]
+    return list(dict.fromkeys(archs))  # a network alone: once
 
 
 def regularise(layers: list, cfg: Config, done: float) -> None:

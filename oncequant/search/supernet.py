@@ -143,10 +143,11 @@ def record_family(
             "costs": all_costs(space, choice.arch),
         }
 
-    entries = distributed.shared_map(entry, choices)
-    kept = {name: old for name, old in family.items() if name not in replaced}
-    kept.update((new["name"], new) for new in entries)
-    distributed.from_main(lambda: write_json(path, list(kept.values())))
+    kept, entries, at_once = {n: old for n, old in family.items() if n not in replaced}, [], distributed.world_size()
+    for first in range(0, len(choices), at_once):  # a kill loses at most what is being measured
+        entries += distributed.shared_map(entry, choices[first : first + at_once])
+        kept.update((new["name"], new) for new in entries)
+        distributed.from_main(lambda: write_json(path, list(kept.values())))
     return entries
 
 
