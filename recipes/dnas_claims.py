@@ -6,7 +6,8 @@
 float    the network in float
 MA, ME   the most accurate and the most efficient of DNAS's samples, chosen on the validation split
 sample   every sample; these are in NAME-networks.csv, which has every network of every seed, and in the picture alone
-uniform  one precision for all blocks, with LSQ, trained as long
+uniform  one precision for all blocks, with LSQ, trained as long; at MA's or ME's cost: between the two nearest of them,
+         linear in the logarithm of the cost
 random   drawn uniformly among the architectures that cost within 3 percent what MA or ME does, trained as long
 
 Everything trains from scratch for as many steps as the float network. The test split chooses nothing. Resumes.
@@ -36,7 +37,7 @@ from oncequant.search.budget import cost_batch
 from oncequant.search.pareto import pareto_front
 from oncequant.train import TrainingOptions
 
-UNIFORM = {"weight_bytes": [(2, 32), (3, 32), (4, 32)], "bitops": [(2, 2), (3, 3), (4, 4), (8, 8)]}
+UNIFORM = {"weight_bytes": [(1, 32), (2, 32), (3, 32), (4, 32)], "bitops": [(2, 2), (3, 3), (4, 4), (8, 8)]}
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,10 @@ def summarise(out: Path, csv_path: Path | None = None, picture: Path | None = No
             networks.append(dict(network=one["name"], seed=seed, cost=found["about"]["cost"]) | one)
             if one["name"] != "sample":
                 groups[one["name"]][seed] = one | dict(factors=factors, loss=floats["top1"] - one["top1"])
+    for name in ("MA", "ME"):
+        between = {seed: uniform_at(found, networks, seed) for seed, found in groups[name].items()}
+        if all(between.values()):
+            groups[f"uniform at {name}'s cost"] = between
     table = []
     for name, seeds in groups.items():
         entry = dict(network=name) | over_seeds({seed: [r["top1"]] for seed, r in seeds.items()})
@@ -150,6 +155,18 @@ def summarise(out: Path, csv_path: Path | None = None, picture: Path | None = No
         write_csv(csv_path.with_name(f"{csv_path.stem}-networks.csv"), each)
     if picture:
         draw(networks, picture)
+
+
+def uniform_at(chosen: dict, networks: list[dict], seed: int) -> dict | None:
+    """`chosen` with the accuracies that uniform networks of its seed would have at its cost; None outside of them."""
+    own = [one for one in networks if one["seed"] == seed and one["network"].startswith("uniform")]
+    cost = own[0]["cost"]
+    own.sort(key=lambda one: one[cost])
+    if not own[0][cost] <= chosen[cost] <= own[-1][cost]:
+        return None
+    where = np.log(chosen[cost]), np.log([one[cost] for one in own])
+    between = {key: float(np.interp(*where, [one[key] for one in own])) for key in ("top1", "validation")}
+    return chosen | between | dict(loss=chosen["loss"] + chosen["top1"] - between["top1"])
 
 
 def draw(networks: list[dict], path: Path) -> None:

@@ -8,7 +8,8 @@
 # momentum, learning rate 0.0025 a GPU, gradients summed over 6 subnets and clipped at 500, weight decay 3e-5 (here they
 # are averaged: six times the rate, a sixth of the limit and of the decay), label smoothing 0.1, 1,920 images for
 # statistics, 10,000 training images held out, 8,000 subnets measured, population 500, 1,000 generations. It starts from a
-# published float supernet; here 120 epochs of the sandwich rule make one.
+# published float supernet; here 120 epochs of the sandwich rule make one. Warm-up is a twentieth of each stage, within its
+# epochs; the official 5 epochs come on top.
 set -e
 : "${DATA:?set DATA to the folder of images}" "${RUN:=runs/imagenet-qfa}" "${DEVICES:=32}" "${EVALUATIONS:=8000}"
 LR=$(awk "BEGIN {print 0.0075 * $DEVICES}")

@@ -84,6 +84,7 @@ def official_range(h):
     return min(0.0, values.amin(1).mean().item()), max(0.0, values.amax(1).mean().item())
 
 
+@pytest.mark.compiler
 @settings(deadline=None, max_examples=60)
 @given(
     shape=st.tuples(st.integers(1, 5), st.sampled_from([1, 3, 8, 40]), st.integers(1, 6), st.integers(1, 6)),

@@ -9,6 +9,7 @@ from oncequant import conv, native
 from oncequant.quantizers.functional import Grid, activate, integer_range
 
 
+@pytest.mark.compiler
 @settings(deadline=None, max_examples=60)
 @given(
     images=st.integers(1, 4),
@@ -40,6 +41,7 @@ def test_depthwise_gradients_are_those_of_float64(
         assert_close(got.double(), want, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.compiler
 def test_the_depthwise_gradient_does_not_depend_on_the_number_of_threads():
     x, grad = torch.randn(2, 8, 40, 9, 9).to(torch.float32)
     weight, options = torch.randn(40, 1, 5, 5), dict(stride=1, padding=2, groups=40)
@@ -91,6 +93,7 @@ def test_without_the_kernels_or_gradients_pytorch_does_all(monkeypatch):
     conv.conv2d(x, weight.detach(), None, options)
 
 
+@pytest.mark.compiler
 def test_gradients_do_not_depend_on_autocast_and_defaults():
     x, weight, options = depthwise()
     norm = [torch.rand(16).requires_grad_(), torch.randn(16).requires_grad_()]
@@ -114,6 +117,7 @@ def test_gradients_do_not_depend_on_autocast_and_defaults():
         assert all(torch.equal(a, b) for a, b in zip(wanted, other, strict=True))
 
 
+@pytest.mark.compiler
 def test_a_second_derivative_is_refused():
     x, weight, options = depthwise()
     (grad,) = torch.autograd.grad(conv.conv2d(x, weight, None, options).square().sum(), x, create_graph=True)
@@ -121,6 +125,7 @@ def test_a_second_derivative_is_refused():
         grad.sum().backward()
 
 
+@pytest.mark.compiler
 @settings(deadline=None, max_examples=60)
 @given(
     images=st.integers(3, 5),
@@ -168,6 +173,7 @@ def test_batch_norm_in_the_quantizer_equals_batch_norm_before_it(
         assert (together - apart).norm() <= 1e-3 * apart.norm() + 1e-4 * scale
 
 
+@pytest.mark.compiler
 @pytest.mark.parametrize("weight_dtype", [torch.float32, torch.bfloat16])
 def test_batch_norm_in_the_quantizer_in_bfloat16(weight_dtype):
     torch.manual_seed(0)
@@ -203,6 +209,7 @@ def normalized(z, threads):
     return y, *grads
 
 
+@pytest.mark.compiler
 def test_batch_norm_in_the_quantizer_of_a_large_tensor_on_any_number_of_threads():
     z = torch.randn(5, 24, 41, 37).to(memory_format=torch.channels_last).requires_grad_()
     found = [normalized(z, threads) for threads in (1, 2, 3)]
@@ -212,6 +219,7 @@ def test_batch_norm_in_the_quantizer_of_a_large_tensor_on_any_number_of_threads(
         assert all((a - b).norm() <= 1e-5 * a.norm() for a, b in zip(found[0][:2], other[:2], strict=True))
 
 
+@pytest.mark.compiler
 def test_not_a_number_passes_through_batch_norm_in_the_quantizer():
     for place in (0, 3):  # in the rows about which variances are taken, or not
         z = torch.randn(5, 24, 10, 10).to(memory_format=torch.channels_last)
@@ -232,6 +240,7 @@ def test_what_batch_norm_in_the_quantizer_does_not_take_is_refused():
             conv.normalized_conv2d(z, *norm, torch.ones(4, 16), Grid(s, None, 1.0, 4, False, "relu"), *rest)
 
 
+@pytest.mark.compiler
 def test_statistics_of_many_rows_and_any_number_of_threads():
     """Equal to float64 although the mean is 1,000 standard deviations, and the same to the last bit on all threads."""
     z = (1000 + torch.randn(7, 24, 61, 53)).to(memory_format=torch.channels_last)

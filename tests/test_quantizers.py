@@ -137,6 +137,7 @@ def formulas(monkeypatch):
     monkeypatch.setattr(functional, "native_options", lambda *_: None)
 
 
+@pytest.mark.compiler
 @pytest.mark.parametrize("activation", [None, "relu", "hardswish"])
 @pytest.mark.parametrize("with_offset", [False, True])
 def test_native_kernels_equal_the_formulas(activation, with_offset, monkeypatch):
@@ -154,6 +155,7 @@ def test_native_kernels_equal_the_formulas(activation, with_offset, monkeypatch)
                 assert_same(compiled, run(x, grad, *options, offset=offset, activation=activation))
 
 
+@pytest.mark.compiler
 @pytest.mark.parametrize("activation", [None, "relu", "hardswish"])
 @pytest.mark.parametrize("y_dtype", [torch.bfloat16, torch.float32])
 def test_native_kernels_of_bfloat16_equal_the_formulas(activation, y_dtype, monkeypatch):
@@ -175,6 +177,7 @@ def test_native_kernels_of_bfloat16_equal_the_formulas(activation, y_dtype, monk
             assert_close(native_grads[1], grads[1], atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.compiler
 def test_a_gradient_that_may_be_overwritten_is():
     x, grad, step = torch.randn(40), torch.randn(40), torch.tensor(0.2)
     wanted = functional.gradients(x, grad.clone(), step, None, 4, True, "relu", 1.0)
@@ -202,6 +205,7 @@ def test_activation_and_offset_equal_plain_pytorch(activation, offset):
             assert_close(g, w, atol=2e-4, rtol=1e-4)
 
 
+@pytest.mark.compiler
 def test_channels_last_slices_and_numbers_of_threads():
     generator = torch.Generator().manual_seed(2)
     x = torch.randn(32, 24, 16, 16, generator=generator)
@@ -255,6 +259,7 @@ def test_not_a_number_is_not_hidden():
         assert fake_quantize(x, torch.tensor(0.1), 4, True, activation=activation).isnan().tolist() == [True, False]
 
 
+@pytest.mark.compiler
 def test_what_torch_compile_makes_of_the_formulas(monkeypatch):
     """As on a GPU: equal, and new shapes and bit-widths compile nothing."""
     monkeypatch.setattr(native, "choice", lambda: "compiled")
@@ -300,6 +305,7 @@ def test_missing_or_broken_compiler(compiler, monkeypatch, tmp_path, fresh_choic
         fake_quantize(torch.tensor([0.26]), torch.tensor(0.1), 4, True)
 
 
+@pytest.mark.compiler
 def test_kernels_are_built_once_and_a_damaged_file_is_named(monkeypatch, tmp_path, fresh_choice):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     native.library()
