@@ -1,20 +1,36 @@
 """One CSV of the chosen and exported networks of several run folders (seeds), and the best per bit-width.
 
-python recipes/collect_runs.py results/NAME.csv runs/digits-seed0 runs/digits-seed1 runs/digits-seed2
+python recipes/collect_runs.py results/NAME.csv runs/digits-seed0 runs/digits-seed1 runs/digits-seed2 [--fronts CSV]
 """
 
 import statistics
-import sys
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
 
 from oncequant.files import read_json, write_csv
+from oncequant.search.measurements import read_measurements
+from oncequant.search.pareto import pareto_front
 
 
-def main(out: Path, runs: list[Path]) -> None:
+@dataclass(frozen=True)
+class Options:
+    """What to collect."""
+
+    out: Annotated[Path, tyro.conf.Positional]
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    fronts: Path | None = None
+    """Also write the networks on the fronts of validation accuracy and BitOPs of the first run."""
+
+
+def main(options: Options) -> None:
     """Write the table and print mean and spread of the networks with the best validation accuracy."""
     rows, best = [], defaultdict(list)
-    for run in runs:
+    for run in options.runs:
         info = read_json(run / "run.json")
         exports = {row["name"]: row for row in read_json(run / "exports.json")}
         family = read_json(run / "family.json")
@@ -40,7 +56,9 @@ def main(out: Path, runs: list[Path]) -> None:
         for bits in {entry["bits"] for entry in family}:
             chosen = max((e for e in family if e["bits"] == bits), key=lambda e: e["top1_validation"])
             best[bits].append(chosen["top1_test"])
-    write_csv(out, rows)
+    write_csv(options.out, rows)
+    if options.fronts:
+        write_csv(options.fronts, on_fronts(options.runs[0]))
     for bits, values in sorted(best.items(), reverse=True):
         spread = statistics.stdev(values) if len(values) > 1 else float("nan")
         print(
@@ -48,5 +66,17 @@ def main(out: Path, runs: list[Path]) -> None:
         )
 
 
+def on_fronts(run: Path) -> list[dict]:
+    """A row for each network on the front of its stage."""
+    measured, rows = read_measurements(run / "measurements.jsonl"), []
+    for stage in dict.fromkeys(m.stage for m in measured):
+        own = [m for m in measured if m.stage == stage]
+        for i in pareto_front(np.array([[m.costs["bitops"], 1 - m.top1] for m in own])):
+            about = dict(stage=stage, searcher=own[i].searcher, top1_validation=round(own[i].top1, 4))
+            costs = {name: own[i].costs[name] for name in ("bitops", "weight_bytes", "macs", "params")}
+            rows.append(about | costs | dict(arch=own[i].arch.to_json()))
+    return rows
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), [Path(name) for name in sys.argv[2:]])
+    main(tyro.cli(Options, description=__doc__))
