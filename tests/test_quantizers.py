@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from oncequant import native
 from oncequant.arch import FLOAT_BITS, LayerSpec
-from oncequant.elastic import ElasticConv, Quantizers
+from oncequant.elastic import ACT_QUANTIZERS, WEIGHT_QUANTIZERS, ElasticConv, Quantizers
 from oncequant.quantizers import functional
 from oncequant.quantizers.dorefa import DoReFa
 from oncequant.quantizers.functional import fake_quantize, initial_step_size, integer_range, quantize
@@ -432,3 +432,29 @@ def test_pact_inside_a_layer_equals_its_formulas(signed, activation):
     assert_close(y, plain, atol=1e-4, rtol=1e-4)
     assert_close(one.grad, two.grad, atol=1e-4, rtol=1e-4)
     assert_close(layer.act_quantizer.clip.grad[0], clip.grad, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("weights", WEIGHT_QUANTIZERS)
+@pytest.mark.parametrize("activations", ACT_QUANTIZERS)
+@pytest.mark.parametrize("bits", [1, 2, 3, 8])
+def test_contract_of_all_quantizers(weights, activations, bits):
+    """At most 2^bits levels, gradients of input and weight, and the same results after a round trip of the state."""
+    spec = LayerSpec("conv", 6, 8, 3, out_size=9, weight_bits=bits, act_bits=bits)
+    layers = [ElasticConv(spec, (3,), Quantizers((bits,), (bits,), True, activations, weights)) for _ in range(2)]
+    x = torch.randn(5, 6, 9, 9, generator=torch.Generator().manual_seed(0)).relu().requires_grad_()
+    first, slot = layers[0], 0
+    first.weight_quantizer.initialise(first.weight, bits, True, slot)
+    first.act_quantizer.initialise(x, bits, False, slot)
+    assert first.weight_quantizer(first.weight, bits, True, slot).unique().numel() <= 2**bits
+    clamped, activation = x, None
+    if activations == "pact":
+        clamped, activation = first.act_quantizer.clamped(x, False, slot, None)
+    step, offset, _, _, signed, activation = first.act_quantizer.grid(clamped, bits, False, slot, activation)
+    levels = fake_quantize(clamped, step, bits, signed, offset=offset, activation=activation).unique()
+    assert 2 <= levels.numel() <= 2**bits
+    y = first(x, spec, None)
+    y.square().sum().backward()
+    for tensor in (x, first.weight):
+        assert tensor.grad.isfinite().all() and tensor.grad.abs().sum() > 0
+    layers[1].load_state_dict(first.state_dict())
+    assert torch.equal(layers[1](x, spec, None), first(x, spec, None))

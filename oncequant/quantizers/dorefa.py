@@ -27,7 +27,7 @@ class DoReFa(nn.Module):
         """Fake-quantized weight of the same shape. Raises ValueError for bits outside 1..8."""
         if bits == 1:
             sign = torch.where(weight >= 0, 1.0, -1.0) * weight.detach().abs().mean()
-            return (sign - weight).detach() + weight
+            return sign + (weight - weight.detach())  # exactly the sign's two values, unlike (sign - w).detach() + w
         tanh, step_size = self._grid(weight, bits)
         return fake_quantize(tanh, step_size, bits, True, offset=None if bits == 8 else self.half_level)
 
