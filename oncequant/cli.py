@@ -8,6 +8,7 @@ import os
 import shlex
 import sys
 import time
+from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -296,6 +297,13 @@ def _train(options: Train, command: str, search_options: SearchConfig | None = N
 def _search(run_dir: Path, settings: RunSettings, data: Data, options: SearchOptions) -> None:
     chosen = METHODS[settings.method].search(_method_config(settings), options.config(), data, run_dir)
     _print_family(chosen)
+    stages = Counter(entry["stage"] for entry in chosen if entry["name"][-2:] in ("-S", "-M", "-L"))
+    if few := [f"{stage} {count}" for stage, count in stages.items() if count < 3]:
+        console.print(
+            f"fewer than three networks on a front ({', '.join(few)}; L is the most accurate, whatever its size): the "
+            "validation images do not tell more apart",
+            soft_wrap=True,
+        )
     exports, archs = run_dir / "exports.json", {entry["name"]: entry["arch"] for entry in _family(run_dir)}
     rows = read_json(exports) if exports.exists() else []
     if old := [row["folder"] for row in rows if row["arch"] != archs.get(row["name"])]:

@@ -10,7 +10,8 @@ uniform  one precision for all blocks, with LSQ, trained as long; at MA's or ME'
          linear in the logarithm of the cost
 random   drawn uniformly among the architectures that cost within 3 percent what MA or ME does, trained as long
 
-Everything trains from scratch for as many steps as the float network. The test split chooses nothing. Resumes.
+Everything trains from scratch for as many steps as the float network. Training images are counted, for MA and ME those
+of the search and of all samples. The test split chooses nothing. Resumes.
 """
 
 import statistics
@@ -30,6 +31,7 @@ from oncequant.data import Data, eval_batches
 from oncequant.evaluate import measure
 from oncequant.files import read_json, write_csv, write_json
 from oncequant.methods import dnas
+from oncequant.methods.baselines import training_images
 from oncequant.models.resnet import PRESETS, ResNetConfig, precision, resnet_space
 from oncequant.run_folder import RunSettings, device_name
 from oncequant.search import SearchConfig
@@ -76,7 +78,9 @@ def main(options: Options) -> None:
     dnas.train(cfg, model, data, out)
     family = {entry["name"]: entry for entry in dnas.search(cfg, SearchConfig(), data, out)}
     rows = [row(name, data, cfg, out, entry["stage"]) for name, entry in family.items()]
-    rows += [row("sample", data, cfg, out, entry["stage"]) for entry in read_json(out / "samples.json")]
+    samples = [row("sample", data, cfg, out, entry["stage"]) for entry in read_json(out / "samples.json")]
+    searched = training_images(out)["search"] + sum(one["images"] for one in samples)
+    rows = [one if one["name"] == "float" else one | dict(images=searched) for one in rows] + samples
     for pair in UNIFORM[cfg.cost]:
         lsq = replace(cfg, weight_quantizer="lsq", act_quantizer="lsq", precisions=(precision(*pair),))
         config = lsq.supernet_model(model)
@@ -109,7 +113,8 @@ def row(name: str, data: Data, cfg: dnas.Config, out: Path, stage: str) -> dict:
         for key, split in (("top1", data.test), ("validation", data.validation))
     }
     costs = {cost: float(COSTS[cost](net.space.layers(arch))) for cost in ("weight_bytes", "bitops")}
-    return dict(name=name, arch=dict(arch)) | top1 | costs
+    seen = training_images((out / stage).parent)[Path(stage).name]
+    return dict(name=name, arch=dict(arch), images=seen) | top1 | costs
 
 
 def of_equal_cost(config: ResNetConfig, cfg: dnas.Config, cost: float, draw: int) -> dict[str, int]:
@@ -146,6 +151,8 @@ def summarise(out: Path, csv_path: Path | None = None, picture: Path | None = No
         for cost, label in (("weight_bytes", "times_smaller"), ("bitops", "times_fewer_bitops")):
             entry[label] = round(statistics.mean(r["factors"][cost] for r in seeds.values()), 2)
             entry[cost] = round(statistics.mean(r[cost] for r in seeds.values()))
+        if all("images" in r for r in seeds.values()):
+            entry["million_training_images"] = round(statistics.mean(r["images"] for r in seeds.values()) / 1e6, 3)
         validation = over_seeds({seed: [r["validation"]] for seed, r in seeds.items()})
         table.append(entry | dict(validation_percent=validation["top1_percent"]))
     publish(table, csv_path)
@@ -166,7 +173,11 @@ def uniform_at(chosen: dict, networks: list[dict], seed: int) -> dict | None:
         return None
     where = np.log(chosen[cost]), np.log([one[cost] for one in own])
     between = {key: float(np.interp(*where, [one[key] for one in own])) for key in ("top1", "validation")}
-    return chosen | between | dict(loss=chosen["loss"] + chosen["top1"] - between["top1"])
+    return (
+        {k: v for k, v in chosen.items() if k != "images"}
+        | between
+        | dict(loss=chosen["loss"] + chosen["top1"] - between["top1"])
+    )
 
 
 def draw(networks: list[dict], path: Path) -> None:

@@ -356,12 +356,15 @@ def image_folder(root, classes, per_class, size, mode="RGB"):
 
 
 @pytest.mark.parametrize("mode, size", [("RGB", (24, 60)), ("L", 12)])
-def test_run_works_on_a_folder_of_two_classes_and_forty_images(tmp_path, monkeypatch, mode, size):
+def test_run_works_on_a_folder_of_two_classes_and_forty_images(tmp_path, monkeypatch, capsys, mode, size):
     source = image_folder(tmp_path / "images", 2, 20, size, mode)
     call(monkeypatch, "run", "--data", source, "--run", tmp_path / "run", *QUICK, *SMALL)
     info = read_json(tmp_path / "run" / "run.json")
     assert info["data"]["channels"] == (1 if mode == "L" else 3)
     assert info["model"]["preset"] == ("nano" if mode == "L" else "cifar")
+    stages = [entry["stage"] for entry in read_json(tmp_path / "run" / "family.json") if entry["stage"] != "float"]
+    is_short = any(stages.count(stage) < 3 for stage in stages)
+    assert ("fewer than three networks on a front" in capsys.readouterr().out) == is_short
     assert all(row["problems"] == [] for row in read_json(tmp_path / "run" / "exports.json"))
 
 
