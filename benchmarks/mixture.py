@@ -3,7 +3,8 @@
     python benchmarks/mixture.py [--out results/NAME.csv]
 
 A training step of the weights (forward, loss, backward) of the stochastic supernet of ResNet-20, and of one layer
-of it. The static float network's step is the floor. Both mixtures are compared before they are timed.
+of it. The static float network's step is the floor; both steps are timed in bfloat16 too. Both mixtures are compared
+before they are timed.
 """
 
 import statistics
@@ -76,14 +77,14 @@ def main(options: Options) -> None:
         def one_layer(mixed: Callable, layer=layer, x=x, specs=specs, mask=mask) -> None:
             mixed(layer, x, specs, mask, "relu").sum().backward()
 
-        def step(mixed: Callable, net=net, arch=arch, masks=masks, images=images, labels=labels) -> None:
+        def step(mixed: Callable, compute=None, net=net, arch=arch, masks=masks, images=images, labels=labels) -> None:
             ElasticConv.mixed = mixed
             net.zero_grad()
-            F.cross_entropy(net(images, arch, mixture=masks), labels).backward()
+            F.cross_entropy(net(images, arch, compute=compute, mixture=masks), labels).backward()
 
-        def floor(net=floats, images=images, labels=labels) -> None:
+        def floor(compute=None, net=floats, images=images, labels=labels) -> None:
             net.zero_grad()
-            F.cross_entropy(net(images, net.space.largest()), labels).backward()
+            F.cross_entropy(net(images, net.space.largest(), compute=compute), labels).backward()
 
         tasks = {
             "layer, once": lambda f=one_layer: f(once),
@@ -91,13 +92,18 @@ def main(options: Options) -> None:
             "step, once": lambda f=step: f(once),
             "step, branches": lambda f=step: f(branch_by_branch),
             "step, float": floor,
+            "step, once, bfloat16": lambda f=step: f(once, torch.bfloat16),
+            "step, float, bfloat16": lambda f=floor: f(torch.bfloat16),
         }
         found = in_turns(tasks, options.passes)
         for what in ("layer", "step"):
             fast, slow = found[f"{what}, once"], found[f"{what}, branches"]
             row = dict(cost=cost, candidates=len(precisions), what=what, once_ms=round(fast, 1))
             row |= dict(branches_ms=round(slow, 1), ratio=round(slow / fast, 2))
-            row |= dict(float_ms=round(found["step, float"], 1)) if what == "step" else {}
+            if what == "step":
+                row |= dict(float_ms=round(found["step, float"], 1))
+                row |= dict(once_bfloat16_ms=round(found["step, once, bfloat16"], 1))
+                row |= dict(float_bfloat16_ms=round(found["step, float, bfloat16"], 1))
             rows.append(measured(**row, largest_difference=equal))
     ElasticConv.mixed = once
     save(rows, options.out)
