@@ -4,8 +4,8 @@
 # Result: results/README.md#qfa-on-digits
 set -e
 export OMP_NUM_THREADS=1
-oncequant run --method qfa --min-steps 650 --run runs/digits-qfa
-python recipes/qfa_predictor.py runs/digits-qfa --measured 700 --out results/digits_qfa-predictor_cpu_202611.csv
+oncequant run --method qfa --run runs/digits-qfa
+python recipes/qfa_predictor.py runs/digits-qfa --measured 2200 --out results/digits_qfa-predictor_cpu_202611.csv
 for part in quantizers uniform stabilisers; do
     for seed in 0 1 2; do
         python recipes/qfa_claims.py --out "runs/digits-qfa-$part" --part $part --seed $seed --min-steps 650
