@@ -5,8 +5,8 @@
 RUN is a folder of `oncequant run --method qfa`. Architectures (uniform and the official mixture in turn, another seed
 than the search's) are measured on the validation images; a random part is held out, predictors are fitted to growing
 parts of the rest; mean and standard deviation over several such divisions. The measurements resume after a kill.
-`ceiling` is the Kendall tau between the validation accuracies themselves and those of a second measurement with as much
-noise: validation images drawn with replacement; no predictor can be expected to do much better.
+`ceiling` estimates what can be reached: the Kendall tau between the validation accuracies and those of a second
+measurement with as much noise, independent for each architecture, though they share their validation images.
 """
 
 from dataclasses import dataclass
