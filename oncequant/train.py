@@ -160,7 +160,9 @@ def make_optimizers(net: nn.Module, schedule: Schedule) -> list[torch.optim.Opti
     adam = [torch.optim.Adam([{"params": archs, "lr": schedule.arch_lr}])] if archs else []
     if schedule.optimizer == "sgd":
         return [torch.optim.SGD(groups, lr=schedule.lr, momentum=0.9, nesterov=True), *adam]
-    return [torch.optim.AdamW(groups, lr=schedule.lr, fused=True), *adam]
+    if schedule.optimizer == "adamw":
+        return [torch.optim.AdamW(groups, lr=schedule.lr, fused=True), *adam]
+    raise ValueError(f"optimizer {schedule.optimizer!r}: use sgd or adamw")
 
 
 def step_rng(seed: int, step: int) -> np.random.Generator:
