@@ -24,7 +24,7 @@ from oncequant.checkpoint import load_supernet
 from oncequant.cost import COSTS, readable
 from oncequant.data import Data, eval_batches, native_size
 from oncequant.evaluate import calibrated_subnet, measure
-from oncequant.files import read_json, write_json
+from oncequant.files import read_json, read_object, read_records, write_json
 from oncequant.methods import baselines, dnas, oqat, qfa
 from oncequant.models import resnet
 from oncequant.models.mobilenet_v3 import PRESETS, mobilenet_v3_space
@@ -42,7 +42,7 @@ from oncequant.options import (
     Train,
 )
 from oncequant.progress import console, track
-from oncequant.run_folder import RunSettings, check_fingerprint, create_run, open_run, preset_for
+from oncequant.run_folder import RunSettings, check_fingerprint, create_run, note_command, open_run, preset_for
 from oncequant.search import SEARCHERS, SearchConfig
 from oncequant.search.measurements import all_costs
 
@@ -105,7 +105,7 @@ def run(options: Run) -> None:
         raise UsageError("--qfa.bits: files hold 2 bits and more; 1 is for `oncequant train` and `search`")
     if any(value % 100 == 1 for value in options.train.dnas_options.precisions or ()):
         raise UsageError("--dnas.precisions: files hold inputs of 2 bits and more; 1 is for `oncequant train`")
-    run_dir, settings, data = _train(options.train, "run", options.search.config())
+    run_dir, settings, data = _train(options.train, options.search.config())
     _search(run_dir, settings, data, options.search)
     distributed.leave()
     if not distributed.is_main():
@@ -118,7 +118,7 @@ def run(options: Run) -> None:
 
 def train(options: Train) -> None:
     """`oncequant train`."""
-    _train(options, "train")
+    _train(options)
 
 
 def search(options: Search) -> None:
@@ -156,7 +156,7 @@ def compare(options: Compare) -> None:
 
 def evaluate(options: Evaluate) -> None:
     """`oncequant evaluate`."""
-    settings, data = _open(options.run, options.data, options.device)
+    settings, data = _open(options.run, options.data, options.device, note=False)
     cfg = _method_config(settings)
     arch, stage = options.arch, options.stage
     family = {entry["name"]: entry for entry in _family(options.run)}
@@ -229,9 +229,11 @@ def info(options: Info) -> None:
         console.print(f"costs: {', '.join(COSTS)}; searchers: {', '.join(SEARCHERS)}; methods: {', '.join(METHODS)}")
         return
     settings = open_run(options.run)
-    values = read_json(options.run / "run.json")
-    console.print(f"{options.run}: {settings.method} on {values['data']['name']}, preset {settings.preset}")
+    values = read_object(options.run / "run.json")
+    console.print(f"{options.run}: {settings.method} on {values['data'].get('name')}, preset {settings.preset}")
     console.print(f"made {values['date']} on {values['device']} by: {values['command']}", soft_wrap=True)
+    for later in read_records(options.run / "commands.jsonl")[1:]:
+        console.print(f"then {later['date']}: {later['command']}", soft_wrap=True)
     stages = _method_config(settings).stages
     done = [stage for stage in stages if (options.run / f"{stage}.safetensors").exists()]
     console.print(f"stages trained: {', '.join(done) or 'none'} of {', '.join(stages)}")
@@ -247,7 +249,7 @@ HANDLERS = {
 # -- parts that several commands share
 
 
-def _train(options: Train, command: str, search_options: SearchConfig | None = None) -> tuple[Path, RunSettings, Data]:
+def _train(options: Train, search_options: SearchConfig | None = None) -> tuple[Path, RunSettings, Data]:
     if options.tune_allocator:
         done = keep_freed_memory()
         console.print("allocator: " + ("freed memory is kept" if done else "cannot be tuned here, only with glibc"))
@@ -280,8 +282,8 @@ def _train(options: Train, command: str, search_options: SearchConfig | None = N
     data = settings.load_data(device)
     settings = replace(settings, model=of_model.config(preset, len(data.classes), data.channels))
     method.check_budgets(cfg, search_options or SearchConfig(), settings.model)
-    command = shlex.join(["oncequant", command, *sys.argv[2:]])
-    distributed.from_main(lambda: create_run(run_dir, settings, data, command))
+    distributed.from_main(lambda: create_run(run_dir, settings, data, _command()))
+    distributed.from_main(lambda: note_command(run_dir, _command(), device))
     counts = f"{len(data.train)} training, {len(data.validation)} validation, {len(data.test)} test images"
     console.print(
         f"{data.name}: {len(data.classes)} classes, {counts}; preset {preset}; run folder {run_dir}", soft_wrap=True
@@ -305,8 +307,7 @@ def _search(run_dir: Path, settings: RunSettings, data: Data, options: SearchOpt
             soft_wrap=True,
         )
     exports, archs = run_dir / "exports.json", {entry["name"]: entry["arch"] for entry in _family(run_dir)}
-    rows = read_json(exports) if exports.exists() else []
-    if old := [row["folder"] for row in rows if row["arch"] != archs.get(row["name"])]:
+    if old := [row["folder"] for row in read_records(exports) if row.get("arch") != archs.get(row["name"])]:
         console.print(
             f"{', '.join(old)}: still the networks of an earlier search, until `oncequant export` replaces them",
             soft_wrap=True,
@@ -327,7 +328,7 @@ def _export(run_dir: Path, settings: RunSettings, data: Data, names: tuple[str, 
     cfg = _method_config(settings)
     calibration = cfg.calibration(data)
     path = run_dir / "exports.json"
-    rows = {row["name"]: row for row in (read_json(path) if path.exists() else [])}
+    rows = {row["name"]: row for row in read_records(path)}
     # a name may stand for another network after a new search
     rows = {name: row for name, row in rows.items() if name in family and row.get("arch") == family[name]["arch"]}
     wanted = names or tuple(family)
@@ -364,11 +365,18 @@ def _print_exports(rows: list[dict]) -> None:
     console.print(table)
 
 
-def _open(run_dir: Path, data: str | None, device: Device) -> tuple[RunSettings, Data]:
+def _command() -> str:
+    return shlex.join(["oncequant", *sys.argv[1:]])
+
+
+def _open(run_dir: Path, data: str | None, device: Device, note: bool = True) -> tuple[RunSettings, Data]:
+    """Settings and images of a run; `note` the command if it changes the folder."""
     settings = open_run(run_dir)
     settings = replace(settings, data=data or settings.data)
     data = settings.load_data(_device(device))
     check_fingerprint(run_dir, data)
+    if note:
+        distributed.from_main(lambda: note_command(run_dir, _command(), data.device))
     return settings, data
 
 
@@ -378,8 +386,7 @@ def _method_config(settings: RunSettings) -> oqat.Config | qfa.Config | dnas.Con
 
 
 def _family(run_dir: Path) -> list[dict]:
-    path = run_dir / "family.json"
-    return read_json(path) if path.exists() else []
+    return read_records(run_dir / "family.json")
 
 
 def _print_family(family: list[dict]) -> None:

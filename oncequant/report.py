@@ -22,20 +22,13 @@ import numpy as np
 from oncequant.arch import FLOAT_BITS, LayerSpec
 from oncequant.checkpoint import load_space
 from oncequant.cost import layer_macs, weight_bytes
-from oncequant.files import FileError, read_json, read_lines, write_atomically, write_csv
+from oncequant.files import RECORDS, FileError, read_lines, read_object, read_records, write_atomically, write_csv
 from oncequant.models import MODELS, config_from_json, model_name
 from oncequant.models.mobilenet_v3 import MobileNetV3Config, with_bits
 from oncequant.report_distribution import draw_distribution, sharpening
 from oncequant.report_mixed import bits_by_role, draw_bits, draw_predictions, mixed_stages
 from oncequant.search.pareto import hypervolume, pareto_front
 
-# file -> what every record of it must have
-FILES = {
-    "metrics.jsonl": ("stage", "step"),
-    "measurements.jsonl": ("stage", "searcher", "arch", "top1", "costs"),
-    "family.json": ("name", "stage", "arch", "top1_validation", "costs"),
-    "exports.json": ("name",),
-}
 # stage -> colour on light, colour on dark, marker (as matplotlib names it). Paul Tol's "high contrast" colours can be
 # told apart by colour-blind readers and in grey. Stages not named here (mixed precision) take the spare ones.
 STYLES = {
@@ -107,22 +100,22 @@ def write_report(run_dir: Path) -> Path:
 def read_run(folder: Path) -> Run:
     """Read a run folder; only run.json must be there. Raises ReportError."""
     if not (folder / "run.json").is_file():
-        expected = f"run.json and, as the run goes on, {', '.join(FILES)}"
+        expected = f"run.json and, as the run goes on, {', '.join(RECORDS)}"
         raise ReportError(f"{folder} is not a run folder: it has no run.json; expected in it: {expected}")
     try:
-        info = read_json(folder / "run.json")
-        metrics, measurements, family, exports = (_read_records(folder / name) for name in FILES)
-        predictions = read_json(folder / "predictor.json") if (folder / "predictor.json").exists() else None
+        info = read_object(folder / "run.json")
+        commands, metrics, measurements, family, exports = (_read_records(folder / name) for name in RECORDS)
+        known = (folder / "predictor.json").exists()
+        predictions = read_object(folder / "predictor.json", "points", "kendall_tau", "rmse") if known else None
         distribution = _read_distribution(folder)
     except FileError as error:
         raise ReportError(str(error)) from error
-    if not isinstance(info, dict):
-        raise ReportError(f"{folder / 'run.json'} should hold a JSON object")
     for record in family:  # each network that DNAS trained is a stage of its own
         record["stage"] = re.sub("^samples/.*", "samples", record["stage"])
     chosen = {entry["name"]: entry["arch"] for entry in family}
     # a name may stand for another network after a new search
     exports = [row for row in exports if row.get("arch") is None or row["arch"] == chosen.get(row["name"])]
+    info["commands"] = [record["command"] for record in commands] or [info.get("command", "")]
     return Run(folder, info, metrics, measurements, family, exports, predictions, distribution)
 
 
@@ -134,11 +127,9 @@ def _read_distribution(folder: Path) -> dict[str, Any] | None:
 
 
 def _read_records(path: Path) -> list[dict]:
-    records = read_lines(path) if path.suffix == ".jsonl" else read_json(path) if path.exists() else []
+    records = read_records(path)
     for number, record in enumerate(records, start=1):
-        missing = [key for key in FILES[path.name] if not isinstance(record, dict) or key not in record]
-        missing = missing or [cost for cost in COST_LABELS if cost not in record.get("costs", COST_LABELS)]
-        if missing:
+        if missing := [cost for cost in COST_LABELS if cost not in record.get("costs", COST_LABELS)]:
             raise ReportError(f"{path}: record {number} lacks {missing[0]!r}")
     return records
 

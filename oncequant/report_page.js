@@ -250,7 +250,7 @@ function about() {
     ["Images", [splits, size].filter(Boolean).join("; ")], ["Classes", classes.length ? `${classes.length}: ${names}` : ""],
     ["Fingerprint of the data", data.fingerprint], ["Model", [model.name, model.preset].filter(Boolean).join(", ")],
     ["Seed", run.seed], ["Versions", [run.commit && `commit ${run.commit}`, run.torch && `torch ${run.torch}`].filter(Boolean).join(", ")],
-    ["Command", run.command && run.command !== run.reproduce && el("code", {}, run.command)], ["Reproduce", run.reproduce && el("pre", {}, run.reproduce)]]));
+    ["Commands", el("pre", {}, run.commands.join("\n"))]]));
   if (run.method_config) {
     $("about").append(el("details", {}, el("summary", { class: "soft" }, "All settings of the method and the model"),
       el("pre", {}, JSON.stringify({ method: run.method_config, model: model.config }, null, 1))));

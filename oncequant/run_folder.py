@@ -1,6 +1,7 @@
 """A run folder: what a run was made with, so that every stage can be rerun, resumed or moved to another machine.
 
 run.json            settings and provenance (this file writes it)
+commands.jsonl      the commands that changed the folder (so does it)
 metrics.jsonl       training and validation metrics as they come; tensorboard/ the same
 <stage>.safetensors supernet of each stage, float, 4bit, ...; <stage>.resume.pt while it trains
 measurements.jsonl  every subnet that a search measured
@@ -22,7 +23,7 @@ import torch
 
 from oncequant import distributed
 from oncequant.data import Data, load_data, native_size
-from oncequant.files import FileError, read_json, write_json
+from oncequant.files import FileError, append_line, read_object, read_records, write_json
 from oncequant.models import ModelConfig, config_from_json, config_to_json, model_name
 
 
@@ -67,7 +68,7 @@ def create_run(run_dir: Path, settings: RunSettings, data: Data, command: str) -
     path = run_dir / "run.json"
     wanted = json.loads(json.dumps({**asdict(settings), "model": config_to_json(settings.model)}))
     if path.exists():
-        found = read_json(path)
+        found = read_object(path)
         before = found.get("settings", {})
         # Images may have moved (the fingerprint tells). How often to save, what to keep for the backward pass and
         # how much to do at once changes no result. An option that the older version did not have is at its default.
@@ -96,7 +97,6 @@ def create_run(run_dir: Path, settings: RunSettings, data: Data, command: str) -
         {
             "method": settings.method,
             "command": command,
-            "reproduce": command,
             "version": version("oncequant"),
             "commit": _commit(),
             "device": device_name(data.device),
@@ -140,18 +140,27 @@ def open_run(run_dir: Path) -> RunSettings:
     """Settings of an existing run. Raises FileError naming the folder if it holds none."""
     if not (run_dir / "run.json").exists():
         raise FileError(f"{run_dir} is not a run folder: it has no run.json (make one with `oncequant train`)")
-    values = read_json(run_dir / "run.json").get("settings", {})
+    values = read_object(run_dir / "run.json", "settings", "data", "date", "device", "command")["settings"]
     if missing := {f.name for f in fields(RunSettings) if f.default is MISSING} - set(values):
         raise FileError(f"{run_dir / 'run.json'}: settings lack {', '.join(sorted(missing))}")
     try:
         return RunSettings(**{**values, "model": config_from_json(values["model"])})
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, AttributeError, KeyError) as error:
         raise FileError(f"{run_dir / 'run.json'}: {error}") from error
+
+
+def note_command(run_dir: Path, command: str, device: torch.device) -> None:
+    """Append a command to commands.jsonl, unless it is the one before again (a run that goes on). Raises FileError."""
+    path = run_dir / "commands.jsonl"
+    made_by = {"version": version("oncequant"), "commit": _commit(), "device": device_name(device)}
+    before = read_records(path)[-1:]
+    if not before or {**before[0], "date": None} != {"command": command, **made_by, "date": None}:
+        append_line(path, {"command": command, **made_by, "date": datetime.now(UTC).strftime("%Y-%m-%d")})
 
 
 def check_fingerprint(run_dir: Path, data: Data) -> None:
     """Raise FileError if the images are not those the run was made with."""
-    if read_json(run_dir / "run.json")["data"]["fingerprint"] != data.fingerprint:
+    if read_object(run_dir / "run.json", "data")["data"].get("fingerprint") != data.fingerprint:
         raise FileError(f"{run_dir}: the images of {data.name} have changed since this run was trained")
 
 

@@ -24,6 +24,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
+from oncequant.progress import console
+
 SPLIT_NAMES = {  # compared in lower case
     **dict.fromkeys(["train", "training"], "train"),
     **dict.fromkeys(["validation", "valid", "val", "dev"], "validation"),
@@ -146,6 +148,11 @@ def _class_folders(root: Path) -> dict[str, Records]:
         roots = {splits_of[f]: f for f in named} or roots
         if len(named) > len(roots):
             raise DataError(f"{root}: two of {', '.join(f.name for f in named)} name the same split")
+        if named and (left := [f.name for f in inside if f not in named]):
+            console.print(
+                f"{root}: {', '.join(left)} left out, since {', '.join(f.name for f in named)} are its splits",
+                soft_wrap=True,
+            )
     files = {split: _class_files(folder) for split, folder in roots.items()}  # split -> {class: paths}
     names = sorted({name for classes in files.values() for name in classes})
     datasets = _datasets()

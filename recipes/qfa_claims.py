@@ -4,7 +4,7 @@
     python recipes/qfa_claims.py --out runs/qfa-claims --part quantizers --summarise results/NAME.csv
 
 quantizers   C5: the same training with BatchQuant, with LSQ step sizes and with running ranges for activations.
-stabilisers  one option of QFA changed at a time.
+stabilisers  one option of QFA changed at a time, and combinations.
 uniform      C8: one supernet of bit-widths 2, 3, 4, 8 (32 in its first stage) on the largest architecture, against the
              same architecture trained at one bit-width alone for as many steps (with float in its first stage too),
              and in float.
@@ -53,6 +53,10 @@ VARIANTS = {  # changes of the paper's training, whose offsets are learned to th
         "step-lr": {"step_size_lr": 0.1},
         "tied": {"tied_steps": True},
         "zero-offsets": {"learned_offsets": 0.5},
+        "zero-offsets, chain": {"learned_offsets": 0.5, "distillation": "chain"},
+        "zero-offsets, depthwise-3": {"learned_offsets": 0.5, "depthwise_floor": 3},
+        "zero-offsets, kurtosis": {"learned_offsets": 0.5, "kurtosis": 0.015},
+        "zero-offsets, chain, kurtosis": {"learned_offsets": 0.5, "distillation": "chain", "kurtosis": 0.015},
     },
     "uniform": {"one supernet": {"bits": (2, 3, 4, 8), "space": "precision"}},
 }

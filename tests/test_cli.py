@@ -120,6 +120,40 @@ def test_options_of_another_method_are_refused(tmp_path, monkeypatch, capsys):
     )
 
 
+def test_every_command_that_changes_a_run_is_kept(digits_run, monkeypatch, capsys):
+    call(monkeypatch, "search", digits_run, "--budget", "params<=100k", "--evaluations", "3")
+    call(monkeypatch, "search", digits_run, "--budget", "params<=100k", "--evaluations", "3")
+    call(monkeypatch, "evaluate", digits_run, "largest")
+    kept = [record["command"] for record in read_lines(digits_run / "commands.jsonl")]
+    assert kept[0] == read_json(digits_run / "run.json")["command"] and "evaluate" not in " ".join(kept)
+    assert kept[-1].startswith("oncequant search") and "'params<=100k'" in kept[-1] and kept[-1] != kept[-2]
+    capsys.readouterr()
+    call(monkeypatch, "info", digits_run)
+    assert kept[-1] in capsys.readouterr().out
+    call(monkeypatch, "report", digits_run)
+    page = (digits_run / "report" / "index.html").read_text()
+    assert json.loads(page.split("const DATA = ")[1].split(";</script>")[0])["run"]["commands"] == kept
+
+
+@pytest.mark.parametrize(
+    "name, content, says",
+    [
+        ("run.json", "[]", "should hold a JSON object"),
+        ("run.json", '{"settings": {}}', "lacks 'data'"),
+        ("run.json", '{"settings": [], "data": {}, "date": "", "device": "", "command": ""}', "settings"),
+        ("family.json", "{}", "should hold a JSON list"),
+        ("family.json", '[{"name": "4bit-S"}]', "record 1 lacks 'stage'"),
+        ("family.json", "[1]", "record 1 lacks 'name'"),
+    ],
+)
+def test_files_that_are_json_but_not_ours_are_named(digits_run, tmp_path, monkeypatch, capsys, name, content, says):
+    for file in ("run.json", "family.json"):
+        shutil.copy(digits_run / file, tmp_path)
+    (tmp_path / name).write_text(content)
+    message = fails(monkeypatch, capsys, "info", tmp_path)
+    assert name in message and says in message
+
+
 def test_the_same_command_again_changes_nothing(digits_run, monkeypatch):
     names = ["float.safetensors", "2bit.safetensors", "measurements.jsonl"]
     before = {name: (digits_run / name).read_bytes() for name in names}

@@ -72,7 +72,6 @@ def make_run_folder(folder: Path, measurements: int = 60, seed: int = 0) -> Path
     run = {
         "method": "oqat",
         "command": "oncequant run --method oqat --data digits --out runs/digits",
-        "reproduce": "oncequant run --method oqat --data digits --seed 0 --steps 600 --out runs/digits",
         "version": "0.1.0",
         "commit": "8143905",
         "device": "NVIDIA H100 80GB HBM3",
@@ -279,7 +278,16 @@ def test_errors_name_path_and_remedy(tmp_path):
     make_run_folder(tmp_path, measurements=3)
     (tmp_path / "family.json").write_text(
         json.dumps(
-            [line | {"name": "x", "top1_validation": 1, "arch": {"resolution": 9}, "costs": dict.fromkeys(COSTS, 1)}]
+            [
+                line
+                | {
+                    "name": "x",
+                    "top1_validation": 1,
+                    "top1_test": 1,
+                    "arch": {"resolution": 9},
+                    "costs": dict.fromkeys(COSTS, 1),
+                }
+            ]
         )
     )
     with pytest.raises(ReportError, match=r"stage 4bit: resolution = 9 is not allowed"):

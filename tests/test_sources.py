@@ -66,6 +66,15 @@ def test_splits_are_known_by_other_spellings(tmp_path, names):
     assert len(data.validation) == (40 if len(names) == 3 else 6)
 
 
+def test_folders_beside_splits_are_named(tmp_path, capsys):
+    for name in ("train", "test"):
+        write_folder(tmp_path / name, classes=("dog", "cat"))
+    assert load_data(str(tmp_path), size=12) and not capsys.readouterr().out
+    write_folder(tmp_path / "raw", classes=("bird",))
+    assert load_data(str(tmp_path), size=12).classes == ("cat", "dog")
+    assert "raw left out" in " ".join(capsys.readouterr().out.split())
+
+
 def test_a_data_set_without_length_is_refused():
     class Stream(IterableDataset):
         def __iter__(self):

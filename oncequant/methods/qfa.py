@@ -29,7 +29,7 @@ from oncequant.checkpoint import load_supernet, save_supernet
 from oncequant.data import Data, eval_batches, train_batches
 from oncequant.elastic import SharedWeights, elastic_layers
 from oncequant.evaluate import calibrated_subnet, measure
-from oncequant.files import read_json
+from oncequant.files import read_records
 from oncequant.models.mobilenet_v3 import MobileNetV3, MobileNetV3Config, mobilenet_v3_space
 from oncequant.quantizers.batchquant import BatchQuant
 from oncequant.quantizers.functional import integer_range
@@ -371,8 +371,7 @@ def search(cfg: Config, options: SearchConfig, data: Data, run_dir: Path) -> lis
         return {**known, "top1_before_folding": learned}
 
     largest = teacher.space.largest()
-    family = run_dir / "family.json"
-    known = distributed.from_main(lambda: read_json(family) if family.exists() else [])
+    known = distributed.from_main(lambda: read_records(run_dir / "family.json"))
     known = [entry["top1_validation"] for entry in known if entry["name"] == "float-max"]
     top1 = known[0] if known else measure(teacher, largest, calibration, eval_batches(data, data.validation))
     chosen = [Choice("float-max", "float", largest, top1, FLOAT_BITS)]

@@ -13,7 +13,7 @@ from oncequant.calibrate import Batches
 from oncequant.cost import COSTS
 from oncequant.data import Data, eval_batches
 from oncequant.evaluate import accuracy, calibrated_subnet, measure
-from oncequant.files import read_json, write_json
+from oncequant.files import read_records, write_json
 from oncequant.models import Network
 from oncequant.progress import track
 from oncequant.search import SEARCHERS, SearchConfig
@@ -127,7 +127,7 @@ def record_family(
     `spaces` by stage; `replaced` are names of an earlier search that go.
     """
     path = run_dir / "family.json"
-    family = {entry["name"]: entry for entry in (read_json(path) if path.exists() else [])}
+    family = {entry["name"]: entry for entry in read_records(path)}
 
     def entry(choice: Choice) -> dict[str, Any]:
         space = spaces[choice.stage]
