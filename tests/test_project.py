@@ -134,3 +134,15 @@ def test_readme_first_command_on_digits_meets_its_bars(tmp_path):
         assert not row["problems"]
         if row["stage"] == "2bit":
             assert row["low_bit_bytes"] <= 1.10 * row["low_bit_ideal_bytes"]
+
+
+@pytest.mark.slow
+def test_mixed_precision_on_digits_is_worth_it(tmp_path):
+    """`oncequant run --method qfa`: three verified subnets, and a front no worse than that of uniform bit-widths."""
+    import json
+
+    subprocess.run(["oncequant", "run", "--method", "qfa", "--run", str(tmp_path / "run")], check=True)
+    found = json.loads((tmp_path / "run" / "predictor.json").read_text())
+    assert found["hypervolume"]["predicted"] >= found["hypervolume"]["uniform"]
+    rows = json.loads((tmp_path / "run" / "exports.json").read_text())
+    assert sum(row["stage"] == "mixed" for row in rows) == 3 and not any(row["problems"] for row in rows)
