@@ -121,6 +121,11 @@ class Train:
             raise ValueError(f"{wrong[0]} is not an option of --method {self.method}")
         if self.method == "oqat":
             return oqat.Config(**vars(self.training), bit_schedule=self.bit_schedule)
+        if self.method == "qfa" and not self.model.signed_activations and self.qfa_options.activations != "lsq":
+            raise ValueError(
+                f"--no-signed-activations: ranges of {self.qfa_options.activations} reach below zero by themselves; it "
+                "is an option of oqat, and of qfa with --qfa.activations lsq"
+            )
         if self.method == "dnas":
             own = self.dnas_options
             if own.init and Path(own.init).exists():  # found from anywhere
@@ -140,18 +145,29 @@ class SearchOptions:
     """Of measured subnets: coarse_to_fine is OQAT's own; nsga2 is genetic; random the baseline. QFA's own is NSGA-II on
     an accuracy predictor."""
     evaluations: int | None = None
-    """Subnets measured: 60 per bit-width (OQAT), 200 for the accuracy predictor (QFA) if not given."""
+    """Subnets measured: 60 per bit-width (OQAT), 200 for the accuracy predictor (QFA) if not given. Given with a budget
+    and a predictor from before, so many are measured in all and it learns again."""
     population: int = 200
     """QFA: architectures per generation of the search on predicted accuracy."""
     generations: int = 200
     """QFA: generations of it; the published search has 500 and 1,000, half a minute for the imagenet space."""
+    front_members: int = 24
+    """QFA: members of the front of predicted accuracy that are measured, evenly along it; 0 measures all."""
     front: Literal["bitops", "weight_bytes", "macs", "params", "qfa_mflops"] = "bitops"
     """Cost axis of the front."""
 
     def config(self) -> SearchConfig:
         """Parsed options. Raises ValueError for a malformed budget."""
         budgets = tuple(Budget.parse(text) for text in self.budget)
-        return SearchConfig(budgets, self.searcher, self.evaluations, self.population, self.generations, self.front)
+        return SearchConfig(
+            budgets=budgets,
+            searcher=self.searcher,
+            evaluations=self.evaluations,
+            population=self.population,
+            generations=self.generations,
+            front_members=self.front_members,
+            cost=self.front,
+        )
 
 
 @dataclass(frozen=True)

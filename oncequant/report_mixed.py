@@ -12,12 +12,13 @@ NAME, ROLE, WEIGHT_BITS, ACT_BITS = 0, 1, 7, 8  # columns of a layer row
 def bits_by_role(data: dict[str, Any], cost: int) -> list[dict[str, Any]]:
     """Per role, and weights or inputs: the share of each bit-width and the mean, over the fronts of mixed precision.
 
-    `data` is the page's; `cost` the index of the cost axis of the fronts. Layers at the one bit-width they can have are
-    left out, and everything if there is no mixed precision.
+    `data` is the page's; `cost` the index of the cost axis of the fronts. Networks of one bit-width on them are left
+    out, layers at the one bit-width they can have too, and everything if there is no mixed precision.
     """
-    table = []
+    table, widths = [], [i for i, name in enumerate(data["choices"]) if name.endswith("_bits")]
     for stage in mixed_stages(data):
         front = [data["points"][i] for i in data["fronts"][cost][stage]]
+        front = [point for point in front if len({point["arch"][i] for i in widths} - {None}) > 1]
         layers = [data["rows"][i] for point in front for i in point["layers"]]
         for role in ROLES:
             for what, column in (("weights", WEIGHT_BITS), ("inputs", ACT_BITS)):

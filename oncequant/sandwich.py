@@ -50,8 +50,10 @@ def train_supernet(
     """
     supernet.checkpoint_blocks = cfg.checkpoint_activations
     for module in supernet.modules():
-        if isinstance(module, (ElasticBatchNorm, BatchQuant)):
+        if isinstance(module, ElasticBatchNorm):
             module.synchronised = cfg.sync_batch_norm
+        if isinstance(module, BatchQuant):
+            module.synchronised = cfg.shares_ranges
     calibration = cfg.calibration(data)
 
     def top1(arch: Arch) -> float:

@@ -93,8 +93,7 @@ class TrainingOptions:
     independent_archs: bool = False
     """With several processes: each draws its own random architectures, so that a step trains more of them."""
     sync_batch_norm: bool = False
-    """With several processes: statistics of batch norm and BatchQuant from the whole batch instead of each process's
-    part."""
+    """With several processes: statistics of batch norm from the whole batch instead of each process's part."""
     checkpoint_seconds: float = 60.0
     """Time between checkpoints within a stage; 0 writes one every step."""
     seed: int = 0
@@ -142,6 +141,11 @@ class TrainingOptions:
     def calibration_batch(self) -> int:
         """Images per batch of `calibration`."""
         return 250
+
+    @property
+    def shares_ranges(self) -> bool:
+        """Whether the processes of a training take BatchQuant's ranges from the whole batch."""
+        return self.sync_batch_norm
 
 
 def make_optimizers(net: nn.Module, schedule: Schedule) -> list[torch.optim.Optimizer]:

@@ -115,6 +115,8 @@ def test_options_of_another_method_are_refused(tmp_path, monkeypatch, capsys):
     assert "--qfa" in fails(monkeypatch, capsys, "train", "--run", tmp_path, "--qfa.bits", "2", "4")
     message = fails(monkeypatch, capsys, "train", "--run", tmp_path, "--method", "qfa", "--qfa.bits", "9")
     assert "bits" in message and "1 to 8" in message
+    message = fails(monkeypatch, capsys, "train", "--run", tmp_path, "--method", "qfa", "--no-signed-activations")
+    assert "--no-signed-activations" in message and "--qfa.activations lsq" in message
     assert "files hold 2 bits" in fails(
         monkeypatch, capsys, "run", "--run", tmp_path, "--method", "qfa", "--qfa.bits", "1"
     )

@@ -22,6 +22,7 @@ from oncequant import distributed, sandwich
 from oncequant.data import train_batches
 from oncequant.files import read_tensors
 from oncequant.methods import oqat, qfa
+from oncequant.quantizers.batchquant import BatchQuant
 from oncequant.sandwich import sandwich_archs
 from oncequant.search import SearchConfig
 from oncequant.search.measurements import read_measurements
@@ -187,6 +188,35 @@ def test_two_processes_equal_one_with_mixed_precision(tmp_path):
         assert difference <= tolerance, (stage, difference)
     archs = [[m.arch for m in read_measurements(tmp_path / w / "measurements.jsonl")] for w in ("one", "two")]
     assert archs[0][:32] == archs[1][:32]
+
+
+def ranges_of_last_stage(folder, shared):
+    """Ranges that this process used in training with mixed precision, all layers and steps."""
+    original, seen = qfa.train_supernet, []
+
+    def record(supernet, step, cfg, data, run_dir, stage, *rest):
+        quantizers = [module for module in supernet.modules() if isinstance(module, BatchQuant)]
+        for module in quantizers:
+            module.observed = seen if stage == "mixed" else None
+        original(supernet, step, cfg, data, run_dir, stage, *rest)
+
+    qfa.train_supernet = record
+    options = dict(batch_size=16, min_steps=2, epochs=1, float_epochs=1, calibration_images=16, mixed_subnets=0)
+    qfa.train(qfa.Config(**options, sync_ranges=shared), TINY, digits(train=48), folder)
+    qfa.train_supernet = original
+    return [found for images, found in seen if images == 8]  # half of the batch; measuring has other batches
+
+
+def train_with_ranges(rank, folder):
+    for shared in (True, False):
+        of_both = [None, None]
+        torch.distributed.all_gather_object(of_both, ranges_of_last_stage(folder / str(shared), shared))
+        assert len(of_both[0]) == len(of_both[1]) > 20
+        assert all(map(torch.equal, *of_both)) == shared
+
+
+def test_processes_share_the_ranges_of_a_batch(tmp_path):
+    in_processes(train_with_ranges, tmp_path)
 
 
 def train_both_ways(rank, folder):

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from oncequant.checkpoint import load_supernet
+from oncequant.arch import Arch
+from oncequant.checkpoint import load_supernet, save_supernet
 from oncequant.cost import Budget
 from oncequant.data import eval_batches, load_data
 from oncequant.evaluate import calibrated_subnet, measure
@@ -20,6 +21,7 @@ from oncequant.quantizers.batchquant import BatchQuant
 from oncequant.search import SearchConfig, fronts
 from oncequant.search.budget import BudgetError
 from oncequant.search.measurements import read_measurements
+from oncequant.search.predictor import fit_predictor, load_predictor
 
 TINY = replace(
     PRESETS["nano"],
@@ -139,6 +141,7 @@ def test_float_layers_are_repaired_as_in_the_official_code():
         (dict(bits=(32,)), "bits"),
         (dict(bits=(2, 2)), "bits"),
         (dict(depthwise_floor=5), "depthwise_floor"),
+        (dict(bits=(2, 32), depthwise_floor=3), "depthwise_floor"),
         (dict(learned_offsets=1.5), "learned_offsets"),
         (dict(batch_size=1), "batch_size"),
         (dict(range_batch=1), "range_batch"),
@@ -179,6 +182,74 @@ def test_a_step_adds_the_gradients_of_its_subnets():
         if mine.grad is None or name.endswith("weight_quantizer.step_size"):
             continue  # whose gradient scale counts the whole weight (docs/oqat.md, number 7)
         assert (mine.grad - theirs.grad).norm() <= 0.02 * theirs.grad.norm() + 1e-5, name
+
+
+@pytest.mark.parametrize("stabiliser", ["kurtosis", "dampening"])
+def test_regularisers_are_part_of_the_step(stabiliser):
+    config, space = qfa.mixed_precision(qfa.Config(), replace(TINY, dropout=0.0))
+    images, labels = torch.randn(16, 1, 10, 10), torch.arange(16) % 10
+
+    def net():
+        torch.manual_seed(0)
+        made = MobileNetV3(config, space).train()
+        qfa.initialise_quantizers(made, images)
+        return made
+
+    def gradient(cfg):
+        trained = net()
+        torch.manual_seed(1)
+        teacher = qfa.Teacher(MobileNetV3(TINY), (8, 10), [(images, labels)])
+        qfa.training_step(trained, teacher, cfg, is_last=True)(images, labels, np.random.default_rng(3), 1.0)
+        return trained.final_expand.weight.grad
+
+    plain, alone = qfa.Config(mixed_subnets=1), net()
+    cfg = replace(plain, **{stabiliser: 0.5})
+    qfa.regularise([m for _, m in qfa.elastic_layers(alone) if m.weight_quantizer is not None], cfg, 1.0)
+    own = alone.final_expand.weight.grad
+    assert own.norm() > 1e-3
+    assert_close(gradient(cfg), gradient(plain) + own, atol=1e-5, rtol=1e-3)
+
+
+def starts_of_stages(cfg, folder, monkeypatch):
+    """State of the supernet when each stage begins, by name; each trains."""
+    found, original = {}, qfa.train_supernet
+
+    def record(supernet, step, cfg, data, run_dir, stage, *rest):
+        found[stage] = {name: value.clone() for name, value in supernet.state_dict().items()}
+        original(supernet, step, cfg, data, run_dir, stage, *rest)
+
+    monkeypatch.setattr(qfa, "train_supernet", record)
+    qfa.train(cfg, TINY, digits(), folder)
+    return found
+
+
+def test_step_sizes_are_initialised_once(tmp_path, monkeypatch):
+    found = starts_of_stages(qfa.Config(**QUICK, quantized_lr=0.05), tmp_path, monkeypatch)
+    before = read_tensors(tmp_path / "mixed-float.safetensors")[0]
+    steps = [name for name in before if name.endswith("step_size")]
+    assert steps and any((found["mixed-float"][name] != before[name]).any() for name in steps)
+    for name, value in found["mixed"].items():
+        assert torch.equal(value.nan_to_num(), before[name].nan_to_num()), name
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_step_sizes_start_tied_if_wanted(tied, tmp_path, monkeypatch):
+    found = starts_of_stages(qfa.Config(**QUICK, tied_steps=tied), tmp_path, monkeypatch)["mixed-float"]
+    layer = MobileNetV3(*qfa.mixed_precision(qfa.Config(), TINY, with_float=True)).final_expand
+    slots = {
+        bits: found["final_expand.weight_quantizer.step_size"][slot] for (bits, _), slot in layer.weight_slots.items()
+    }
+    doubled = [float(slots[bits] / slots[4]) == pytest.approx(2 ** (4 - bits)) for bits in (3, 2)]
+    assert all(doubled) if tied else not any(doubled)
+
+
+def test_the_stage_with_float_is_half_as_long():
+    cfg, data = qfa.Config(**{**QUICK, "min_steps": 40}), digits()
+    assert {stage: cfg.schedule(stage, data).steps for stage in cfg.stages} == {
+        "float": 40,
+        "mixed-float": 20,
+        "mixed": 40,
+    }
 
 
 def soft_targets(distillation, monkeypatch):
@@ -305,9 +376,91 @@ def test_a_search_hands_out_a_family_along_the_front(trained, searched):
         if m.searcher.startswith("uniform"):
             bits = {value for name, value in m.arch.items() if name.endswith("_bits")}
             assert bits == {int(m.searcher.split()[1])}
-    for entry in searched[1:]:
-        assert 0 <= entry["top1_predicted"] <= 1 and 0 <= entry["top1_before_folding"] <= 1
+    sample = {m.arch for m in found if m.searcher == "sample"}
+    for entry in searched[1:]:  # what was learned from is not predicted
+        assert ("top1_predicted" in entry) == (Arch(entry["arch"]) not in sample)
+        assert 0 <= entry.get("top1_predicted", 0) <= 1 and 0 <= entry["top1_before_folding"] <= 1
     assert read_json(folder / "family.json") == searched
+
+
+def test_what_the_predictor_is_judged_by_it_has_not_seen(trained, searched):
+    _, _, folder = trained
+    found = read_measurements(folder / "measurements.jsonl")
+    sample = {m.arch for m in found if m.searcher == "sample"}
+    unseen = [m.top1 for m in found if m.searcher.startswith(("predicted", "uniform")) and m.arch not in sample]
+    assert [point["measured"] for point in read_json(folder / "predictor.json")["points"]] == unseen
+
+
+def test_the_predictor_kept_has_learned_from_everything(trained, searched):
+    cfg, data, folder = trained
+    space = load_supernet(folder, "mixed").space
+    kept, _ = load_predictor(folder / "predictor.safetensors", space)
+    found = {m.arch: m.top1 for m in read_measurements(folder / "measurements.jsonl") if m.stage == "mixed"}
+    codes = np.array([space.encode(space.complete(arch)) for arch in found])
+    again = fit_predictor(space, codes, np.array(list(found.values())), seed=cfg.seed)
+    np.testing.assert_allclose(kept.top1(codes), again.top1(codes), atol=1e-6)
+    less = fit_predictor(space, codes[:40], np.array(list(found.values()))[:40], seed=cfg.seed)
+    assert np.abs(less.top1(codes) - again.top1(codes)).max() > 1e-4
+
+
+def copied(trained, folder):
+    """Another folder with the stages of a run."""
+    for stage in trained[0].stages:
+        (folder / f"{stage}.safetensors").write_bytes((trained[2] / f"{stage}.safetensors").read_bytes())
+    return folder
+
+
+def test_only_the_predicted_front_is_stopped_early(trained, tmp_path, monkeypatch):
+    cfg, data, _ = trained
+    asked, original = {}, fronts.measure_codes
+
+    def record(supernet, memory, codes, searcher, calibration, data, stop_dominated=None):
+        asked[searcher] = (len(codes), stop_dominated)
+        original(supernet, memory, codes, searcher, calibration, data, stop_dominated)
+
+    monkeypatch.setattr(fronts, "measure_codes", record)
+    options = SearchConfig(evaluations=30, population=40, generations=4, cost="weight_bytes", front_members=3)
+    qfa.search(cfg, options, data, copied(trained, tmp_path))
+    assert asked.pop("predicted") == (3, "weight_bytes")
+    assert {stop for _, stop in asked.values()} == {None} and len(asked) == 3
+    (tmp_path / "whole").mkdir()
+    qfa.search(cfg, replace(options, front_members=0), data, copied(trained, tmp_path / "whole"))
+    assert asked["predicted"][0] > 3
+
+
+def test_what_whole_zero_points_cost_is_reported(trained, tmp_path):
+    cfg, data, _ = trained
+    folder = copied(trained, tmp_path)
+    net = load_supernet(folder, "mixed")
+    with torch.no_grad():
+        for module in net.modules():
+            if isinstance(module, BatchQuant):
+                module.offset.fill_(0.45)
+    save_supernet(folder, "mixed", net)
+    family = qfa.search(cfg, SearchConfig(evaluations=12, searcher="random"), data, folder)[1:]
+    for entry in family:
+        arch, calibration = net.space.complete(entry["arch"]), cfg.calibration(data)
+        for key, fold in (("top1_validation", True), ("top1_before_folding", False)):
+            top1 = measure(net, arch, calibration, eval_batches(data, data.validation), fold=fold)
+            assert entry[key] == pytest.approx(top1), key
+    assert any(entry["top1_validation"] != entry["top1_before_folding"] for entry in family)
+
+
+def test_more_evaluations_make_the_sample_grow_and_the_predictor_learn_again(trained, tmp_path):
+    cfg, data, _ = trained
+    folder, budget = copied(trained, tmp_path), Budget("params", 10**9)
+    quick = SearchConfig(evaluations=30, population=8, generations=2)
+    qfa.search(cfg, quick, data, folder)
+    before, predictor = read_measurements(folder / "measurements.jsonl"), folder / "predictor.safetensors"
+    with pytest.raises(ValueError, match="at least 30"):
+        qfa.search(cfg, replace(quick, evaluations=20, budgets=(budget,)), data, folder)
+    qfa.search(cfg, replace(quick, evaluations=None, budgets=(budget,)), data, folder)
+    assert len([m for m in read_measurements(folder / "measurements.jsonl") if m.searcher == "sample"]) == 30
+    kept = predictor.read_bytes()
+    qfa.search(cfg, replace(quick, evaluations=36, budgets=(budget,)), data, folder)
+    after = read_measurements(folder / "measurements.jsonl")
+    assert after[: len(before)] == before and len([m for m in after if m.searcher == "sample"]) == 36
+    assert predictor.read_bytes() != kept
 
 
 def test_a_budget_is_answered_from_the_predictor(trained, searched):
@@ -404,6 +557,13 @@ def test_the_sample_is_uniform_and_the_official_mixture_in_turn():
     # half of them uniform, half of the mixture, in which some are equal and drawn again
     assert share(lambda arch: arch["resolution"] == 10) == pytest.approx(0.5 * 0.5 + 0.5 * (0.4 + 0.6 * 0.5), abs=0.04)
     assert 0.08 <= share(one_width) <= 0.16
+
+
+@pytest.mark.parametrize("n", [30, 200, 500])
+def test_a_sample_is_the_beginning_of_a_larger_one(n):
+    _, space = qfa.mixed_precision(qfa.Config(), TINY)
+    larger = qfa.sample_codes(space, np.random.default_rng(1), 500)
+    assert (qfa.sample_codes(space, np.random.default_rng(1), n) == larger[:n]).all()
 
 
 def test_dominated_candidates_are_given_up(trained, monkeypatch):

@@ -15,10 +15,10 @@ from oncequant.data import load_data
 from oncequant.elastic import SharedWeights, elastic_layers
 from oncequant.evaluate import calibrated_subnet, measure
 from oncequant.files import FileError, read_lines, read_tensors
-from oncequant.methods import oqat
+from oncequant.methods import oqat, qfa
 from oncequant.models.mobilenet_v3 import PRESETS, MobileNetV3, with_bits
 from oncequant.sandwich import sandwich_step
-from oncequant.train import Schedule, TrainingError, TrainingOptions, fit
+from oncequant.train import Schedule, TrainingError, TrainingOptions, fit, make_optimizers
 
 TINY = replace(PRESETS["nano"], resolutions=(6, 8), stage_widths=(8, 8, 8), final_expand_width=16, feature_mix_width=16,
                stem_width=8, edge_bits=8, se_bits=8)  # fmt: skip
@@ -177,6 +177,20 @@ def test_a_gradient_that_is_not_finite_stops_too(tmp_path, at):
         fit(net, step, digits(), Schedule(5, 16, 1e-3), stage="s", run_dir=tmp_path, seed=0, checkpoint_seconds=0)
     state = torch.load(tmp_path / "s.resume.pt", weights_only=True)
     assert state["step"] == at - 1 and all(v.isfinite().all() for v in state["net"].values())
+
+
+def test_what_decays_and_what_learns_at_its_own_rate():
+    """Convolution and linear weights decay; norms, biases, step sizes, scales and offsets do not."""
+    config, space = qfa.mixed_precision(qfa.Config(), PRESETS["nano"])
+    net = MobileNetV3(config, space)
+    (optimizer,) = make_optimizers(net, Schedule(1, 2, 0.1, weight_decay=0.5, step_size_lr=0.25))
+    names = {parameter: name for name, parameter in net.named_parameters()}
+    groups = {(g["weight_decay"], g["scale"]): {names[p] for p in g["params"]} for g in optimizer.param_groups}
+    assert set(groups) == {(0.5, 1.0), (0.0, 1.0), (0.0, 0.25)} and sum(map(len, groups.values())) == len(names)
+    assert {name.rsplit(".", 1)[1] for name in groups[0.0, 0.25]} == {"step_size", "scale", "offset"}
+    assert all(net.get_parameter(name).dim() >= 2 for name in groups[0.5, 1.0])
+    assert {"stem.weight", "classifier.weight", "stage1.block1.depthwise.kernel_transforms.3"} <= groups[0.5, 1.0]
+    assert {"stem.norm.weight", "classifier.bias"} <= groups[0.0, 1.0]
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 not a checkpoint", b"\x80\x04cposix\nsystem\n(S'true'\ntR."])

@@ -36,7 +36,7 @@ from oncequant.quantizers.functional import integer_range
 from oncequant.sandwich import own_rng, sandwich_training, train_supernet
 from oncequant.search import SearchConfig
 from oncequant.search.budget import check_reachable
-from oncequant.search.fronts import measure_predicted
+from oncequant.search.fronts import learned_from, measure_predicted
 from oncequant.search.measurements import MeasurementFile
 from oncequant.search.precision import bit_choices, open_bits, sample_codes, with_uniform_bits
 from oncequant.search.predictor import LEAST_PAIRS
@@ -79,8 +79,11 @@ class OwnOptions:
     """Weight, at the end, of the pull of weights towards their quantized values, which rises like a cosine."""
     range_batch: int | None = None
     """Images per batch from which the activation ranges of a subnet are estimated when it is measured. The range of a
-    batch grows with it: as many as a process sees per step in training. Default: the batch size, right for one process
-    and with synchronised statistics."""
+    batch grows with it: as many as it is taken from in training. Default: the batch size, right for one process and
+    with synchronised ranges."""
+    sync_ranges: bool = True
+    """With several processes: ranges from the whole batch instead of each process's part, unless they train
+    independent architectures."""
     learned_offsets: float = 0.5
     """Share of the last stage in which BatchQuant's offsets are learned; afterwards they are zero and zero points are
     whole numbers, as integer kernels need. 1, the paper: to the end, and rounded when a subnet is deployed."""
@@ -98,10 +101,8 @@ class Config(TrainingOptions, OwnOptions):
             raise ValueError(f"bits {self.bits}: use bit-widths from 1 to 8, and 32 for float, for example 2 3 4")
         if len(set(self.bits)) < len(self.bits):
             raise ValueError(f"bits {self.bits}: use each once")
-        if self.depthwise_floor > max(self.bits):
-            raise ValueError(
-                f"depthwise_floor {self.depthwise_floor}: use at most {max(self.bits)}, the largest of bits"
-            )
+        if self.depthwise_floor > (most := max(b for b in self.bits if b < FLOAT_BITS)):
+            raise ValueError(f"depthwise_floor {self.depthwise_floor}: use at most {most}, the largest of bits")
         if self.mixed_subnets < 0:
             raise ValueError(f"mixed_subnets {self.mixed_subnets}: use at least 0")
         if self.range_batch is not None and self.range_batch < 2:
@@ -127,6 +128,11 @@ class Config(TrainingOptions, OwnOptions):
     def calibration_batch(self) -> int:
         """Images per batch of `calibration`."""
         return self.range_batch or self.batch_size
+
+    @property
+    def shares_ranges(self) -> bool:
+        """Whether the processes of a training take BatchQuant's ranges from the whole batch."""
+        return self.sync_batch_norm or (self.sync_ranges and not self.independent_archs)
 
 
 # -- the space
@@ -349,26 +355,28 @@ def search(cfg: Config, options: SearchConfig, data: Data, run_dir: Path) -> lis
     teacher, supernet = (load_supernet(run_dir, stage, data.device) for stage in ("float", "mixed"))
     space, calibration = supernet.space, cfg.calibration(data)
     check_reachable(space, options.budgets)
-    check_evaluations(options)
     memory = MeasurementFile(run_dir / "measurements.jsonl", "mixed")
     path = run_dir / "predictor.safetensors"
-    evaluations, predictor = options.evaluations or EVALUATIONS, None
+    evaluations, predictor, learned = options.evaluations or EVALUATIONS, None, set()
     if options.searcher or space.size() <= evaluations:  # so small a space is measured whole
         searcher = options.searcher or "random"
         search_by_measuring(supernet, memory, searcher, evaluations, options, calibration, data, cfg.seed)
     else:
-        if not (options.budgets and distributed.from_main(path.exists)):
+        fit_again = not (options.budgets and distributed.from_main(path.exists)) or options.evaluations is not None
+        if fit_again:
+            check_evaluations(options)
             sample = sample_codes(space, np.random.default_rng(cfg.seed), evaluations)
             measure_codes(supernet, memory, sample, "sample", calibration, data)
-        predictor = measure_predicted(supernet, memory, cfg.bits, options, path, calibration, data, cfg.seed)
+        learned = distributed.from_main(lambda: learned_from(memory, "sample" if fit_again else None))
+        predictor = measure_predicted(supernet, memory, cfg.bits, options, path, calibration, data, cfg.seed, fit_again)
     found = distributed.from_main(lambda: chosen_measurements(memory, options, space))
 
     def about(arch: Arch) -> dict[str, float]:
-        """What the predictor of this search said, before the front was measured, and what whole zero points cost."""
-        codes = space.encode(arch)[None]
-        learned = measure(supernet, arch, calibration, eval_batches(data, data.validation), fold=False)
-        known = {"top1_predicted": float(predictor.top1(codes)[0])} if predictor else {}
-        return {**known, "top1_before_folding": learned}
+        """What the predictor of this search said, if it had not learned from it, and what whole zero points cost."""
+        codes, unseen = space.encode(arch)[None], space.brief(arch) not in learned
+        known = {"top1_predicted": float(predictor.top1(codes)[0])} if predictor and unseen else {}
+        unfolded = measure(supernet, arch, calibration, eval_batches(data, data.validation), fold=False)
+        return {**known, "top1_before_folding": unfolded}
 
     largest = teacher.space.largest()
     known = distributed.from_main(lambda: read_records(run_dir / "family.json"))

@@ -179,6 +179,9 @@ def batch_range(x: Tensor, activation: str | None, norm: Tensor | None, of_all_p
         positions = [d for d in range(x.dim()) if d != 1]
         low, high = x.amin(positions).float(), x.amax(positions).float()
     if of_all_processes:
+        if norm is not None:  # each process may have batch norm's statistics of its own part
+            ends = low * norm[2] + norm[3], high * norm[2] + norm[3]
+            low, high, norm = torch.minimum(*ends), torch.maximum(*ends), None
         dist.all_reduce(low, dist.ReduceOp.MIN)
         dist.all_reduce(high, dist.ReduceOp.MAX)
     if low.is_cpu and native.available():

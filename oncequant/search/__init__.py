@@ -26,6 +26,8 @@ class SearchConfig:
     """Architectures per generation of a search on predicted accuracy."""
     generations: int = 200
     """Generations of a search on predicted accuracy. QFA's published search has 500 and 1,000."""
+    front_members: int = 24
+    """Members of the front of predicted accuracy that are measured, evenly along it; 0: all of them."""
     cost: str = "bitops"
     """The cost axis of the front along which a family is spread."""
 
@@ -35,5 +37,7 @@ class SearchConfig:
             raise ValueError(f"searcher {self.searcher!r}: use one of {', '.join(SEARCHERS)}")
         if self.evaluations is not None and self.evaluations < 1:
             raise ValueError("evaluations is at least 1")
+        if self.front_members < 0:
+            raise ValueError("front_members is at least 0")
         if self.population < 4 or self.generations < 1:
             raise ValueError("population is at least 4, generations at least 1")

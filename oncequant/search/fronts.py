@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from oncequant import distributed
+from oncequant.arch import Arch
 from oncequant.calibrate import Batches
 from oncequant.data import Data
 from oncequant.files import write_json
@@ -21,8 +22,7 @@ from oncequant.search.predictor import AccuracyPredictor, fit_predictor, load_pr
 from oncequant.search.supernet import measure_codes
 from oncequant.space import SearchSpace
 
-MEASURED_OF_FRONT = 24  # members of the predicted front that are measured exactly
-MEASURED_OF_UNIFORM = 6  # the same for each uniform bit-width
+MEASURED_OF_UNIFORM = 6  # members of the predicted front of each uniform bit-width that are measured
 MEASURED_UNDER_BUDGET = 8
 
 
@@ -35,19 +35,19 @@ def measure_predicted(
     calibration: Batches,
     data: Data,
     seed: int,
+    fit_again: bool = True,
 ) -> AccuracyPredictor:
     """Measure what the predictor finds best, save one fitted again to all there is, and return the one that was used.
 
     That is the front of error and cost, and those of the uniform bit-widths `bits`; with budgets the best within them.
 
-    Without budgets the predictor is fitted to the sample alone, so that a search that was killed measures the same
-    front again.
+    With `fit_again` a predictor is fitted to the sample alone, so that a search that was killed measures the same
+    front again; otherwise it is that of `path`.
     """
     space = supernet.space
-    for_budget = options.budgets and distributed.from_main(path.exists)
-    seen = distributed.from_main(lambda: pairs(memory, space, None if for_budget else "sample"))
+    seen = distributed.from_main(lambda: pairs(memory, space, "sample" if fit_again else None))
     predictor = distributed.from_main(
-        lambda: load_predictor(path, space)[0] if for_budget else fit_predictor(space, *seen, seed=seed)
+        lambda: fit_predictor(space, *seen, seed=seed) if fit_again else load_predictor(path, space)[0]
     )
     front_of = partial(predicted.search, space, predictor, cost=options.cost, first=seen[0], seed=seed)
     population, generations = options.population, options.generations
@@ -64,7 +64,7 @@ def measure_predicted(
         with track("predict", generations) as bar:
             options_of = dict(population=population, generations=generations, progress=lambda done, _: bar(done, {}))
             front = distributed.from_main(lambda: front_of(**options_of))
-        measured(front, MEASURED_OF_FRONT, "predicted", stop_dominated=options.cost)
+        measured(front, options.front_members or len(front), "predicted", stop_dominated=options.cost)
         for width in sorted(bits) if bit_choices(space) else ():
             uniform = with_uniform_bits(space, space.largest(), width)
             fixed = {name: uniform[name] for name in bit_choices(space)}
@@ -87,16 +87,23 @@ def pairs(memory: MeasurementFile, space: SearchSpace, searcher: str | None) -> 
     return np.array([space.encode(space.complete(arch)) for arch in unique]), np.array(list(unique.values()))
 
 
+def learned_from(memory: MeasurementFile, searcher: str | None) -> set[Arch]:
+    """What is measured, by one searcher or all, in brief."""
+    found = read_measurements(memory.path)
+    return {m.arch for m in found if m.stage == memory.stage and searcher in (None, m.searcher)}
+
+
 def keep_predictor(
     used: AccuracyPredictor, memory: MeasurementFile, path: Path, options: SearchConfig, seed: int
 ) -> None:
     """Fit to everything measured and save it; after a search of the whole front, beside it for the report, what the
-    predictor that was `used` said before the fronts were measured, and how they compare."""
+    predictor that was `used` said of the subnets of the fronts that it had not learned from, and how they compare."""
     space, everything = used.space, pairs(memory, used.space, None)
     found = quality(space, *everything, seed=seed)
     save_predictor(path, fit_predictor(space, *everything, seed=seed), found)
     here = [m for m in read_measurements(memory.path) if m.stage == memory.stage]
-    fronts = [m for m in here if m.searcher == "predicted" or m.searcher.startswith("uniform")]
+    learned = {m.arch for m in here if m.searcher == "sample"}
+    fronts = [m for m in here if m.searcher.startswith(("predicted", "uniform")) and m.arch not in learned]
     if options.budgets or not fronts:
         return
     top1 = used.top1(np.array([space.encode(space.complete(m.arch)) for m in fronts]))

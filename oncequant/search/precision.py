@@ -7,6 +7,8 @@ import numpy as np
 from oncequant.arch import Arch
 from oncequant.space import SearchSpace
 
+DRAWN = 32  # architectures of a sample that are drawn at once
+
 
 def bit_choices(space: SearchSpace) -> list[str]:
     """Names of the choices of bit-widths that are open."""
@@ -28,12 +30,13 @@ def sample_codes(space: SearchSpace, rng: np.random.Generator, n: int) -> np.nda
     """`n` different architectures to learn the predictor from, (n, genes): uniform, and half of the official mixture.
 
     The mixture: with probability 0.4 the highest resolution, with 0.3 all blocks, with 0.3 one bit-width for all
-    layers, independently; otherwise uniform. It covers the ends, where uniform draws of many choices never come.
+    layers, independently; otherwise uniform. It covers the ends, where uniform draws of many choices never come. The
+    first rows of a larger sample are those of a smaller one, so that a sample can grow.
     """
     column = {name: i for i, name in enumerate(space.free)}
     found: dict[bytes, np.ndarray] = {}
-    for _ in range(100):  # where there are few architectures, several draws
-        codes = space.sample_codes(rng, n)
+    for _ in range(100 + 2 * n // DRAWN):  # where there are few architectures, more draws than needed
+        codes = space.sample_codes(rng, DRAWN)
         for row in codes[1::2]:
             if rng.random() < 0.4 and "resolution" in column:
                 row[column["resolution"]] = len(space.choices["resolution"]) - 1
