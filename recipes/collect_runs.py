@@ -34,6 +34,8 @@ def main(options: Options) -> None:
         info = read_json(run / "run.json")
         exports = {row["name"]: row for row in read_json(run / "exports.json")}
         family = read_json(run / "family.json")
+        predictor = read_json(run / "predictor.json") if (run / "predictor.json").exists() else {}
+        volumes = {f"hypervolume_{name}": round(v, 4) for name, v in predictor.get("hypervolume", {}).items()}
         for entry in family:
             exported = exports[entry["name"]]
             rows.append(
@@ -48,22 +50,24 @@ def main(options: Options) -> None:
                     **{key: exported[key] for key in ("low_bit_bytes", "low_bit_ideal_bytes", "argmax_differences")},
                     "simulator_bit_equal_images": exported["simulator_bit_equal_images"],
                     "test_images": exported["images"],
+                    **volumes,
                     "commit": info["commit"],
                     "device": info["device"],
                     "date": info["date"],
                 }
             )
-        for bits in {entry["bits"] for entry in family}:
-            chosen = max((e for e in family if e["bits"] == bits), key=lambda e: e["top1_validation"])
-            best[bits].append(chosen["top1_test"])
+        labels = {e["name"]: f"{e['bits']} bits" if e["bits"] else e["name"] for e in family}
+        for label in dict.fromkeys(labels.values()):
+            chosen = max((e for e in family if labels[e["name"]] == label), key=lambda e: e["top1_validation"])
+            best[f"{label}: test top-1 %"].append(100 * chosen["top1_test"])
+        for name, value in volumes.items():
+            best[name].append(value)
     write_csv(options.out, rows)
     if options.fronts:
         write_csv(options.fronts, on_fronts(options.runs[0]))
-    for bits, values in sorted(best.items(), reverse=True):
+    for name, values in best.items():
         spread = statistics.stdev(values) if len(values) > 1 else float("nan")
-        print(
-            f"{bits} bits: test top-1 {100 * statistics.mean(values):.2f} +- {100 * spread:.2f} % ({len(values)} seeds)"
-        )
+        print(f"{name} {statistics.mean(values):.4g} +- {spread:.2g} ({len(values)} seeds)")
 
 
 def on_fronts(run: Path) -> list[dict]:

@@ -1,11 +1,14 @@
 #!/bin/sh
-# QFA on the bundled digits: the whole pipeline of seed 0, claim C6 on its supernet, claims C5 and C8 and the stabilisers
-# with three seeds. About two hours on one core; each step takes one thread, so two seeds can run side by side.
+# QFA on the bundled digits, three seeds: the whole pipeline, claim C6 on its supernets, claims C5 and C8 and the
+# stabilisers. About two and a half hours on one core; each step takes one thread, so two seeds can run side by side.
 # Result: results/README.md#qfa-on-digits
 set -e
 export OMP_NUM_THREADS=1
-oncequant run --method qfa --run runs/digits-qfa
-python recipes/qfa_predictor.py runs/digits-qfa --measured 2200 --out results/digits_qfa-predictor_cpu_202611.csv
+for seed in 0 1 2; do
+    oncequant run --method qfa --run "runs/digits-qfa/seed$seed" --seed $seed
+done
+python recipes/collect_runs.py results/digits_qfa_cpu_202611.csv runs/digits-qfa/seed*
+python recipes/qfa_predictor.py runs/digits-qfa/seed* --measured 2200 --out results/digits_qfa-predictor_cpu_202611.csv
 for part in quantizers uniform stabilisers; do
     for seed in 0 1 2; do
         python recipes/qfa_claims.py --out "runs/digits-qfa-$part" --part $part --seed $seed --min-steps 650

@@ -1,14 +1,18 @@
 """QFA's claim C6: how well the accuracy predictor ranks architectures, against the number of measured ones.
 
-    python recipes/qfa_predictor.py RUN [--measured 700] [--held-out 200] [--out results/NAME.csv]
+    python recipes/qfa_predictor.py RUN [RUN ...] [--measured 700] [--held-out 200] [--out results/NAME.csv]
 
-RUN is a folder of `oncequant run --method qfa`. Architectures (uniform and the official mixture in turn, another seed
-than the search's) are measured on the validation images; a random part is held out, predictors are fitted to growing
-parts of the rest; mean and standard deviation over several such divisions. The measurements resume after a kill.
-`ceiling` estimates what can be reached: the Kendall tau between the validation accuracies and those of a second
-measurement with as much noise, independent for each architecture, though they share their validation images.
+RUNs are folders of `oncequant run --method qfa`, of different seeds. Architectures (uniform and the official mixture in
+turn, another seed than the search's) are measured on the validation images; a random part is held out, predictors are
+fitted to growing parts of the rest; means over several such divisions, then mean and standard deviation over runs. The
+measurements resume after a kill. Beside ours: the official perceptron with its training (scikit-learn's), ridge
+regression on our inputs, and BitOPs alone. `ceiling` estimates what can be reached: the Kendall tau between the
+validation accuracies and those of a second measurement with as much noise, independent for each architecture, though
+they share their validation images.
 """
 
+import warnings
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -17,55 +21,110 @@ from typing import Annotated
 import numpy as np
 import tyro
 from scipy.stats import kendalltau
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import RidgeCV
+from sklearn.neural_network import MLPRegressor
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from tables import publish
 
 from oncequant.checkpoint import load_supernet
+from oncequant.cost import COSTS
 from oncequant.methods import qfa
 from oncequant.run_folder import open_run
 from oncequant.search.measurements import MeasurementFile, read_measurements
-from oncequant.search.predictor import fit_predictor
+from oncequant.search.predictor import encode, fit_predictor, inputs, target_to_top1, top1_to_target
 from oncequant.search.supernet import measure_codes
+from oncequant.space import SearchSpace
 
 
 @dataclass(frozen=True)
 class Options:
     """What to measure."""
 
-    run: Annotated[Path, tyro.conf.Positional]
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
     measured: int = 700
     held_out: int = 200
     sizes: tuple[int, ...] = (50, 100, 200, 500, 1000, 2000)
     divisions: int = 5
-    data: str | None = None
-    """Where the run's images are now, if they have moved."""
+    models: tuple[str, ...] = ("ours", "perceptron", "ridge", "bitops")
     out: Path | None = None
 
 
 def main(options: Options) -> None:
     """Measure what is missing, fit and print a table."""
-    settings = open_run(options.run)
-    cfg = qfa.Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.method_config.items()})
-    data, supernet = settings.load_data("cpu"), load_supernet(options.run, "mixed")
-    space, memory = supernet.space, MeasurementFile(options.run / "predictor_claim.jsonl", "mixed")
-    codes = qfa.sample_codes(space, np.random.default_rng([cfg.seed, 6]), options.measured)
-    measure_codes(supernet, memory, codes, "claim", cfg.calibration(data), data)
-    found = {m.arch: m.top1 for m in read_measurements(memory.path)}
-    codes = np.array([space.encode(space.complete(arch)) for arch in found])
-    top1, rows = np.array(list(found.values())), []
-    again = np.random.default_rng(0).binomial(len(data.validation), top1) / len(data.validation)
-    ceiling = kendalltau(top1, again).statistic
-    for size in [n for n in options.sizes if n <= len(top1) - options.held_out]:
-        taus, errors = [], []
-        for division in range(options.divisions):
-            order = np.random.default_rng(division).permutation(len(top1))
-            out, kept = order[: options.held_out], order[options.held_out :][:size]
-            predicted = fit_predictor(space, codes[kept], top1[kept], seed=division).top1(codes[out])
-            taus.append(kendalltau(predicted, top1[out]).statistic)
-            errors.append(100 * np.sqrt(np.square(predicted - top1[out]).mean()))
-        row = dict(data=data.name, pairs=size, held_out=options.held_out, divisions=options.divisions)
-        row |= dict(kendall_tau=round(mean(taus), 3), std=round(stdev(taus), 3), rmse_percent=round(mean(errors), 2))
-        rows.append(row | dict(validation_images=len(data.validation), ceiling=round(float(ceiling), 3)))
+    found = defaultdict(list)
+    for run in options.runs:
+        for key, values in judged(run, options).items():
+            found[key].append(values)
+    rows = []
+    for (model, size), values in found.items():
+        tau, rmse, images, ceiling = (list(column) for column in zip(*values))
+        row = dict(model=model, pairs=size, held_out=options.held_out, divisions=options.divisions, seeds=len(values))
+        row |= dict(kendall_tau=round(mean(tau), 3), std_over_seeds=round(stdev(tau), 3) if len(tau) > 1 else None)
+        row |= dict(rmse_percent=None if None in rmse else round(mean(rmse), 2), validation_images=images[0])
+        rows.append(row | dict(ceiling=round(mean(ceiling), 3)))
     publish(rows, options.out)
+
+
+def judged(run: Path, options: Options) -> dict[tuple[str, int], tuple]:
+    """By (model, pairs): Kendall tau, error in points, validation images, ceiling."""
+    settings = open_run(run)
+    cfg = qfa.Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.method_config.items()})
+    data, supernet = settings.load_data("cpu"), load_supernet(run, "mixed")
+    space, memory = supernet.space, MeasurementFile(run / "predictor_claim.jsonl", "mixed")
+    wanted = qfa.sample_codes(space, np.random.default_rng([cfg.seed, 6]), options.measured)
+    if len(read_measurements(memory.path)) < options.measured:
+        measure_codes(supernet, memory, wanted, "claim", cfg.calibration(data), data)
+    measured = {m.arch: m.top1 for m in read_measurements(memory.path)}
+    codes = np.array([space.encode(space.complete(arch)) for arch in measured])
+    top1, found = np.array(list(measured.values())), {}
+    again = np.random.default_rng(0).binomial(len(data.validation), top1) / len(data.validation)
+    ceiling = float(kendalltau(top1, again).statistic)
+    for size in [n for n in options.sizes if n <= len(top1) - options.held_out]:
+        for model in options.models:
+            taus, errors = [], []
+            for division in range(options.divisions):
+                order = np.random.default_rng(division).permutation(len(top1))
+                out, kept = order[: options.held_out], order[options.held_out :][:size]
+                predicted = MODELS[model](space, codes[kept], top1[kept], codes[out], division)
+                tau = kendalltau(predicted, top1[out]).statistic
+                taus.append(0.0 if np.isnan(tau) else tau)  # of constant predictions
+                errors.append(100 * np.sqrt(np.square(predicted - top1[out]).mean()))
+            error = None if model == "bitops" else mean(errors)
+            found[model, size] = (mean(taus), error, len(data.validation), ceiling)
+    return found
+
+
+def ours(space: SearchSpace, codes: np.ndarray, top1: np.ndarray, others: np.ndarray, seed: int) -> np.ndarray:
+    """The accuracy predictor of `oncequant search`."""
+    return fit_predictor(space, codes, top1, seed=seed).top1(others)
+
+
+def perceptron(space: SearchSpace, codes: np.ndarray, top1: np.ndarray, others: np.ndarray, seed: int) -> np.ndarray:
+    """The official one: three layers of 600 units on the encoding, Adam 3e-3, batches of 2,048, 100 epochs."""
+    net = MLPRegressor(
+        (600, 600, 600), learning_rate_init=3e-3, batch_size=min(2048, len(top1)), max_iter=100, alpha=0,
+        n_iter_no_change=100, random_state=seed,
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # 100 epochs are meant
+        return net.fit(encode(space, codes), top1).predict(encode(space, others))
+
+
+def ridge(space: SearchSpace, codes: np.ndarray, top1: np.ndarray, others: np.ndarray, seed: int) -> np.ndarray:
+    """Linear in the encoding and the log costs; the penalty by cross-validation."""
+    model = make_pipeline(StandardScaler(), RidgeCV(np.logspace(-2, 4, 25)))
+    known, new = (np.concatenate(inputs(space, rows), axis=1) for rows in (codes, others))
+    return target_to_top1(model.fit(known, top1_to_target(top1)).predict(new))
+
+
+def bitops(space: SearchSpace, codes: np.ndarray, top1: np.ndarray, others: np.ndarray, seed: int) -> np.ndarray:
+    """What costs more is better."""
+    return COSTS["bitops"](space.layers_batch(others))
+
+
+MODELS = {"ours": ours, "perceptron": perceptron, "ridge": ridge, "bitops": bitops}
 
 
 if __name__ == "__main__":
