@@ -53,7 +53,7 @@ def main(options: Options) -> None:
                 row[f"hypervolume_{split}"] = round(statistics.mean(values), 3)
                 row[f"std_{split}"] = round(statistics.stdev(values), 3) if len(values) > 1 else None
                 better = [a > b for a, b in zip(values, shares[stage, "random", split], strict=True)]
-                row[f"better_than_random_{split}"] = sum(better)
+                row[f"better_than_random_{split}"] = int(sum(better))
             rows.append(row)
     publish(rows, options.out)
 

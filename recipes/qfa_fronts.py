@@ -1,4 +1,4 @@
-"""The fronts of a QFA run on the test images: of mixed precision, and of every uniform bit-width of the same supernet.
+"""The fronts of a QFA run on the test images: of everything, of mixed precision alone, of every uniform bit-width.
 
     python recipes/qfa_fronts.py RUN [--out results/NAME.csv] [--picture docs/NAME.png]
 
@@ -15,6 +15,7 @@ import numpy as np
 import tyro
 from tables import publish
 
+from oncequant.arch import Arch
 from oncequant.checkpoint import load_supernet
 from oncequant.data import eval_batches
 from oncequant.evaluate import measure
@@ -42,7 +43,7 @@ def main(options: Options) -> None:
     cfg = qfa.Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.method_config.items()})
     data, supernet = settings.load_data("cpu"), load_supernet(options.run, "mixed")
     measured = [m for m in read_measurements(options.run / "measurements.jsonl") if m.stage == "mixed"]
-    groups = {"mixed": measured}
+    groups = {"all": measured, "mixed": [m for m in measured if len(widths(m.arch)) > 1]}
     groups |= {f"{b} bits": [m for m in measured if m.searcher == f"uniform {b} bits"] for b in sorted(cfg.bits)}
     chosen = []
     for kind, own in groups.items():
@@ -60,12 +61,21 @@ def main(options: Options) -> None:
             bar(len(rows), {"top1": test[m.arch]})
     publish(rows, options.out)
     values = np.array([[np.log(row["bitops"]), 1 - row["top1_test"]] for row in rows])
-    for name, uniform in (("mixed precision", False), ("uniform bit-widths", True)):
-        own = values[[(row["front"] != "mixed") == uniform for row in rows]]
+    for name, kinds in (
+        ("everything", {"all"}),
+        ("mixed precision", {"mixed"}),
+        ("uniform", groups.keys() - {"all", "mixed"}),
+    ):
+        own = values[[row["front"] in kinds for row in rows]]
         share = hypervolume(own, values.max(0)) / np.prod(np.ptp(values, axis=0))
         print(f"hypervolume of {name}: {share:.4f}")
     if options.picture:
         draw(rows, options.picture)
+
+
+def widths(arch: Arch) -> set[int]:
+    """The bit-widths in a network."""
+    return {value for name, value in arch.items() if name.endswith("_bits")}
 
 
 def draw(rows: list[dict], path: Path) -> None:
@@ -75,7 +85,7 @@ def draw(rows: list[dict], path: Path) -> None:
     figure = Figure((7, 4.4), dpi=150, layout="constrained")
     axes = figure.subplots()
     styles = {"mixed": ("#663399", "v", 2.0), "2 bits": ("#bb5566", "^", 1.0), "3 bits": ("#c98a00", "s", 1.0)}
-    for kind in dict.fromkeys(row["front"] for row in rows):
+    for kind in dict.fromkeys(row["front"] for row in rows if row["front"] != "all"):
         own = sorted((row["bitops"], 100 * row["top1_test"]) for row in rows if row["front"] == kind)
         colour, marker, width = styles.get(kind, ("#004488", "o", 1.0))
         axes.plot(*zip(*own), color=colour, marker=marker, markersize=4, linewidth=width, label=kind)

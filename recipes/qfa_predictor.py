@@ -104,8 +104,8 @@ def ours(space: SearchSpace, codes: np.ndarray, top1: np.ndarray, others: np.nda
 def perceptron(space: SearchSpace, codes: np.ndarray, top1: np.ndarray, others: np.ndarray, seed: int) -> np.ndarray:
     """The official one: three layers of 600 units on the encoding, Adam 3e-3, batches of 2,048, 100 epochs."""
     net = MLPRegressor(
-        (600, 600, 600), learning_rate_init=3e-3, batch_size=min(2048, len(top1)), max_iter=100, alpha=0,
-        n_iter_no_change=100, random_state=seed,
+        hidden_layer_sizes=(600, 600, 600), learning_rate_init=3e-3, batch_size=min(2048, len(top1)), max_iter=100,
+        alpha=0, n_iter_no_change=100, random_state=seed,
     )  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # 100 epochs are meant

@@ -324,6 +324,17 @@ def test_statistics_belong_to_the_subnet_and_folding_is_calibrated():
         assert torch.equal(tensor.nan_to_num(), before[name].nan_to_num()), name
 
 
+def test_ranges_are_means_over_the_first_eight_batches():
+    net = mixed_net()
+    batches, arch = [(torch.randn(16, 1, 12, 12) * (1 + i), None) for i in range(10)], random_arch(net, 2)
+    subnet = extract_subnet(net, arch)
+    with torch.no_grad():
+        x = [F.hardswish(subnet.stem.norm.train()(stem_of(subnet, part, arch))) for part, _ in batches[:8]]
+    seen = [batch_range(part, None, None, False) for part in x]
+    calibrate(subnet, arch, batches)
+    assert_close(subnet.block0.depthwise.act_quantizer.range, sum(seen) / 8, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     "sizes, merged",
     [

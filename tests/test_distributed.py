@@ -400,6 +400,17 @@ def test_the_imagenet_recipes_run_on_a_few_jpegs(method, last, tmp_path):
             os.kill(pid, signal.SIGABRT)  # each prints where it stands
             time.sleep(0.5)
         raise
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    published = dict(
+        oqat=dict(optimizer="sgd"),
+        qfa=dict(
+            optimizer="sgd", quantized_lr=6 * 0.0025 * 2, clip_norm=83, weight_decay=5e-6, label_smoothing=0.1,
+            learned_offsets=1, sync_ranges=False, bits=[2, 3, 4],
+        ),
+    )[method]  # fmt: skip
+    assert run["method_config"].items() >= published.items() and run["model"]["preset"] == "imagenet"
+    searched = json.loads((tmp_path / "run" / "commands.jsonl").read_text().splitlines()[1])["command"]
+    assert method == "oqat" or "--front qfa_mflops" in searched and "--front-members 0" in searched
     assert {"float.safetensors", f"{last}.safetensors", "report"} <= {p.name for p in (tmp_path / "run").iterdir()}
     exports = json.loads((tmp_path / "run" / "exports.json").read_text())
     assert exports and all(row["problems"] == [] and row["images"] == 10 for row in exports)

@@ -247,6 +247,22 @@ def test_mixed_precision_stage_keeps_bits_as_choices(tmp_path):
     assert sum(data["rows"][i][10] for i in data["points"][0]["layers"]) == costs["weight_bytes"]
 
 
+def test_bits_by_role_are_of_networks_with_mixed_precision(tmp_path):
+    config = replace(PRESETS["nano"], weight_bits=(2, 4), act_bits=(2, 4), edge_bits=8)
+    space, lines = mobilenet_v3_space(config), []
+    bits = [name for name in space.free if name.endswith("_bits")]
+    mixed = space.largest().replace(**{name: 2 for name in bits if name.endswith("depthwise.weight_bits")})
+    for arch, top1 in ((space.largest(), 0.9), (mixed, 0.8), (space.smallest(), 0.5)):
+        costs = {name: cost(space.layers(arch)) for name, cost in COSTS.items()}
+        line = dict(stage="mixed", searcher="predicted", arch=dict(space.brief(arch)), top1=top1, costs=costs)
+        lines.append(json.dumps(line) + "\n")
+    (tmp_path / "run.json").write_text(json.dumps({"model": {"config": asdict(config)}}))
+    (tmp_path / "measurements.jsonl").write_text("".join(lines))
+    table = page_data(read_run(tmp_path))["bits_by_role"]
+    means = {(row["role"], row["what"]): row["mean"] for row in table}
+    assert means["depthwise", "weights"] == 2 and means["depthwise", "inputs"] == means["project", "weights"] == 4
+
+
 def test_only_costs_that_are_shown_must_be_there(run_folder, tmp_path):
     """Measurements from before a cost was added."""
     (tmp_path / "run.json").write_bytes((run_folder / "run.json").read_bytes())

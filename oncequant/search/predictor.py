@@ -11,10 +11,9 @@ w, v and c are those of a Gaussian process with the kernel K = G + r G^2, G = x 
 equations 2.25 and 5.8), cut to the largest terms of the quadratic part; r and the noise are those under which the
 measured accuracies are most likely. There is no learning rate, and nothing to stop early.
 
-Why not QFA's perceptron: that was fitted with 8,000 pairs. From 50 to 2,000, perceptrons of several sizes had
-lower rank correlations than this on synthetic accuracies (by 0.19 or more with 200 pairs of the imagenet space) and on
-measured ones (digits, uniform 4, 3 and 2 bits). Ridge regression on x was nearly as good on the synthetic accuracies,
-but clearly worse on the measured ones: there the products matter.
+Why not QFA's perceptron: that was fitted with 8,000 pairs. With 50 to 500 measured ones its rank correlation is far
+lower (docs/qfa.md). Ridge regression on x is as good as this with 500 pairs, and clearly worse with 50: there the
+products and the estimated noise matter.
 """
 
 import json
