@@ -362,7 +362,8 @@ def search(cfg: Config, options: SearchConfig, data: Data, run_dir: Path) -> lis
         searcher = options.searcher or "random"
         search_by_measuring(supernet, memory, searcher, evaluations, options, calibration, data, cfg.seed)
     else:
-        fit_again = not (options.budgets and distributed.from_main(path.exists)) or options.evaluations is not None
+        has_predictor = options.budgets and distributed.from_main(path.exists)
+        fit_again = not has_predictor or options.evaluations is not None  # the first search, or more to learn from
         if fit_again:
             check_evaluations(options)
             sample = sample_codes(space, np.random.default_rng(cfg.seed), evaluations)
