@@ -42,7 +42,15 @@ from oncequant.options import (
     Train,
 )
 from oncequant.progress import console, track
-from oncequant.run_folder import RunSettings, check_fingerprint, create_run, note_command, open_run, preset_for
+from oncequant.run_folder import (
+    RunSettings,
+    check_fingerprint,
+    commands_of,
+    create_run,
+    note_command,
+    open_run,
+    preset_for,
+)
 from oncequant.search import SEARCHERS, SearchConfig
 from oncequant.search.measurements import all_costs
 
@@ -232,8 +240,8 @@ def info(options: Info) -> None:
     values = read_object(options.run / "run.json")
     console.print(f"{options.run}: {settings.method} on {values['data'].get('name')}, preset {settings.preset}")
     console.print(f"made {values['date']} on {values['device']} by: {values['command']}", soft_wrap=True)
-    for later in read_records(options.run / "commands.jsonl")[1:]:
-        console.print(f"then {later['date']}: {later['command']}", soft_wrap=True)
+    for later in commands_of(options.run)[1:]:
+        console.print(f"then: {later}", soft_wrap=True)
     stages = _method_config(settings).stages
     done = [stage for stage in stages if (options.run / f"{stage}.safetensors").exists()]
     console.print(f"stages trained: {', '.join(done) or 'none'} of {', '.join(stages)}")

@@ -27,6 +27,7 @@ from oncequant.models import MODELS, config_from_json, model_name
 from oncequant.models.mobilenet_v3 import MobileNetV3Config, with_bits
 from oncequant.report_distribution import draw_distribution, sharpening
 from oncequant.report_mixed import bits_by_role, draw_bits, draw_predictions, mixed_stages
+from oncequant.run_folder import commands_of
 from oncequant.search.pareto import hypervolume, pareto_front
 
 # stage -> colour on light, colour on dark, marker (as matplotlib names it). Paul Tol's "high contrast" colours can be
@@ -104,7 +105,8 @@ def read_run(folder: Path) -> Run:
         raise ReportError(f"{folder} is not a run folder: it has no run.json; expected in it: {expected}")
     try:
         info = read_object(folder / "run.json")
-        commands, metrics, measurements, family, exports = (_read_records(folder / name) for name in RECORDS)
+        info["commands"] = commands_of(folder)
+        _, metrics, measurements, family, exports = (_read_records(folder / name) for name in RECORDS)
         known = (folder / "predictor.json").exists()
         predictions = read_object(folder / "predictor.json", "points", "kendall_tau", "rmse") if known else None
         distribution = _read_distribution(folder)
@@ -115,7 +117,6 @@ def read_run(folder: Path) -> Run:
     chosen = {entry["name"]: entry["arch"] for entry in family}
     # a name may stand for another network after a new search
     exports = [row for row in exports if row.get("arch") is None or row["arch"] == chosen.get(row["name"])]
-    info["commands"] = [record["command"] for record in commands] or [info.get("command", "")]
     return Run(folder, info, metrics, measurements, family, exports, predictions, distribution)
 
 

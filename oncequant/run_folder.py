@@ -158,6 +158,13 @@ def note_command(run_dir: Path, command: str, device: torch.device) -> None:
         append_line(path, {"command": command, **made_by, "date": datetime.now(UTC).strftime("%Y-%m-%d")})
 
 
+def commands_of(run_dir: Path) -> list[str]:
+    """Every command that changed a run, the one that made it first. Raises FileError."""
+    made = read_object(run_dir / "run.json").get("command", "")
+    kept = [record["command"] for record in read_records(run_dir / "commands.jsonl")]
+    return kept if kept[:1] == [made] else [made, *kept]  # folders of older versions have not kept the first
+
+
 def check_fingerprint(run_dir: Path, data: Data) -> None:
     """Raise FileError if the images are not those the run was made with."""
     if read_object(run_dir / "run.json", "data")["data"].get("fingerprint") != data.fingerprint:

@@ -137,6 +137,14 @@ def test_every_command_that_changes_a_run_is_kept(digits_run, monkeypatch, capsy
     assert json.loads(page.split("const DATA = ")[1].split(";</script>")[0])["run"]["commands"] == kept
 
 
+def test_a_run_of_an_older_version_keeps_its_first_command(digits_run, tmp_path, monkeypatch, capsys):
+    shutil.copy(digits_run / "run.json", tmp_path)
+    (tmp_path / "commands.jsonl").write_text('{"command": "oncequant export x", "date": "2026-11-22"}\n')
+    call(monkeypatch, "info", tmp_path)
+    lines = " ".join(capsys.readouterr().out.split())
+    assert read_json(digits_run / "run.json")["command"] in lines and "then: oncequant export x" in lines
+
+
 @pytest.mark.parametrize(
     "name, content, says",
     [
