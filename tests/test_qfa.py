@@ -6,50 +6,22 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_qfa import QUICK, TINY, digits, trained_in
 from torch.testing import assert_close
 
-from oncequant.arch import Arch
-from oncequant.checkpoint import load_supernet, save_supernet
-from oncequant.cost import Budget
-from oncequant.data import eval_batches, load_data
+from oncequant.checkpoint import load_supernet
+from oncequant.data import eval_batches
 from oncequant.evaluate import calibrated_subnet, measure
 from oncequant.export.verify import export_network
-from oncequant.files import read_json, read_tensors
+from oncequant.files import read_tensors
 from oncequant.methods import qfa
 from oncequant.models.mobilenet_v3 import PRESETS, MobileNetV3, mobilenet_v3_space
 from oncequant.quantizers.batchquant import BatchQuant
-from oncequant.search import SearchConfig, fronts
-from oncequant.search.budget import BudgetError
-from oncequant.search.measurements import read_measurements
-from oncequant.search.predictor import fit_predictor, load_predictor
-
-TINY = replace(
-    PRESETS["nano"],
-    num_classes=10,
-    stage_widths=(16, 16),
-    stage_strides=(2, 2),
-    stage_se=(False, True),
-    stage_hswish=(False, True),
-    final_expand_width=24,
-    feature_mix_width=32,
-    expand_ratios=(1, 2),
-    resolutions=(8, 10),
-    edge_bits=8,
-    se_bits=8,
-)
-QUICK = dict(epochs=1, float_epochs=1, min_steps=4, batch_size=32, calibration_images=64, mixed_subnets=1)
-
-
-def digits():
-    return load_data("digits", size=10, seed=0, max_train=160)
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """(config, data, run folder) of a QFA run with all its stages."""
-    cfg, data, folder = qfa.Config(**QUICK), digits(), tmp_path_factory.mktemp("run")
-    qfa.train(cfg, TINY, data, folder)
-    return cfg, data, folder
+    return trained_in(tmp_path_factory.mktemp("run"))
 
 
 # -- the space
@@ -353,240 +325,6 @@ def test_other_activation_quantizers_train(activations, tmp_path):
     mixed = load_supernet(tmp_path, "mixed")
     top1 = measure(mixed, mixed.space.largest(), cfg.calibration(data), eval_batches(data, data.validation))
     assert 0 <= top1 <= 1
-
-
-# -- search
-
-
-@pytest.fixture(scope="module")
-def searched(trained):
-    cfg, data, folder = trained
-    return qfa.search(cfg, SearchConfig(evaluations=40), data, folder)
-
-
-def test_a_search_hands_out_a_family_along_the_front(trained, searched):
-    cfg, data, folder = trained
-    names = [entry["name"] for entry in searched]
-    assert names[0] == "float-max" and set(names[1:]) <= {"mixed-S", "mixed-M", "mixed-L"} and len(names) >= 2
-    found = read_measurements(folder / "measurements.jsonl")
-    by = Counter(m.searcher for m in found)
-    assert by["sample"] == 40 and by["predicted"] >= 1
-    assert {"uniform 2 bits", "uniform 3 bits", "uniform 4 bits"} <= set(by)
-    for m in found:
-        if m.searcher.startswith("uniform"):
-            bits = {value for name, value in m.arch.items() if name.endswith("_bits")}
-            assert bits == {int(m.searcher.split()[1])}
-    sample = {m.arch for m in found if m.searcher == "sample"}
-    for entry in searched[1:]:  # what was learned from is not predicted
-        assert ("top1_predicted" in entry) == (Arch(entry["arch"]) not in sample)
-        assert 0 <= entry.get("top1_predicted", 0) <= 1 and 0 <= entry["top1_before_folding"] <= 1
-    assert read_json(folder / "family.json") == searched
-
-
-def test_what_the_predictor_is_judged_by_it_has_not_seen(trained, searched):
-    _, _, folder = trained
-    found = read_measurements(folder / "measurements.jsonl")
-    sample = {m.arch for m in found if m.searcher == "sample"}
-    unseen = [m.top1 for m in found if m.searcher.startswith(("predicted", "uniform")) and m.arch not in sample]
-    assert [point["measured"] for point in read_json(folder / "predictor.json")["points"]] == unseen
-
-
-def test_the_predictor_kept_has_learned_from_everything(trained, searched):
-    cfg, data, folder = trained
-    space = load_supernet(folder, "mixed").space
-    kept, _ = load_predictor(folder / "predictor.safetensors", space)
-    found = {m.arch: m.top1 for m in read_measurements(folder / "measurements.jsonl") if m.stage == "mixed"}
-    codes = np.array([space.encode(space.complete(arch)) for arch in found])
-    again = fit_predictor(space, codes, np.array(list(found.values())), seed=cfg.seed)
-    np.testing.assert_allclose(kept.top1(codes), again.top1(codes), atol=1e-6)
-    less = fit_predictor(space, codes[:40], np.array(list(found.values()))[:40], seed=cfg.seed)
-    assert np.abs(less.top1(codes) - again.top1(codes)).max() > 1e-4
-
-
-def copied(trained, folder):
-    """Another folder with the stages of a run."""
-    for stage in trained[0].stages:
-        (folder / f"{stage}.safetensors").write_bytes((trained[2] / f"{stage}.safetensors").read_bytes())
-    return folder
-
-
-def test_only_the_predicted_front_is_stopped_early(trained, tmp_path, monkeypatch):
-    cfg, data, _ = trained
-    asked, original = {}, fronts.measure_codes
-
-    def record(supernet, memory, codes, searcher, calibration, data, stop_dominated=None):
-        asked[searcher] = (len(codes), stop_dominated)
-        original(supernet, memory, codes, searcher, calibration, data, stop_dominated)
-
-    monkeypatch.setattr(fronts, "measure_codes", record)
-    options = SearchConfig(evaluations=30, population=40, generations=4, cost="weight_bytes", front_members=3)
-    qfa.search(cfg, options, data, copied(trained, tmp_path))
-    assert asked.pop("predicted") == (3, "weight_bytes")
-    assert {stop for _, stop in asked.values()} == {None} and len(asked) == 3
-    (tmp_path / "whole").mkdir()
-    qfa.search(cfg, replace(options, front_members=0), data, copied(trained, tmp_path / "whole"))
-    assert asked["predicted"][0] > 3
-
-
-def test_what_whole_zero_points_cost_is_reported(trained, tmp_path):
-    cfg, data, _ = trained
-    folder = copied(trained, tmp_path)
-    net = load_supernet(folder, "mixed")
-    with torch.no_grad():
-        for module in net.modules():
-            if isinstance(module, BatchQuant):
-                module.offset.fill_(0.45)
-    save_supernet(folder, "mixed", net)
-    family = qfa.search(cfg, SearchConfig(evaluations=12, searcher="random"), data, folder)[1:]
-    for entry in family:
-        arch, calibration = net.space.complete(entry["arch"]), cfg.calibration(data)
-        for key, fold in (("top1_validation", True), ("top1_before_folding", False)):
-            top1 = measure(net, arch, calibration, eval_batches(data, data.validation), fold=fold)
-            assert entry[key] == pytest.approx(top1), key
-    assert any(entry["top1_validation"] != entry["top1_before_folding"] for entry in family)
-
-
-def test_more_evaluations_make_the_sample_grow_and_the_predictor_learn_again(trained, tmp_path):
-    cfg, data, _ = trained
-    folder, budget = copied(trained, tmp_path), Budget("params", 10**9)
-    quick = SearchConfig(evaluations=30, population=8, generations=2)
-    qfa.search(cfg, quick, data, folder)
-    before, predictor = read_measurements(folder / "measurements.jsonl"), folder / "predictor.safetensors"
-    with pytest.raises(ValueError, match="at least 30"):
-        qfa.search(cfg, replace(quick, evaluations=20, budgets=(budget,)), data, folder)
-    qfa.search(cfg, replace(quick, evaluations=None, budgets=(budget,)), data, folder)
-    assert len([m for m in read_measurements(folder / "measurements.jsonl") if m.searcher == "sample"]) == 30
-    kept = predictor.read_bytes()
-    qfa.search(cfg, replace(quick, evaluations=36, budgets=(budget,)), data, folder)
-    after = read_measurements(folder / "measurements.jsonl")
-    assert after[: len(before)] == before and len([m for m in after if m.searcher == "sample"]) == 36
-    assert predictor.read_bytes() != kept
-
-
-def test_a_budget_is_answered_from_the_predictor(trained, searched):
-    cfg, data, folder = trained
-    before = read_measurements(folder / "measurements.jsonl")
-    costs = sorted(m.costs["bitops"] for m in before)
-    budget = Budget("bitops", costs[len(costs) // 2])
-    entries = qfa.search(cfg, SearchConfig(budgets=(budget,)), data, folder)
-    after = read_measurements(folder / "measurements.jsonl")
-    assert len(after) - len(before) <= fronts.MEASURED_UNDER_BUDGET
-    assert all(m.searcher == "budget" and budget.limit >= m.costs["bitops"] for m in after[len(before) :])
-    fitting = [m.top1 for m in after if m.costs["bitops"] <= budget.limit]
-    assert entries[-1]["costs"]["bitops"] <= budget.limit and entries[-1]["top1_validation"] == max(fitting)
-    kept = {entry["name"] for entry in read_json(folder / "family.json")}
-    assert {e["name"] for e in searched} | {entries[-1]["name"]} == kept
-
-
-def test_a_budget_that_nothing_meets_is_refused_before_measuring(trained, tmp_path):
-    cfg, data, folder = trained
-    with pytest.raises(BudgetError, match="bitops<=10"):
-        qfa.search(cfg, SearchConfig(budgets=(Budget("bitops", 10),)), data, folder)
-    with pytest.raises(BudgetError):
-        qfa.check_budgets(cfg, SearchConfig(budgets=(Budget("weight_bytes", 10),)), TINY)
-
-
-def test_too_few_evaluations_are_refused_before_training():
-    with pytest.raises(ValueError, match="at least 30 measured"):
-        qfa.check_budgets(qfa.Config(), SearchConfig(evaluations=29), TINY)
-    qfa.check_budgets(qfa.Config(), SearchConfig(evaluations=29, searcher="random"), TINY)
-
-
-@pytest.mark.parametrize("space, kernels", [("architecture", (3, 5)), ("architecture", (3,)), ("precision", (3, 5))])
-def test_restricted_spaces_are_searched(space, kernels, tmp_path):
-    """One is so small that it is measured whole; one has no open bit-widths."""
-    cfg, data = qfa.Config(**QUICK, space=space), digits()
-    model = replace(TINY, kernel_sizes=kernels, depths=(1,), stage_widths=(16,), stage_strides=(2,), stage_se=(True,))
-    model = replace(model, stage_hswish=(True,))
-    qfa.train(cfg, model, data, tmp_path)
-    family = qfa.search(cfg, SearchConfig(evaluations=30, population=8, generations=4), data, tmp_path)
-    found = read_measurements(tmp_path / "measurements.jsonl")
-    if space == "architecture":
-        assert {m.searcher for m in found} == {"random"}
-        assert len(found) == load_supernet(tmp_path, "mixed").space.size() == 4 * len(kernels)
-    else:
-        assert {"sample", "predicted", "uniform 2 bits"} <= {m.searcher for m in found}
-    assert len(family) >= 2
-
-
-def test_a_killed_search_measures_the_same_again(trained, tmp_path, monkeypatch):
-    cfg, data, folder = trained
-    for stage in cfg.stages:
-        (tmp_path / f"{stage}.safetensors").write_bytes((folder / f"{stage}.safetensors").read_bytes())
-    options = SearchConfig(evaluations=30)
-    for name in ("whole", "killed"):
-        run = tmp_path / name
-        run.mkdir()
-        for stage in cfg.stages:
-            (run / f"{stage}.safetensors").symlink_to(tmp_path / f"{stage}.safetensors")
-    whole = qfa.search(cfg, options, data, tmp_path / "whole")
-    wanted = (tmp_path / "whole" / "measurements.jsonl").read_text().splitlines()
-    original, count = qfa.measure_codes.__globals__["calibrated_subnet"], [0]
-
-    def killed(*args, **kwargs):
-        count[0] += 1
-        if count[0] in (7, 20, 45):
-            raise KeyboardInterrupt
-        return original(*args, **kwargs)
-
-    monkeypatch.setitem(qfa.measure_codes.__globals__, "calibrated_subnet", killed)
-    for attempt in range(5):
-        try:
-            found = qfa.search(cfg, options, data, tmp_path / "killed")
-            break
-        except KeyboardInterrupt:
-            assert attempt < 4
-    assert count[0] > 20 and found == whole
-    assert (tmp_path / "killed" / "measurements.jsonl").read_text().splitlines() == wanted
-
-
-def test_the_sample_is_uniform_and_the_official_mixture_in_turn():
-    cfg = qfa.Config()
-    _, space = qfa.mixed_precision(cfg, TINY)
-    codes = qfa.sample_codes(space, np.random.default_rng(0), 2000)
-    assert len(np.unique(codes, axis=0)) == 2000
-    archs = [space.decode(row) for row in codes]
-    assert all(space.complete(arch) == arch for arch in archs)
-
-    def share(condition):
-        return sum(map(condition, archs)) / len(archs)
-
-    def one_width(arch):
-        return len({value for name, value in space.brief(arch).items() if name.endswith("_bits")}) == 1
-
-    # half of them uniform, half of the mixture, in which some are equal and drawn again
-    assert share(lambda arch: arch["resolution"] == 10) == pytest.approx(0.5 * 0.5 + 0.5 * (0.4 + 0.6 * 0.5), abs=0.04)
-    assert 0.08 <= share(one_width) <= 0.16
-
-
-@pytest.mark.parametrize("n", [30, 200, 500])
-def test_a_sample_is_the_beginning_of_a_larger_one(n):
-    _, space = qfa.mixed_precision(qfa.Config(), TINY)
-    larger = qfa.sample_codes(space, np.random.default_rng(1), 500)
-    assert (qfa.sample_codes(space, np.random.default_rng(1), n) == larger[:n]).all()
-
-
-def test_dominated_candidates_are_given_up(trained, monkeypatch):
-    """Validation in batches of 1: hopeless ones see only some of them, and nothing is noted."""
-    cfg, data, folder = trained
-    from oncequant.search import supernet as searching
-
-    stop = searching._hopeless(to_beat=0.9, images=1000)
-    assert stop(50, 250) and not stop(220, 250) and not stop(0, 1000)
-    assert not searching._hopeless(0.0, 1000)(0, 999)
-    net, space = load_supernet(folder, "mixed"), load_supernet(folder, "mixed").space
-    memory = searching.MeasurementFile(folder / "other.jsonl", "mixed")
-    memory._append = lambda new: None
-    cheapest = space.smallest()
-    list(memory.measured(space, lambda arch: 1.0, "x")([cheapest]))
-    monkeypatch.setattr(searching, "eval_batches", lambda data, split, shuffled: eval_batches(data, split, 1, shuffled))
-    seen = []
-    monkeypatch.setattr(memory, "_note", seen.append)
-    codes = np.array([space.encode(space.largest())])
-    searching.measure_codes(net, memory, codes, "y", cfg.calibration(data), data, stop_dominated="bitops")
-    assert seen == []
-    searching.measure_codes(net, memory, codes, "y", cfg.calibration(data), data)
-    assert len(seen) == 1
 
 
 # -- export
