@@ -1,9 +1,9 @@
 """Convolutions with backward passes of their own.
 
-`quantized_conv2d` keeps its input for the backward pass instead of both the input and its quantized copy, which it
-computes again. `normalized_conv2d` does the same with the batch norm before it and keeps only the result of the
-convolution before that. On the CPU the weight gradient of depthwise convolutions comes from native/depthwise.c, much
-faster than PyTorch's for kernels of 5x5 and 7x7 (docs/log.md).
+`quantized_conv2d` keeps its input and the quantized copy of it for the backward pass, and nothing of the activation
+between them; `normalized_conv2d` nothing of the batch norm before that, either. To compute the copy again would save
+memory and cost time (docs/log.md). On the CPU the weight gradient of depthwise convolutions comes from
+native/depthwise.c, much faster than PyTorch's for kernels of 5x5 and 7x7.
 
 None of them can be differentiated twice. Autocast is ignored: types are those of the arguments.
 """
@@ -99,19 +99,18 @@ class _Conv2d(torch.autograd.Function):
 class _QuantizedConv2d(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, step_size, offset, grad_scale, bits, signed, activation, weight, bias, conv):
-        ctx.save_for_backward(x, step_size, offset, weight)
         ctx.quantization, ctx.grad_scale = (bits, signed, activation), grad_scale
         ctx.has_bias, ctx.conv = bias is not None, conv
-        return F.conv2d(quantized(x, step_size, offset, *ctx.quantization, weight.dtype), weight, bias, **conv)
+        x_hat = quantized(x, step_size, offset, *ctx.quantization, weight.dtype)
+        ctx.save_for_backward(x, step_size, offset, weight, x_hat)
+        return F.conv2d(x_hat, weight, bias, **conv)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        x, step_size, offset, weight = ctx.saved_tensors
-        x_hat = quantized(x, step_size, offset, *ctx.quantization, weight.dtype)
+        x, step_size, offset, weight, x_hat = ctx.saved_tensors
         wanted = (True, ctx.needs_input_grad[7], ctx.has_bias)
         grad_x_hat, grad_weight, grad_bias = _conv2d_backward(grad, x_hat, weight, ctx.conv, wanted)
-        del x_hat
         by_quantizer = gradients(x, grad_x_hat, step_size, offset, *ctx.quantization, ctx.grad_scale, overwrite=True)
         return *by_quantizer, None, None, None, None, grad_weight, grad_bias, None
 
@@ -136,19 +135,17 @@ class _NormalizedConv2d(torch.autograd.Function):
     ):
         z = z.contiguous(memory_format=torch.channels_last)
         ctx.options = native_options(z, weight.dtype, step_size, offset, bits, signed, activation)
-        ctx.save_for_backward(z, statistics, step_size, offset, weight)
         ctx.grad_scale, ctx.has_bias, ctx.conv = grad_scale, bias is not None, conv
         x_hat = _normalized(z, statistics, step_size, offset, ctx.options, weight.dtype)
+        ctx.save_for_backward(z, statistics, step_size, offset, weight, x_hat)
         return F.conv2d(x_hat, weight, bias, **conv)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        z, statistics, step_size, offset, weight = ctx.saved_tensors
-        x_hat = _normalized(z, statistics, step_size, offset, ctx.options, weight.dtype)
+        z, statistics, step_size, offset, weight, x_hat = ctx.saved_tensors
         wanted = (True, ctx.needs_input_grad[10], ctx.has_bias)
         grad_x_hat, grad_weight, grad_bias = _conv2d_backward(grad, x_hat, weight, ctx.conv, wanted)
-        del x_hat
         grad_x_hat = grad_x_hat.contiguous(memory_format=torch.channels_last)
         grad_z = grad_x_hat if grad_x_hat.dtype == z.dtype else torch.empty_like(z)
         grad_norm, grad_step = torch.empty_like(statistics[:2]), torch.empty_like(step_size)

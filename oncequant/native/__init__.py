@@ -96,7 +96,7 @@ def library() -> ctypes.CDLL:
     ]
     loaded.channel_extremes.argtypes = [pointer, integer, long, long, pointer, pointer]
     loaded.mean_range.argtypes = [pointer, pointer, long, pointer, pointer, integer, pointer]
-    loaded.range_grid.argtypes = [pointer, real, real, ctypes.POINTER(Options), pointer]
+    loaded.range_grid.argtypes = [pointer, pointer, pointer, long, ctypes.POINTER(Options), *[pointer] * 3]
     for name in (
         *("fake_quantize", "fake_quantize_backward", "normalize_quantize"),
         *("depthwise_weight_gradient", "mean_range", "range_grid"),

@@ -65,9 +65,10 @@ void mean_range(const float *low, const float *high, long channels, const float 
     range[1] = high_sum > 0 ? (float)(high_sum / channels) : 0;
 }
 
-// Step size and offset of the grid over range (2) with the learned parameters, and the derivative of the step size by
-// its parameter: out (3).
-void range_grid(const float *range, float scale_parameter, float offset_parameter, const Options *options, float *out)
+// Step size and offset of the grid over range (2) with the learned parameters of a slot, and the derivative of the step
+// size by the first of them.
+void range_grid(const float *range, const float *scale, const float *offset, long slot, const Options *options,
+                float *step_size, float *zero_point, float *by_scale)
 {
     float width = range[1] - range[0], step = 1, zero = 0;
     if (width > 0) {
@@ -76,8 +77,8 @@ void range_grid(const float *range, float scale_parameter, float offset_paramete
         zero = options->q_min - rintf(range[0] / step);
         zero = zero < options->q_min ? options->q_min : zero > options->q_max ? options->q_max : zero;
     }
-    float power = exp2f(scale_parameter), gamma = log2f(1 + power);
-    out[0] = step / gamma;
-    out[1] = zero + offset_parameter;
-    out[2] = -out[0] / gamma * power / (1 + power);
+    float power = exp2f(scale[slot]), gamma = log2f(1 + power);
+    *step_size = step / gamma;
+    *zero_point = zero + offset[slot];
+    *by_scale = -*step_size / gamma * power / (1 + power);
 }

@@ -213,15 +213,15 @@ class _RangeGrid(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, scale, offset, slot, found, bits, signed):
-        p, delta = (scale, offset) if slot is None else (scale[slot], offset[slot])
         ctx.slot, ctx.shape = slot, scale.shape
-        if found.is_cpu and p.dtype == torch.float32 and native.available():
-            grid = torch.empty(3, dtype=torch.float32)
+        if all(t.is_cpu and t.dtype == torch.float32 for t in (found, scale, offset)) and native.available():
+            step_size, zero, by_scale = (torch.empty((), dtype=torch.float32) for _ in range(3))
             native.library().range_grid(
-                found.data_ptr(), p.item(), delta.item(), _bounds(bits, signed), grid.data_ptr()
+                *(found.data_ptr(), scale.data_ptr(), offset.data_ptr(), slot or 0, _bounds(bits, signed)),
+                *(step_size.data_ptr(), zero.data_ptr(), by_scale.data_ptr()),
             )
-            step_size, zero, by_scale = grid.unbind()
         else:
+            p, delta = (scale, offset) if slot is None else (scale[slot], offset[slot])
             q_min, q_max = integer_range(bits, signed)
             width = found[1] - found[0]
             step_size = torch.where(width > 0, (width / (q_max - q_min)).clamp_min(torch.finfo(torch.float32).eps), 1.0)
@@ -231,7 +231,7 @@ class _RangeGrid(torch.autograd.Function):
             step_size, zero = step_size / gamma, zero + delta
             by_scale = -step_size / gamma * power / (1 + power)
         ctx.save_for_backward(by_scale)
-        return step_size.clone(), zero.clone()
+        return step_size, zero
 
     @staticmethod
     @once_differentiable
@@ -240,9 +240,9 @@ class _RangeGrid(torch.autograd.Function):
         by_scale = by_scale * by_step
         if ctx.slot is None:
             return by_scale.reshape(ctx.shape), by_zero.reshape(ctx.shape), None, None, None, None
-        grads = by_scale.new_zeros(2, *ctx.shape)
-        grads[0, ctx.slot], grads[1, ctx.slot] = by_scale, by_zero
-        return *grads.unbind(), None, None, None, None
+        grad_scale, grad_offset = by_scale.new_zeros(ctx.shape), by_zero.new_zeros(ctx.shape)
+        grad_scale[ctx.slot], grad_offset[ctx.slot] = by_scale, by_zero
+        return grad_scale, grad_offset, None, None, None, None
 
 
 def _only(parameter: Tensor) -> int | None:
