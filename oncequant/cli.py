@@ -20,6 +20,7 @@ from oncequant import distributed
 from oncequant import train as training
 from oncequant.allocator import keep_freed_memory
 from oncequant.arch import FLOAT_BITS, Arch
+from oncequant.calibrate import Batches
 from oncequant.checkpoint import load_supernet
 from oncequant.cost import COSTS, readable
 from oncequant.data import Data, eval_batches, native_size
@@ -100,6 +101,7 @@ def main() -> None:
         sys.exit(130)
 
 
+VERIFIED_TOGETHER = 50  # images; larger batches leave the caches and take up to twice as long
 METHODS = {"oqat": oqat, "qfa": qfa, "dnas": dnas}  # a module with Config, check_budgets, train and search
 
 
@@ -340,14 +342,23 @@ def _export(run_dir: Path, settings: RunSettings, data: Data, names: tuple[str, 
     # a name may stand for another network after a new search
     rows = {name: row for name, row in rows.items() if name in family and row.get("arch") == family[name]["arch"]}
     wanted = names or tuple(family)
-    with track("export", len(wanted)) as bar:
-        for done, name in enumerate(wanted, start=1):
+    metric: dict[str, float] = {}
+
+    def shown(batches: Batches, done: int) -> Batches:
+        """The same batches; the bar shows how many images of all networks are done."""
+        for images, labels in batches:
+            yield images, labels
+            done += len(labels)
+            bar(done, metric)
+
+    with track("verify files", len(wanted) * len(data.test)) as bar:
+        for done, name in enumerate(wanted):
             entry = family[name]
             supernet = load_supernet(run_dir, entry["stage"], data.device)
             arch = supernet.space.complete(entry["arch"])
             subnet = calibrated_subnet(supernet, arch, calibration)
             folder = run_dir / "exports" / name
-            images = eval_batches(data, data.test, 250)
+            images = shown(eval_batches(data, data.test, VERIFIED_TOGETHER), done * len(data.test))
             preprocessing = (data.mean, data.std, data.classes)
             try:
                 found = asdict(export_network(subnet, arch, *preprocessing, calibration, images, folder))
@@ -356,7 +367,7 @@ def _export(run_dir: Path, settings: RunSettings, data: Data, names: tuple[str, 
             place = {"stage": entry["stage"], "arch": entry["arch"], "folder": f"exports/{name}"}
             rows[name] = {"name": name, **place, **found}
             write_json(path, list(rows.values()))
-            bar(done, {"top-1": found["top1_deployed"]})
+            metric["top-1"] = found["top1_deployed"]
     _print_exports([rows[name] for name in wanted])
     return "; ".join(f"{name} cannot be trusted: {'; '.join(p)}" for name in wanted if (p := rows[name]["problems"]))
 

@@ -52,11 +52,11 @@ class Grid:
     def quantize(self, x: Tensor) -> Tensor:
         """Codes of x as floats: divide, round half to even, add the zero point, clamp (ONNX QuantizeLinear + Clip)."""
         step = x.new_tensor(self.step)  # a tensor: CUDA would multiply by the reciprocal of a Python number
-        return ((x / step).round_() + self.zero_point).clamp_(0, 2**self.bits - 1)
+        return (x / step).round_().add_(self.zero_point).clamp_(0, 2**self.bits - 1)
 
     def dequantize(self, codes: Tensor) -> Tensor:
         """Values of codes."""
-        return (codes - self.zero_point) * codes.new_tensor(self.step)
+        return (codes - self.zero_point).mul_(codes.new_tensor(self.step))
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -78,7 +79,7 @@ def _float_value(graph: Graph, node: Node, inputs: list[Tensor], parameters: Par
     x = inputs[0]
     match node.op:
         case "pixels":
-            return x
+            return x.contiguous(memory_format=torch.channels_last)  # for convolutions the faster order
         case "normalise":
             return graph.normalise(x)
         case "quantize":
@@ -95,7 +96,7 @@ def _float_value(graph: Graph, node: Node, inputs: list[Tensor], parameters: Par
         case "hardsigmoid":
             return _hard_sigmoid(x)
         case "hardswish":
-            return x * _hard_sigmoid(x)
+            return _hard_sigmoid(x).mul_(x)
         case "mean":
             return x.mean((2, 3), keepdim=True)
         case "maxpool":
@@ -112,7 +113,7 @@ def _float_value(graph: Graph, node: Node, inputs: list[Tensor], parameters: Par
 
 def _hard_sigmoid(x: Tensor) -> Tensor:
     """ONNX's form, clip(x / 6 + 1/2, 0, 1); torch's relu6(x + 3) / 6 rounds differently."""
-    return (x * x.new_tensor(1 / 6) + 0.5).clamp_(0, 1)
+    return (x * x.new_tensor(1 / 6)).add_(0.5).clamp_(0, 1)
 
 
 def _float_bias(graph: Graph, node: Node) -> Tensor:
@@ -166,7 +167,7 @@ def _requantize(value: "Tensor | _Codes | _Fused", grid: Grid) -> Tensor:
     match value.node.op:
         case "conv":
             ratio = bias_scale(value.node.weights, a.grid) / step
-            codes = (_accumulate(value.node.weights, a) * ratio.view(1, -1, 1, 1)).round() + zero
+            codes = _accumulate(value.node.weights, a).mul_(ratio.view(1, -1, 1, 1)).round_().add_(zero)
         case "mean":
             size = a.codes.shape[-1] * a.codes.shape[-2]
             total = (a.codes - zero_a).double().sum((2, 3), keepdim=True).float()
@@ -185,7 +186,7 @@ def _requantize(value: "Tensor | _Codes | _Fused", grid: Grid) -> Tensor:
 
 def _accumulate(weights: Weights, x: _Codes) -> Tensor:
     """The int32 accumulator with bias, rounded to float32 as kernels convert it."""
-    weight, bias = weights.weight.float(), weights.bias.double()
+    weight, bias = weights.weight.float(), weights.bias
     centred = x.codes - x.grid.zero_point
     reach = max(x.grid.zero_point, 2**x.grid.bits - 1 - x.grid.zero_point)
     if weight.abs().flatten(1).sum(1).max().item() * reach >= 2**24:  # partial sums would not be exact in float32
@@ -195,7 +196,7 @@ def _accumulate(weights: Weights, x: _Codes) -> Tensor:
     else:
         total = F.conv2d(centred, weight, None, weights.stride, weight.shape[-1] // 2, groups=weights.groups)
         bias = bias.view(1, -1, 1, 1)
-    return (total.double() * 2**weights.shift + bias).float()
+    return total.int().mul_(2**weights.shift).add_(bias).float()
 
 
 def _fma(a: Tensor, b: Tensor, c: Tensor) -> Tensor:

@@ -128,7 +128,7 @@ def verify(
     """
     network = load_package(package)
     plain_device = next(subnet.parameters()).device
-    unfused, fused = session(onnx_path, optimise=False), session(onnx_path)
+    unfused, fused = session(onnx_path, optimise=False, threads=torch.get_num_threads()), session(onnx_path)
     correct, count = Counter(), Counter()
     for images, labels in test:
         pixels, labels = network_input(graph, images.cpu()), labels.cpu()
