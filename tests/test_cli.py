@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from oncequant import cli
+from oncequant import cli, progress
 from oncequant.cost import COSTS, Budget, readable
 from oncequant.files import read_json, read_lines
 from oncequant.methods.baselines import uniform_archs
@@ -282,6 +282,16 @@ def test_a_failed_verification_does_not_stop_the_run(digits_run, monkeypatch, ca
     assert message.count("cannot be trusted") == len(family)
     monkeypatch.undo()
     call(monkeypatch, "export", digits_run)
+
+
+def test_verifying_files_shows_how_many_images_are_done(digits_run, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0)
+    call(monkeypatch, "export", digits_run, "float-max")
+    images = next(row["images"] for row in read_json(digits_run / "exports.json") if row["name"] == "float-max")
+    shown = [line.split(",")[0] for line in capsys.readouterr().out.splitlines() if line.startswith("verify files")]
+    assert (
+        len(shown) > 2 and shown[0] == f"verify files: 50/{images}" and shown[-1] == f"verify files: {images}/{images}"
+    )
 
 
 @pytest.mark.parametrize(
