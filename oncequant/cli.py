@@ -101,7 +101,6 @@ def main() -> None:
         sys.exit(130)
 
 
-VERIFIED_TOGETHER = 50  # images; larger batches leave the caches and take up to twice as long
 METHODS = {"oqat": oqat, "qfa": qfa, "dnas": dnas}  # a module with Config, check_budgets, train and search
 
 
@@ -358,7 +357,7 @@ def _export(run_dir: Path, settings: RunSettings, data: Data, names: tuple[str, 
             arch = supernet.space.complete(entry["arch"])
             subnet = calibrated_subnet(supernet, arch, calibration)
             folder = run_dir / "exports" / name
-            images = shown(eval_batches(data, data.test, VERIFIED_TOGETHER), done * len(data.test))
+            images = shown(eval_batches(data, data.test), done * len(data.test))
             preprocessing = (data.mean, data.std, data.classes)
             try:
                 found = asdict(export_network(subnet, arch, *preprocessing, calibration, images, folder))

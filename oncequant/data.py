@@ -25,6 +25,7 @@ from oncequant.sources import CHUNK, GREY_MODES, DataError, Records, decode, ope
 CROPS = ("auto", "pad", "resized", "none")
 HEADER_SAMPLE = 256  # images whose headers decide between 1 and 3 channels when reading all headers costs too much
 STATISTICS_SAMPLE = 2048  # training images behind mean and std
+EVALUATED_PIXELS = 100_000  # of a batch on a CPU: with more, activations leave the caches
 
 
 # ------------------------------------------------------------------ splits and data
@@ -389,12 +390,15 @@ def _normaliser(data: Data) -> Callable[[Tensor], Tensor]:
 
 
 def eval_batches(
-    data: Data, split: Split, batch_size: int = 500, shuffled: bool = False
+    data: Data, split: Split, batch_size: int | None = None, shuffled: bool = False
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """All images of `split`, normalised and not augmented: float32 (N, C, S, S), int64 (N,), on the device.
 
     In the order of the split, or with `shuffled` in a random one that is always the same: of any part of it the classes
-    are those of the whole."""
+    are those of the whole. By default 16 to 500 images together, fewer of large ones."""
+    if batch_size is None:
+        pixels = EVALUATED_PIXELS if data.device.type == "cpu" else 40 * EVALUATED_PIXELS
+        batch_size = min(max(pixels // data.size**2, 16), 500)
     normalise = _normaliser(data)
     order = torch.randperm(len(split), generator=_generator("evaluation")) if shuffled else torch.arange(len(split))
     for indices in order.split(batch_size):

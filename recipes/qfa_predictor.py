@@ -9,11 +9,15 @@ measurements resume after a kill. Beside ours: the official perceptron with its 
 regression on our inputs, and BitOPs alone. `ceiling` estimates what can be reached: the Kendall tau between the
 validation accuracies and those of a second measurement with as much noise, independent for each architecture, though
 they share their validation images.
+
+With --on-test the held-out subnets of the first division are measured on the test images too, which choose nothing:
+`test_tau` is the agreement of predictions with that and, in the row `measured`, that of their validation accuracies:
+what a measurement is worth.
 """
 
 import warnings
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Annotated
@@ -48,6 +52,7 @@ class Options:
     sizes: tuple[int, ...] = (50, 100, 200, 500, 1000, 2000)
     divisions: int = 5
     models: tuple[str, ...] = ("ours", "perceptron", "ridge", "bitops")
+    on_test: bool = False
     out: Path | None = None
 
 
@@ -59,16 +64,26 @@ def main(options: Options) -> None:
             found[key].append(values)
     rows = []
     for (model, size), values in found.items():
-        tau, rmse, images, ceiling = (list(column) for column in zip(*values))
+        tau, test_tau, rmse, images, ceiling = (list(column) for column in zip(*values))
         row = dict(model=model, pairs=size, held_out=options.held_out, divisions=options.divisions, seeds=len(values))
-        row |= dict(kendall_tau=round(mean(tau), 3), std_over_seeds=round(stdev(tau), 3) if len(tau) > 1 else None)
-        row |= dict(rmse_percent=None if None in rmse else round(mean(rmse), 2), validation_images=images[0])
+        row |= dict(kendall_tau=mean_of(tau, 3), std_over_seeds=spread(tau))
+        row |= dict(test_tau=mean_of(test_tau, 3), rmse_percent=mean_of(rmse, 2), validation_images=images[0])
         rows.append(row | dict(ceiling=round(mean(ceiling), 3)))
     publish(rows, options.out)
 
 
-def judged(run: Path, options: Options) -> dict[tuple[str, int], tuple]:
-    """By (model, pairs): Kendall tau, error in points, validation images, ceiling."""
+def spread(values: list[float | None]) -> float | None:
+    """Rounded standard deviation, None where there is none."""
+    return None if None in values or len(values) < 2 else round(stdev(values), 3)
+
+
+def mean_of(values: list[float | None], digits: int) -> float | None:
+    """Rounded mean, None where there is none."""
+    return None if None in values else round(mean(values), digits)
+
+
+def judged(run: Path, options: Options) -> dict[tuple[str, int | None], tuple]:
+    """By (model, pairs): Kendall tau, the same on test images, error in points, validation images, ceiling."""
     settings = open_run(run)
     cfg = qfa.Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.method_config.items()})
     data, supernet = settings.load_data("cpu"), load_supernet(run, "mixed")
@@ -81,18 +96,29 @@ def judged(run: Path, options: Options) -> dict[tuple[str, int], tuple]:
     top1, found = np.array(list(measured.values())), {}
     again = np.random.default_rng(0).binomial(len(data.validation), top1) / len(data.validation)
     ceiling = float(kendalltau(top1, again).statistic)
+    divisions = [np.random.default_rng(division).permutation(len(top1)) for division in range(options.divisions)]
+    first, on_test = divisions[0][: options.held_out], None
+    if options.on_test:
+        file = MeasurementFile(run / "predictor_claim_test.jsonl", "mixed")
+        measure_codes(supernet, file, codes[first], "test", cfg.calibration(data), replace(data, validation=data.test))
+        by_arch = {m.arch: m.top1 for m in read_measurements(file.path)}
+        on_test = np.array([by_arch[space.brief(space.decode(code))] for code in codes[first]])
     for size in [n for n in options.sizes if n <= len(top1) - options.held_out]:
         for model in options.models:
-            taus, errors = [], []
-            for division in range(options.divisions):
-                order = np.random.default_rng(division).permutation(len(top1))
+            taus, errors, test_tau = [], [], None
+            for division, order in enumerate(divisions):
                 out, kept = order[: options.held_out], order[options.held_out :][:size]
                 predicted = MODELS[model](space, codes[kept], top1[kept], codes[out], division)
                 tau = kendalltau(predicted, top1[out]).statistic
                 taus.append(0.0 if np.isnan(tau) else tau)  # of constant predictions
+                if division == 0 and on_test is not None:
+                    test_tau = kendalltau(predicted, on_test).statistic
                 errors.append(100 * np.sqrt(np.square(predicted - top1[out]).mean()))
             error = None if model == "bitops" else mean(errors)
-            found[model, size] = (mean(taus), error, len(data.validation), ceiling)
+            found[model, size] = (mean(taus), test_tau, error, len(data.validation), ceiling)
+    if on_test is not None:
+        reliable = kendalltau(top1[first], on_test).statistic
+        found["measured", None] = (None, reliable, None, len(data.validation), ceiling)
     return found
 
 

@@ -143,6 +143,15 @@ def test_eval_batches_show_every_image_in_order_without_augmentation(streaming):
     torch.testing.assert_close(batches[0][0], expected, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize(
+    "size, device, images", [(8, "cpu", 500), (32, "cpu", 97), (224, "cpu", 16), (224, "meta", 79)]
+)
+def test_large_images_are_evaluated_fewer_at_a_time(size, device, images):
+    data = replace(from_arrays(), size=size, device=torch.device(device))
+    split = ResidentSplit(torch.zeros(600, dtype=torch.int64), torch.zeros(600, data.channels, 1, 1, dtype=torch.uint8))
+    assert len(next(eval_batches(data, split))[0]) == images
+
+
 def test_resident_and_streaming_data_are_the_same_but_for_the_storage(tmp_path):
     write_folder(tmp_path)
     resident = load_data(str(tmp_path), size=12)
