@@ -341,14 +341,13 @@ def _export(run_dir: Path, settings: RunSettings, data: Data, names: tuple[str, 
     # a name may stand for another network after a new search
     rows = {name: row for name, row in rows.items() if name in family and row.get("arch") == family[name]["arch"]}
     wanted = names or tuple(family)
-    metric: dict[str, float] = {}
 
     def shown(batches: Batches, done: int) -> Batches:
         """The same batches; the bar shows how many images of all networks are done."""
         for images, labels in batches:
             yield images, labels
             done += len(labels)
-            bar(done, metric)
+            bar(done, {})
 
     with track("verify files", len(wanted) * len(data.test)) as bar:
         for done, name in enumerate(wanted):
@@ -366,7 +365,6 @@ def _export(run_dir: Path, settings: RunSettings, data: Data, names: tuple[str, 
             place = {"stage": entry["stage"], "arch": entry["arch"], "folder": f"exports/{name}"}
             rows[name] = {"name": name, **place, **found}
             write_json(path, list(rows.values()))
-            metric["top-1"] = found["top1_deployed"]
     _print_exports([rows[name] for name in wanted])
     return "; ".join(f"{name} cannot be trusted: {'; '.join(p)}" for name in wanted if (p := rows[name]["problems"]))
 
