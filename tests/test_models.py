@@ -5,11 +5,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from oncequant import conv, elastic
+from oncequant import elastic
 from oncequant.arch import LayerSpec
 from oncequant.calibrate import initialise_quantizers
 from oncequant.cost import macs, params
@@ -23,7 +22,7 @@ from oncequant.models.mobilenet_v3 import (
     mobilenet_v3_space,
     with_bits,
 )
-from oncequant.quantizers import functional
+from oncequant.quantizers.functional import fake_quantize
 
 SMALL = {
     "nano": PRESETS["nano"],
@@ -148,25 +147,25 @@ def test_elastic_layer_is_a_plain_layer_with_sliced_weights(c_in, c_out, kernel,
             assert_close(a, b, atol=2e-3, rtol=2e-3)
 
 
-def test_quantized_input_is_not_kept_for_backward(monkeypatch):
-    """The convolution must not save its quantized input beside the quantizer's float input."""
+@pytest.mark.parametrize("activation", [None, "relu", "hardswish"])
+def test_of_activations_only_input_and_quantized_copy_are_kept_for_backward(activation):
     layer = ElasticConv(LayerSpec("x", 8, 8, batch_norm=False), (1,), Quantizers((4,), (4,)))
     spec = LayerSpec("x", 8, 8, weight_bits=4, act_bits=4, batch_norm=False)
     x = torch.rand(2, 8, 16, 16).requires_grad_()
     layer.act_quantizer.initialise(x, 4, False)
     layer.weight_quantizer.initialise(layer.weight, 4, True)
-    made = []
+    kept = {}
 
-    def record(*args):
-        y = functional.quantized(*args)
-        made.append(StorageWeakRef(y.untyped_storage()))
-        return y
+    def pack(tensor):
+        if tensor.numel() == x.numel():
+            kept[tensor.data_ptr()] = tensor
+        return tensor
 
-    monkeypatch.setattr(conv, "quantized", record)
-    y = layer(x, spec, None)
-    assert len(made) == 1 and made[0].expired()  # nobody holds it any more
-    y.sum().backward()
-    assert len(made) == 2  # the backward pass made it again
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        layer(x, spec, activation)
+    quantized = fake_quantize(x, layer.act_quantizer.step_size, 4, False, activation=activation)
+    assert len(kept) == 2 and torch.equal(kept.pop(x.data_ptr()), x)
+    assert torch.equal(kept.popitem()[1], quantized)
 
 
 @pytest.mark.parametrize("bits", [32, 4])
@@ -224,7 +223,7 @@ def test_blocks_with_batch_norm_in_the_quantizer_equal_those_without(name, monke
     assert found[0].keys() == found[1].keys() and any("norm.weight" in key for key in found[0])
     for key in found[0]:  # where a value is on a rounding boundary, one of thousands is another
         assert (found[0][key] - found[1][key]).norm() <= 0.02 * found[1][key].norm(), key
-    assert sum(kept[0].values()) < 0.8 * sum(kept[1].values())
+    assert sum(kept[0].values()) < 0.85 * sum(kept[1].values())
 
 
 @pytest.mark.parametrize("preset", SMALL)
