@@ -395,10 +395,10 @@ def eval_batches(
     """All images of `split`, normalised and not augmented: float32 (N, C, S, S), int64 (N,), on the device.
 
     In the order of the split, or with `shuffled` in a random one that is always the same: of any part of it the classes
-    are those of the whole. By default 16 to 500 images together, fewer of large ones."""
+    are those of the whole. By default 64 to 500 images together, fewer of large ones."""
     if batch_size is None:
         pixels = EVALUATED_PIXELS if data.device.type == "cpu" else 40 * EVALUATED_PIXELS
-        batch_size = min(max(pixels // data.size**2, 16), 500)
+        batch_size = min(max(pixels // data.size**2, CHUNK), 500)
     normalise = _normaliser(data)
     order = torch.randperm(len(split), generator=_generator("evaluation")) if shuffled else torch.arange(len(split))
     for indices in order.split(batch_size):

@@ -28,4 +28,5 @@ oncequant run --method qfa --data "$DATA" --run runs/cifar10-qfa --evaluations 2
 python recipes/qfa_fronts.py runs/cifar10-qfa --out results/cifar10-jpeg75_qfa-fronts_cpu_202611.csv \
     --picture docs/qfa_cifar10.png
 python recipes/collect_runs.py results/cifar10-jpeg75_qfa_cpu_202611.csv runs/cifar10-qfa
-python recipes/qfa_predictor.py runs/cifar10-qfa --measured 2200 --on-test --out results/cifar10-jpeg75_qfa-predictor_cpu_202611.csv
+python recipes/qfa_predictor.py runs/cifar10-qfa --measured 2200 --on-test \
+    --out results/cifar10-jpeg75_qfa-predictor_cpu_202611.csv

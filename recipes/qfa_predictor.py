@@ -6,9 +6,9 @@ RUNs are folders of `oncequant run --method qfa`, of different seeds. Architectu
 turn, another seed than the search's) are measured on the validation images; a random part is held out, predictors are
 fitted to growing parts of the rest; means over several such divisions, then mean and standard deviation over runs. The
 measurements resume after a kill. Beside ours: the official perceptron with its training (scikit-learn's), ridge
-regression on our inputs, and BitOPs alone. `ceiling` estimates what can be reached: the Kendall tau between the
-validation accuracies and those of a second measurement with as much noise, independent for each architecture, though
-they share their validation images.
+regression on our inputs, and BitOPs alone. `ceiling` is the Kendall tau between the validation accuracies and those
+of a second measurement with as much noise, independent for each architecture, though they share their validation
+images; a predictor without any error could reach more, since only one of the two is noisy then.
 
 With --on-test the held-out subnets of the first division are measured on the test images too, which choose nothing:
 `test_tau` is the agreement of predictions with that and, in the row `measured`, that of their validation accuracies:

@@ -144,7 +144,7 @@ def test_eval_batches_show_every_image_in_order_without_augmentation(streaming):
 
 
 @pytest.mark.parametrize(
-    "size, device, images", [(8, "cpu", 500), (32, "cpu", 97), (224, "cpu", 16), (224, "meta", 79)]
+    "size, device, images", [(8, "cpu", 500), (32, "cpu", 97), (224, "cpu", 64), (224, "meta", 79)]
 )
 def test_large_images_are_evaluated_fewer_at_a_time(size, device, images):
     data = replace(from_arrays(), size=size, device=torch.device(device))

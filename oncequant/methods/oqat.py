@@ -16,6 +16,7 @@ Run. `oncequant run --data digits`, recipes/oqat_cifar10.sh.      Results. resul
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ def train(
             if bits < FLOAT_BITS:
                 inherit_bits(load_supernet(run_dir, stage_name(previous), data.device), supernet, data, cfg)
             train_supernet(supernet, sandwich_training(supernet, cfg), cfg, data, run_dir, stage)
-            distributed.from_main(lambda: save_supernet(run_dir, stage, supernet))  # noqa: B023
+            distributed.from_main(partial(save_supernet, run_dir, stage, supernet))
         if distributed.is_main():
             resume.unlink(missing_ok=True)
         previous = bits
@@ -159,7 +160,7 @@ def search(cfg: Config, options: SearchConfig, data: Data, run_dir: Path) -> lis
         memory = MeasurementFile(run_dir / "measurements.jsonl", stage)
         searcher, evaluations = options.searcher or SEARCHER, options.evaluations or EVALUATIONS
         search_by_measuring(supernet, memory, searcher, evaluations, options, calibration, data, cfg.seed)
-        found = distributed.from_main(lambda: chosen_measurements(memory, options, supernet.space))  # noqa: B023
+        found = distributed.from_main(partial(chosen_measurements, memory, options, supernet.space))
         chosen += [
             Choice(f"{stage}-{name}", stage, supernet.space.complete(m.arch), m.top1, int(stage.removesuffix("bit")))
             for name, m in found.items()

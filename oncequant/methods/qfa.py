@@ -14,6 +14,7 @@ Run. `oncequant run --method qfa --data digits`, recipes/qfa_*.sh.      Results.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -195,7 +196,7 @@ def train(
                 ends = [with_uniform_bits(space, space.largest(), max(cfg.bits)), space.smallest()]
             count = cfg.random_subnets if stage == "float" else cfg.mixed_subnets
             train_supernet(supernet, step, cfg, data, run_dir, stage, ends, count)
-            distributed.from_main(lambda: save_supernet(run_dir, stage, supernet))  # noqa: B023
+            distributed.from_main(partial(save_supernet, run_dir, stage, supernet))
         if distributed.is_main():
             (run_dir / f"{stage}.resume.pt").unlink(missing_ok=True)
 

@@ -69,7 +69,7 @@ def measure_predicted(
             uniform = with_uniform_bits(space, space.largest(), width)
             fixed = {name: uniform[name] for name in bit_choices(space)}
             half = dict(population=max(4, population // 2), generations=max(1, generations // 2))
-            front = distributed.from_main(lambda: front_of(fixed=fixed, **half))  # noqa: B023
+            front = distributed.from_main(partial(front_of, fixed=fixed, **half))
             measured(front, MEASURED_OF_UNIFORM, f"uniform {width} bits")
     distributed.from_main(lambda: keep_predictor(predictor, memory, path, options, seed))
     return predictor
