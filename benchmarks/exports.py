@@ -51,6 +51,7 @@ def export(preset: str, bits: int, folder: Path) -> dict[str, Path]:
     subnet = extract_subnet(supernet, arch)
     calibrate(subnet, arch, [(images, None)])
     about = (0.5,) * config.image_channels, (0.25,) * config.image_channels, tuple(map(str, range(config.num_classes)))
+    about = (*about, size)
     paths = {name: folder / f"{name}.onnx" for name in ("integer", "float")}
     write_onnx(lower(subnet, arch, *about, [(images, None)]), paths["integer"])
     write_onnx(lower(subnet, arch, *about, (), as_float=True), paths["float"])

@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from dataclasses import asdict, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -20,14 +21,13 @@ from oncequant import distributed
 from oncequant import train as training
 from oncequant.allocator import keep_freed_memory
 from oncequant.arch import FLOAT_BITS, Arch
-from oncequant.calibrate import Batches
 from oncequant.checkpoint import load_supernet
 from oncequant.cost import COSTS, readable
-from oncequant.data import Data, eval_batches, native_size
-from oncequant.evaluate import calibrated_subnet, measure
-from oncequant.files import read_json, read_object, read_records, write_json
+from oncequant.data import Data, Split, eval_batches, native_size
+from oncequant.evaluate import measure
+from oncequant.files import read_object, read_records
 from oncequant.methods import baselines, dnas, oqat, qfa
-from oncequant.models import resnet
+from oncequant.models import Network, resnet
 from oncequant.models.mobilenet_v3 import PRESETS, mobilenet_v3_space
 from oncequant.options import (
     Compare,
@@ -42,18 +42,19 @@ from oncequant.options import (
     SearchOptions,
     Train,
 )
-from oncequant.progress import console, track
+from oncequant.progress import console
 from oncequant.run_folder import (
     RunSettings,
     check_fingerprint,
     commands_of,
     create_run,
-    note_command,
     open_run,
     preset_for,
+    writing,
 )
 from oncequant.search import SEARCHERS, SearchConfig
 from oncequant.search.measurements import all_costs
+from oncequant.search.supernet import Choice, record_family
 
 
 def main() -> None:
@@ -101,6 +102,7 @@ def main() -> None:
         sys.exit(130)
 
 
+MethodConfig = oqat.Config | qfa.Config | dnas.Config
 METHODS = {"oqat": oqat, "qfa": qfa, "dnas": dnas}  # a module with Config, check_budgets, train and search
 
 
@@ -114,27 +116,33 @@ def run(options: Run) -> None:
         raise UsageError("--qfa.bits: files hold 2 bits and more; 1 is for `oncequant train` and `search`")
     if any(value % 100 == 1 for value in options.train.dnas_options.precisions or ()):
         raise UsageError("--dnas.precisions: files hold inputs of 2 bits and more; 1 is for `oncequant train`")
-    run_dir, settings, data = _train(options.train, options.search.config())
-    _search(run_dir, settings, data, options.search)
-    distributed.leave()
-    if not distributed.is_main():
-        return
-    problems = _export(run_dir, settings, data, ())
-    report(Report(run_dir))
+    _check_packages("onnx", "onnxruntime", "matplotlib")
+    run_dir, settings, data = _prepare(options.train, options.search.config())
+    with writing(run_dir, _command(), data.device):
+        METHODS[settings.method].train(_method_config(settings), settings.model, data, run_dir)
+        _search(run_dir, settings, data, options.search)
+        distributed.leave()
+        if not distributed.is_main():
+            return
+        problems = _export(run_dir, settings, data, ())
+        report(Report(run_dir))
     if problems:
         raise UsageError(problems)
 
 
 def train(options: Train) -> None:
     """`oncequant train`."""
-    _train(options)
+    run_dir, settings, data = _prepare(options, SearchConfig())
+    with writing(run_dir, _command(), data.device):
+        METHODS[settings.method].train(_method_config(settings), settings.model, data, run_dir)
 
 
 def search(options: Search) -> None:
     """`oncequant search`."""
     options.search.config()
     settings, data = _open(options.run, options.data, options.device)
-    _search(options.run, settings, data, options.search)
+    with writing(options.run, _command(), data.device):
+        _search(options.run, settings, data, options.search)
 
 
 def compare(options: Compare) -> None:
@@ -149,9 +157,10 @@ def compare(options: Compare) -> None:
     if options.deployments < 1 or not options.ways:
         raise UsageError("--deployments is at least 1, --ways at least one")
     ways = tuple(dict.fromkeys(options.ways))
-    _, totals = baselines.compare(
-        cfg, settings.model, data, options.run, options.bits, options.deployments, ways, options.evaluations
-    )
+    with writing(options.run, _command(), data.device):
+        _, totals = baselines.compare(
+            cfg, settings.model, data, options.run, options.bits, options.deployments, ways, options.evaluations
+        )
     table = Table(
         "way", "deployments", "training images", "networks", "validation %", "test %", "BitOPs",
         title=f"Networks of {options.bits} bits at equal budgets: means over deployments",
@@ -165,32 +174,28 @@ def compare(options: Compare) -> None:
 
 def evaluate(options: Evaluate) -> None:
     """`oncequant evaluate`."""
-    settings, data = _open(options.run, options.data, options.device, note=False)
+    settings, data = _open(options.run, options.data, options.device)
     cfg = _method_config(settings)
-    arch, stage = options.arch, options.stage
-    family = {entry["name"]: entry for entry in _family(options.run)}
-    if arch in family:
-        stage, values = stage or family[arch]["stage"], family[arch]["arch"]
-    supernet = load_supernet(options.run, stage or cfg.stages[-1], data.device)
-    if arch in ("largest", "smallest"):
-        values = getattr(supernet.space, arch)()
-    elif arch not in family:
-        if not Path(arch).exists():
-            names = ", ".join(["largest", "smallest", *family])
-            raise UsageError(f"architecture {arch!r} is neither a file nor one of {names}")
-        values = read_json(Path(arch))
-    complete = supernet.space.complete(values)
+    stage, supernet, arch = _subnet(options.run, cfg, data.device, options.arch, options.stage)
     calibration = cfg.calibration(data)
     split = getattr(data, options.split)
-    top1 = measure(supernet, complete, calibration, eval_batches(data, split))
-    result = {"stage": stage or cfg.stages[-1], "split": options.split, "images": len(split), "top1": top1}
-    print(json.dumps({**result, **all_costs(supernet.space, complete)}))
+    top1 = measure(supernet, arch, calibration, eval_batches(data, split))
+    result = {"stage": stage, "split": options.split, "images": len(split), "top1": top1}
+    print(json.dumps({**result, **all_costs(supernet.space, arch)}))
 
 
 def export(options: Export) -> None:
     """`oncequant export`."""
+    _check_packages("onnx", "onnxruntime")
     settings, data = _open(options.run, options.data, options.device)
-    if problems := _export(options.run, settings, data, options.names):
+    known = {entry["name"] for entry in _family(options.run)}
+    with writing(options.run, _command(), data.device):
+        names = [
+            _choose(options.run, settings, data, name, options.stage) if name not in known and _is_arch(name) else name
+            for name in options.names
+        ]
+        problems = _export(options.run, settings, data, tuple(names))
+    if problems:
         raise UsageError(problems)
 
 
@@ -258,25 +263,36 @@ HANDLERS = {
 # -- parts that several commands share
 
 
-def _train(options: Train, search_options: SearchConfig | None = None) -> tuple[Path, RunSettings, Data]:
+def _check_packages(*names: str) -> None:
+    """Raise UsageError if exporting and reporting, maybe hours from now, would lack a package."""
+    if missing := [name for name in names if find_spec(name) is None]:
+        raise UsageError(f'this command needs more packages ({", ".join(missing)}): pip install "oncequant[all]"')
+
+
+def _prepare(options: Train, search_options: SearchConfig) -> tuple[Path, RunSettings, Data]:
+    """A run folder ready for training. Whatever can be refused is refused here, before it."""
     if options.tune_allocator:
         done = keep_freed_memory()
         console.print("allocator: " + ("freed memory is kept" if done else "cannot be tuned here, only with glibc"))
-    device, cfg, method = _device(options.device), options.config(), METHODS[options.method]
-    preset = options.model.preset
+    device, cfg = _device(options.device), options.config()
+    source, preset = Path(options.data), options.model.preset
+    is_place = options.data != "digits" and source.exists()
+    suffix = "" if options.method == "oqat" else f"-{options.method}"  # so that methods do not meet in one folder
+    name = source.resolve().name if is_place else source.name
+    run_dir = options.run or Path("runs") / f"{name or 'data'}{suffix}"
+    if is_place and run_dir.resolve().is_relative_to(source.resolve()):
+        raise UsageError(f"{run_dir}: this run folder would lie among the images of {options.data}; give another --run")
+    pixels = native_size(options.data) if preset == "auto" or preset in resnet.PRESETS else 0
     if preset == "auto":
-        preset = "resnet20" if options.method == "dnas" else preset_for(options.data)
+        preset = "resnet20" if options.method == "dnas" else preset_for(pixels)
     if (options.method == "dnas") != (preset in resnet.PRESETS):
         kinds = "dnas has residual networks, oqat and qfa have nano, cifar and imagenet"
         raise UsageError(f"--preset {preset} does not fit --method {options.method}: {kinds}")
     of_model = options.model
     if preset in resnet.PRESETS and not of_model.resolutions and resnet.PRESETS[preset].resolutions == (32,):
-        of_model = replace(of_model, resolutions=(min(32, max(8, native_size(options.data))),))
-    suffix = "" if options.method == "oqat" else f"-{options.method}"  # so that methods do not meet in one folder
-    run_dir = options.run or Path("runs") / f"{Path(options.data).name or 'data'}{suffix}"
-    source = Path(options.data)
+        of_model = replace(of_model, resolutions=(min(32, max(8, pixels)),))
     settings = RunSettings(
-        data=str(source.resolve()) if source.exists() else options.data,  # a folder is found from anywhere
+        data=str(source.resolve()) if is_place else options.data,  # a folder is found from anywhere
         preset=preset,
         model=of_model.config(preset, 2, 1),  # for its resolution; classes and channels are known with the images
         method=options.method,
@@ -290,9 +306,8 @@ def _train(options: Train, search_options: SearchConfig | None = None) -> tuple[
     )
     data = settings.load_data(device)
     settings = replace(settings, model=of_model.config(preset, len(data.classes), data.channels))
-    method.check_budgets(cfg, search_options or SearchConfig(), settings.model)
+    METHODS[options.method].check_budgets(cfg, search_options, settings.model)
     distributed.from_main(lambda: create_run(run_dir, settings, data, _command()))
-    distributed.from_main(lambda: note_command(run_dir, _command(), device))
     counts = f"{len(data.train)} training, {len(data.validation)} validation, {len(data.test)} test images"
     console.print(
         f"{data.name}: {len(data.classes)} classes, {counts}; preset {preset}; run folder {run_dir}", soft_wrap=True
@@ -301,7 +316,11 @@ def _train(options: Train, search_options: SearchConfig | None = None) -> tuple[
         console.print(
             "training images are mirrored at random; use --flip False where that changes the label", soft_wrap=True
         )
-    method.train(cfg, settings.model, data, run_dir)
+    if pixels >= 2 * data.size:
+        console.print(
+            f"images of {pixels} px are scaled to {data.size} px: --preset imagenet or larger --resolutions show more",
+            soft_wrap=True,
+        )
     return run_dir, settings, data
 
 
@@ -324,49 +343,58 @@ def _search(run_dir: Path, settings: RunSettings, data: Data, options: SearchOpt
 
 
 def _export(run_dir: Path, settings: RunSettings, data: Data, names: tuple[str, ...]) -> str:
-    """Export and verify chosen subnets; rows of exports.json are written as they come. Returns what is wrong, or ""."""
-    try:
-        from oncequant.export.verify import VerificationError, export_network
-    except ImportError as error:
-        raise UsageError(f'exporting needs more packages ({error.name}): pip install "oncequant[export]"') from error
+    """Export and verify chosen subnets, all without `names`. Returns what is wrong with the files, or ""."""
+    from oncequant.export.chosen import export_chosen
 
-    family = {entry["name"]: entry for entry in _family(run_dir)}
+    family = [entry["name"] for entry in _family(run_dir)]
     if unknown := [name for name in names if name not in family]:
         listed = ", ".join(family) or "none yet: run `oncequant search` first"
         raise UsageError(f"no chosen subnet is called {unknown[0]!r}; there are: {listed}")
+    rows = export_chosen(run_dir, names or family, _method_config(settings).calibration(data), data)
+    _print_exports(rows)
+    return "; ".join(f"{row['name']} cannot be trusted: {'; '.join(p)}" for row in rows if (p := row["problems"]))
+
+
+def _is_arch(text: str) -> bool:
+    """Whether this stands for an architecture by itself, not as the name of a chosen subnet."""
+    return text in ("largest", "smallest") or Path(text).is_file()
+
+
+def _subnet(
+    run_dir: Path, cfg: MethodConfig, device: torch.device, text: str, stage: str | None
+) -> tuple[str, Network, Arch]:
+    """Stage, supernet and architecture of a chosen subnet, a JSON file, "largest" or "smallest"."""
+    family = {entry["name"]: entry for entry in _family(run_dir)}
+    if text not in family and not _is_arch(text):
+        names = ", ".join(["largest", "smallest", *family])
+        raise UsageError(f"architecture {text!r} is neither a file nor one of {names}")
+    stage = stage or (family[text]["stage"] if text in family else cfg.stages[-1])
+    supernet = load_supernet(run_dir, stage, device)
+    if text in family:
+        values = family[text]["arch"]
+    elif text in ("largest", "smallest"):
+        values = getattr(supernet.space, text)()
+    else:
+        try:
+            values = Arch.from_json(Path(text).read_text())
+        except ValueError as error:
+            raise UsageError(f"{text}: {error}") from error
+    return stage, supernet, supernet.space.complete(values)
+
+
+def _choose(run_dir: Path, settings: RunSettings, data: Data, text: str, stage: str | None) -> str:
+    """Measure an architecture and add it to the chosen subnets. Returns its name there."""
     cfg = _method_config(settings)
-    calibration = cfg.calibration(data)
-    path = run_dir / "exports.json"
-    rows = {row["name"]: row for row in read_records(path)}
-    # a name may stand for another network after a new search
-    rows = {name: row for name, row in rows.items() if name in family and row.get("arch") == family[name]["arch"]}
-    wanted = names or tuple(family)
+    stage, supernet, arch = _subnet(run_dir, cfg, data.device, text, stage)
+    name = f"{stage}-{Path(text).stem}"
+    calibration, widths = cfg.calibration(data), getattr(supernet.config, "weight_bits", ())
 
-    def shown(batches: Batches, done: int) -> Batches:
-        """The same batches; the bar shows how many images of all networks are done."""
-        for images, labels in batches:
-            yield images, labels
-            done += len(labels)
-            bar(done, {})
+    def top1(split: Split) -> float:
+        return measure(supernet, arch, calibration, eval_batches(data, split))
 
-    with track("verify files", len(wanted) * len(data.test)) as bar:
-        for done, name in enumerate(wanted):
-            entry = family[name]
-            supernet = load_supernet(run_dir, entry["stage"], data.device)
-            arch = supernet.space.complete(entry["arch"])
-            subnet = calibrated_subnet(supernet, arch, calibration)
-            folder = run_dir / "exports" / name
-            images = shown(eval_batches(data, data.test), done * len(data.test))
-            preprocessing = (data.mean, data.std, data.classes)
-            try:
-                found = asdict(export_network(subnet, arch, *preprocessing, calibration, images, folder))
-            except VerificationError:  # its findings are in the file and at the end of this command
-                found = read_json(folder / "verification.json")
-            place = {"stage": entry["stage"], "arch": entry["arch"], "folder": f"exports/{name}"}
-            rows[name] = {"name": name, **place, **found}
-            write_json(path, list(rows.values()))
-    _print_exports([rows[name] for name in wanted])
-    return "; ".join(f"{name} cannot be trusted: {'; '.join(p)}" for name in wanted if (p := rows[name]["problems"]))
+    choice = Choice(name, stage, arch, top1(data.validation), widths[0] if len(widths) == 1 else None)
+    record_family(run_dir, [choice], {stage: supernet.space}, lambda _: top1(data.test), set())
+    return name
 
 
 def _print_exports(rows: list[dict]) -> None:
@@ -385,18 +413,16 @@ def _command() -> str:
     return shlex.join(["oncequant", *sys.argv[1:]])
 
 
-def _open(run_dir: Path, data: str | None, device: Device, note: bool = True) -> tuple[RunSettings, Data]:
-    """Settings and images of a run; `note` the command if it changes the folder."""
+def _open(run_dir: Path, data: str | None, device: Device) -> tuple[RunSettings, Data]:
+    """Settings and images of a run."""
     settings = open_run(run_dir)
     settings = replace(settings, data=data or settings.data)
     data = settings.load_data(_device(device))
     check_fingerprint(run_dir, data)
-    if note:
-        distributed.from_main(lambda: note_command(run_dir, _command(), data.device))
     return settings, data
 
 
-def _method_config(settings: RunSettings) -> oqat.Config | qfa.Config | dnas.Config:
+def _method_config(settings: RunSettings) -> MethodConfig:
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.method_config.items()}
     return METHODS[settings.method].Config(**values)
 

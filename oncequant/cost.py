@@ -11,6 +11,7 @@ A new hardware cost model is one function `specs -> number` and one line in `COS
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 
 from oncequant.arch import LayerSpec, Number
 
@@ -131,7 +132,7 @@ class Budget:
                 f"budget {text!r}: write COST<=NUMBER with an optional k, M, G or T, COST one of {', '.join(COSTS)}; "
                 'for example "bitops<=1.2G"'
             )
-        return Budget(match[1], float(match[2]) * _SUFFIX[match[3]])
+        return Budget(match[1], float(Decimal(match[2]) * _SUFFIX[match[3]]))
 
     def holds(self, specs: Specs) -> Number:
         """True where the architecture (or each of a batch) is within the budget."""

@@ -20,7 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from oncequant.sources import CHUNK, GREY_MODES, DataError, Records, decode, open_source, random_boxes
+from oncequant.images import GREY_MODES, DataError, random_boxes
+from oncequant.progress import console
+from oncequant.sources import CHUNK, Records, decode, open_source
 
 CROPS = ("auto", "pad", "resized", "none")
 HEADER_SAMPLE = 256  # images whose headers decide between 1 and 3 channels when reading all headers costs too much
@@ -115,7 +117,7 @@ def native_size(source: str | tuple) -> int:
     """Median shorter side, in pixels, of a sample of 64 training images (headers only).
 
     Raises `DataError` if the source cannot be opened."""
-    records = open_source(source)[1]["train"]
+    records = open_source(source).splits["train"]
     return int(np.median(list(records.map(_spread(len(records), 64), lambda _, image: min(image.size)))))
 
 
@@ -144,7 +146,10 @@ def load_data(
         given = f"size={size}, validation_fraction={validation_fraction}, test_fraction={test_fraction}"
         raise DataError(f"size must be 2 or more and both fractions above 0 with a sum below 1, not {given}")
     device = torch.device(device)
-    name, splits = open_source(source)
+    opened = open_source(source)
+    name, splits = opened.name, opened.splits
+    for note in opened.notes:
+        console.print(note, soft_wrap=True)
     classes, labels = _classes(name, splits)
     missing = {"test": test_fraction, "validation": validation_fraction}
     rows = _carve(labels["train"], classes, {s: f for s, f in missing.items() if s not in labels}, seed)
@@ -221,7 +226,10 @@ def _carve(labels: Tensor, classes: tuple[str, ...], fractions: dict[str, float]
     if (counts <= taken).any():
         worst = (counts - taken).argmin()
         wanted = " and ".join(f"{fraction:.0%} for {split}" for split, fraction in fractions.items())
-        raise DataError(f"class {classes[worst]!r} has too few training images, {counts[worst]}: {wanted} leaves none")
+        raise DataError(
+            f"class {classes[worst]!r} has too few training images, {counts[worst]}: {wanted} leaves none; add "
+            "some, or take the class away"
+        )
     return rows | {"train": (ranks >= taken[labels]).nonzero().flatten()}
 
 
@@ -333,11 +341,15 @@ def train_batches(
 
 
 def _one_line_errors(fetched: Iterable[Tensor]) -> Iterator[Tensor]:
-    """The same batches; an error that a loader worker wraps in its traceback becomes its last line again."""
+    """The same batches; an error that a loader worker wraps in its traceback becomes its last line again, and says how
+    to go on: training may have taken hours by then."""
     try:
         yield from fetched
     except DataError as error:
-        raise DataError(str(error).strip().splitlines()[-1].rpartition("DataError: ")[2]) from None
+        line = str(error).strip().splitlines()[-1].rpartition("DataError: ")[2]
+        raise DataError(
+            f"{line}; put a readable image in its place to go on (without it, splits would change)"
+        ) from None
 
 
 def _plan(data: Data, batch_size: int, seed: int, step: int) -> Iterator[tuple[int, Tensor]]:

@@ -44,13 +44,6 @@ class Quantizers:
         return {pair: slot for slot, pair in enumerate(pairs)} if self.per_bits else None
 
 
-def resize(images: Tensor, resolution: int) -> Tensor:  # (N, C, S, S) -> (N, C, R, R)
-    """Square images at another resolution, bilinear with antialiasing; the identity at their own."""
-    if images.shape[-1] == resolution:
-        return images
-    return F.interpolate(images, (resolution, resolution), mode="bilinear", antialias=True)
-
-
 class ElasticConv(nn.Module):
     """Convolution with elastic channels and kernel, quantized weights and input, and batch norm.
 

@@ -7,7 +7,7 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
@@ -105,14 +105,32 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def append_line(path: Path, value: dict[str, Any]) -> None:
-    """Append one JSON line and push it to the disk."""
+    """Append one JSON line and push it to the disk; a line that a kill or a full disk cut off before it goes.
+
+    Raises FileError."""
     try:
-        with open(path, "a") as file:
-            file.write(json.dumps(value) + "\n")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a+b") as file:
+            _cut_partial_line(file)
+            file.write(json.dumps(value).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
         raise FileError(f"cannot append to {path}: {error.strerror or error}") from error
+
+
+def _cut_partial_line(file: BinaryIO) -> None:
+    """Cut off what follows the last line end, and go to the end."""
+    size = end = file.seek(0, os.SEEK_END)
+    while end:
+        start = max(0, end - 65536)
+        file.seek(start)
+        if (found := file.read(end - start).rfind(b"\n")) >= 0:
+            end = start + found + 1
+            break
+        end = start
+    if end < size:
+        file.truncate(end)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -238,7 +238,10 @@ class Export:
 
     run: RunFolder
     names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """Names of chosen subnets; default all of them."""
+    """Names of chosen subnets; default all of them. A JSON file with an architecture (as the report shows it), largest
+    or smallest is measured, chosen as STAGE-NAME and exported."""
+    stage: str | None = None
+    """For those: float, 4bit, mixed, ...; default the last supernet (the lowest bit-width)."""
     data: str | None = None
     """Where the run's images are now, if they have moved."""
     device: Device = "auto"

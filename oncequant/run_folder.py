@@ -8,11 +8,14 @@ measurements.jsonl  every subnet that a search measured
 family.json         the subnets chosen, with their test accuracy
 exports/            their files; exports.json what verification found
 report/             index.html, pictures, tables
+.lock               held by the command that changes the folder
 """
 
 import json
 import platform
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, fields
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -20,11 +23,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from oncequant import distributed
-from oncequant.data import Data, load_data, native_size
+from oncequant.data import Data, load_data
 from oncequant.files import FileError, append_line, read_object, read_records, write_json
 from oncequant.models import ModelConfig, config_from_json, config_to_json, model_name
+
+LOCK_SECONDS = 10  # as long as a folder may stay locked after a kill: loader workers outlive their process by five
 
 
 @dataclass(frozen=True)
@@ -58,9 +64,9 @@ class RunSettings:
         )
 
 
-def preset_for(source: str) -> str:
-    """The preset for images of this size: nano up to 20 px (median shorter side), else cifar. Raises DataError."""
-    return "nano" if native_size(source) <= 20 else "cifar"
+def preset_for(pixels: int) -> str:
+    """The preset for images with this median shorter side: nano up to 20 px, else cifar."""
+    return "nano" if pixels <= 20 else "cifar"
 
 
 def create_run(run_dir: Path, settings: RunSettings, data: Data, command: str) -> None:
@@ -149,7 +155,29 @@ def open_run(run_dir: Path) -> RunSettings:
         raise FileError(f"{run_dir / 'run.json'}: {error}") from error
 
 
-def note_command(run_dir: Path, command: str, device: torch.device) -> None:
+@contextmanager
+def writing(run_dir: Path, command: str, device: torch.device) -> Iterator[None]:
+    """Note a command that changes a run folder; until it ends no other may. All processes enter, the main one acts.
+
+    Raises FileError if another command is at work there."""
+    lock = FileLock(run_dir / ".lock", timeout=LOCK_SECONDS)
+
+    def begin() -> None:
+        try:
+            lock.acquire()
+        except Timeout:
+            message = f"{run_dir}: another oncequant command works in this folder; wait for its end, or give another"
+            raise FileError(message) from None
+        _note_command(run_dir, command, device)
+
+    distributed.from_main(begin)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _note_command(run_dir: Path, command: str, device: torch.device) -> None:
     """Append a command to commands.jsonl, unless it is the one before again (a run that goes on). Raises FileError."""
     path = run_dir / "commands.jsonl"
     made_by = {"version": version("oncequant"), "commit": _commit(), "device": device_name(device)}

@@ -1,50 +1,40 @@
-"""Where images come from: digits, class folders, parquet, the hub, Python datasets; and how one is decoded.
+"""Where images come from: digits, class folders, parquet, the hub, Python datasets.
 
-A source is opened as `Records`, rows of a split that are not decoded yet. Images leave Pillow as uint8 squares of side
-S with 1 channel (if every image is greyscale) or 3; transparency becomes white, 16-bit values are divided by 257, EXIF
-orientation is applied.
+A source is opened as `Records`, rows of a split that are not decoded yet.
 """
 
 from __future__ import annotations
 
-import io
-import math
 import operator
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from oncequant.progress import console
+from oncequant.images import DataError, open_image, square
 
 SPLIT_NAMES = {  # compared in lower case
     **dict.fromkeys(["train", "training"], "train"),
     **dict.fromkeys(["validation", "valid", "val", "dev"], "validation"),
     **dict.fromkeys(["test", "testing"], "test"),
 }
-EXTENSIONS = frozenset(".jpg .jpeg .png .bmp .gif .webp .tif .tiff .ppm .pgm .pbm .jp2 .avif".split())
-GREY_MODES = frozenset(["1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N", "F"])
+EXTENSIONS = frozenset(".jpg .jpeg .jpe .jfif .png .bmp .gif .webp .tif .tiff .ppm .pgm .pbm .jp2 .avif".split())
 ACCEPTED = (
     "accepted are 'digits', a folder of class folders (directly inside, or below train/ and optionally validation/ and "
-    "test/), a folder with train-*.parquet, or the name of a Hugging Face hub dataset such as 'uoft-cs/cifar10'"
+    "test/), a folder with train-*.parquet or train/*.parquet, or the name of a Hugging Face hub dataset such as "
+    "'uoft-cs/cifar10'"
 )
 CHUNK = 64  # rows fetched and decoded together
-
-
-class DataError(ValueError):
-    """The user's data cannot be used; the message names the file, class or split."""
-
-
-# ------------------------------------------------------------------ sources: rows that are not decoded yet
 
 
 @dataclass(frozen=True)
@@ -79,7 +69,7 @@ class Records:
 
         def act(position: int, row: int, raw: Any) -> Any:
             try:
-                with _open(raw) as image:
+                with open_image(raw) as image:
                     return action(position, image)
             except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, EOFError, struct.error, ...
                 path = raw.get("path") if isinstance(raw, dict) else raw if isinstance(raw, str) else ""
@@ -96,10 +86,32 @@ class Records:
                 yield from pool.map(act, range(start, start + len(chunk)), chunk, raw)
 
 
-def open_source(source: Any) -> tuple[str, dict[str, Records]]:
-    """Name and undecoded splits of a source; "train" is always among them."""
+def decode(records: Records, rows: Tensor, channels: int, size: int, uniform: Tensor | None = None) -> Tensor:
+    """Images of some rows, centred or (with `uniform` (n, 4)) randomly cropped: uint8 (n, C, S, S) on the CPU."""
+    out = np.empty((len(rows), channels, size, size), np.uint8)
+
+    def render(position: int, image: Image.Image) -> None:
+        out[position] = square(image, channels, size, None if uniform is None else uniform[position].numpy())
+
+    for _ in records.map(rows, render):
+        pass
+    return torch.from_numpy(out)
+
+
+@dataclass(frozen=True)
+class Source:
+    """An opened source; "train" is always among its splits."""
+
+    name: str
+    splits: dict[str, Records]
+    notes: tuple[str, ...] = ()
+    """What of it is not used, for the user."""
+
+
+def open_source(source: Any) -> Source:
+    """Find the undecoded splits of a source, see `oncequant.data.load_data`. Raises DataError."""
     if isinstance(source, tuple):
-        splits, name = _python_datasets(source), type(source[0]).__name__
+        opened = Source(type(source[0]).__name__, _python_datasets(source))
     elif not isinstance(source, (str, os.PathLike)):
         raise DataError(f"a source is text or a tuple of three Python datasets, not a {type(source).__name__}")
     elif (source := os.fspath(source)) == "digits":
@@ -107,22 +119,25 @@ def open_source(source: Any) -> tuple[str, dict[str, Records]]:
 
         digits = load_digits()
         pixels = (digits.images * (255 / 16)).round().astype(np.uint8)  # (1797, 8, 8)
-        name, splits = source, _python_datasets((list(zip(pixels, digits.target.tolist())), None, None))
+        opened = Source(source, _python_datasets((list(zip(pixels, digits.target.tolist())), None, None)))
     elif (folder := Path(source).expanduser()).is_dir():
-        name = folder.resolve().name
-        parquet = sorted(folder.glob("*.parquet")) or sorted(folder.glob("data/*.parquet"))
-        splits = _parquet(folder, parquet) if parquet else _class_folders(folder)
+        name, parquet = folder.resolve().name, _parquet_splits(folder)
+        if parquet:
+            opened = Source(name, _load(str(folder), "parquet", data_files=parquet))
+        else:
+            opened = Source(name, *_class_folders(folder))
     elif not folder.exists() and re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", source):
-        name, splits = source, _load(f"{source!r} is no folder here, and as a hub dataset it", source)
+        opened = Source(source, _load(f"{source!r} is no folder here, and as a hub dataset it", source))
     else:
         raise DataError(f"{source}: not a folder and not the name of a dataset; {ACCEPTED}")
+    name, splits = opened.name, opened.splits
     if "train" not in splits:
         raise DataError(f"{name}: there is no train split, only {', '.join(splits)}")
     splits = {split: splits[split] for split in ("train", "validation", "test") if split in splits}
     for split, records in splits.items():
         if not len(records):
             raise DataError(f"{name}: the {split} split has no images")
-    return name, splits
+    return replace(opened, splits=splits)
 
 
 def _python_datasets(source: tuple) -> dict[str, Records]:
@@ -138,22 +153,18 @@ def _python_datasets(source: tuple) -> dict[str, Records]:
     return {split: Records(split, rows, 0, 1, names) for split, rows in given.items()}
 
 
-def _class_folders(root: Path) -> dict[str, Records]:
-    roots = {"train": root}
-    inside = _folders(root)
-    # A folder named "train" full of images is a class (of vehicles, say); one that holds folders is a split.
-    splits_of = {f: SPLIT_NAMES.get(f.name.lower()) for f in inside}
-    if all(splits_of.values()) or any(split == "train" and _folders(f) for f, split in splits_of.items()):
-        named = [f for f, split in splits_of.items() if split]
-        roots = {splits_of[f]: f for f in named} or roots
-        if len(named) > len(roots):
-            raise DataError(f"{root}: two of {', '.join(f.name for f in named)} name the same split")
-        if named and (left := [f.name for f in inside if f not in named]):
-            console.print(
-                f"{root}: {', '.join(left)} left out, since {', '.join(f.name for f in named)} are its splits",
-                soft_wrap=True,
-            )
-    files = {split: _class_files(folder) for split, folder in roots.items()}  # split -> {class: paths}
+# ------------------------------------------------------------------ class folders
+
+
+def _class_folders(root: Path) -> tuple[dict[str, Records], tuple[str, ...]]:
+    """Splits of class folders, and notes on what is left out."""
+    roots, notes = _split_folders(root)
+    files = {}  # split -> {class: paths}
+    for split, folder in roots.items():
+        files[split], ignored = _class_files(folder)
+        if ignored:
+            kinds = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in ignored.most_common())
+            notes.append(f"{folder}: files that are no images by their names are left out: {kinds}")
     names = sorted({name for classes in files.values() for name in classes})
     datasets = _datasets()
     features = datasets.Features(image=datasets.Value("string"), label=datasets.ClassLabel(names=names))
@@ -164,24 +175,74 @@ def _class_folders(root: Path) -> dict[str, Records]:
         # A table and not a list: loader workers share the memory of a million paths.
         table = datasets.Dataset.from_dict(columns, features)
         splits[split] = Records(split, table, "image", "label", tuple(names))
-    return splits
+    return splits, tuple(notes)
 
 
-def _class_files(root: Path) -> dict[str, list[str]]:
-    """Class name to the sorted paths of its images, at any depth."""
+def _split_folders(root: Path) -> tuple[dict[str, Path], list[str]]:
+    """The folder of class folders of each split, and notes on what is left out."""
+    inside, notes = _folders(root), []
+    # A folder named "train" full of images is a class (of vehicles, say); one that holds folders is a split.
+    splits_of = {f: SPLIT_NAMES.get(f.name.lower()) for f in inside}
+    if not inside or not (
+        all(splits_of.values()) or any(split == "train" and _folders(f) for f, split in splits_of.items())
+    ):
+        return {"train": root}, notes
+    named = {folder: split for folder, split in splits_of.items() if split}
+    roots = {split: folder for folder, split in named.items()}
+    if len(named) > len(roots):
+        raise DataError(f"{root}: two of {', '.join(f.name for f in named)} name the same split")
+    if left := [f.name for f in inside if f not in named]:
+        notes.append(f"{root}: {', '.join(left)} left out, since {', '.join(f.name for f in named)} are its splits")
+    for split, folder in list(roots.items()):
+        if split != "train" and not _folders(folder) and any(is_image(path.name) for path in folder.iterdir()):
+            notes.append(f"{folder} left out: its images are in no class folders, so they have no labels")
+            del roots[split]
+    return roots, notes
+
+
+def _class_files(root: Path) -> tuple[dict[str, list[str]], Counter[str]]:
+    """Class name to the sorted paths of its images, at any depth; the suffixes of all other files."""
     if not (folders := _folders(root)):
         raise DataError(f"{root}: holds no class folders and no *.parquet files; {ACCEPTED}")
-    classes = {}
+    classes, ignored = {}, Counter()
     for folder in folders:
         found = []
-        for parent, below, files in os.walk(folder, followlinks=True):
-            below[:] = [name for name in below if not name.startswith(".")]
-            images = (f for f in files if f[0] != "." and os.path.splitext(f)[1].lower() in EXTENSIONS)
-            found += [os.path.join(parent, file) for file in images]
+        for path in _files(folder):
+            if is_image(path):
+                found.append(path)
+            else:
+                ignored[os.path.splitext(path)[1].lower()] += 1
         if not found:
             raise DataError(f"{folder}: this class folder holds no images ({' '.join(sorted(EXTENSIONS))})")
+        for path in found:
+            try:
+                path.encode()
+            except UnicodeEncodeError:
+                raise DataError(f"{path!r}: this name is not in UTF-8; rename it") from None
         classes[folder.name] = sorted(found)
-    return classes
+    return classes, ignored
+
+
+def is_image(name: str) -> bool:
+    """Whether a file is an image by its name."""
+    return os.path.splitext(name)[1].lower() in EXTENSIONS
+
+
+def _files(folder: Path) -> Iterator[str]:
+    """Files of a folder at any depth without hidden ones; links are followed, but into every folder once."""
+
+    def refuse(error: OSError) -> None:
+        raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from error
+
+    seen = set()
+    for parent, below, files in os.walk(folder, followlinks=True, onerror=refuse):
+        place = os.path.realpath(parent)
+        if place in seen:
+            below.clear()
+            continue
+        seen.add(place)
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        yield from (os.path.join(parent, file) for file in files if not file.startswith("."))
 
 
 def _folders(root: Path) -> list[Path]:
@@ -197,14 +258,29 @@ def _datasets() -> Any:
     return datasets
 
 
-def _parquet(root: Path, files: list[Path]) -> dict[str, Records]:
-    groups: dict[str, list[str]] = {}
+# ------------------------------------------------------------------ tables
+
+
+def _parquet_splits(root: Path) -> dict[str, list[str]]:
+    """Parquet files by split, as the hub names them: train-*.parquet, NAME/train-*.parquet or train/*.parquet.
+
+    {} where there are none, or only some that name no split beside folders, which may be classes."""
+    files = sorted(root.glob("*.parquet")) or sorted(root.glob("*/*.parquet"))
+    splits, folders = {}, set()
     for file in files:
-        if split := SPLIT_NAMES.get(re.split(r"[-_.]", file.name)[0].lower()):
-            groups.setdefault(split, []).append(str(file))
-    if "train" not in groups:
-        raise DataError(f"{root}: there is no train-*.parquet, only {', '.join(file.name for file in files)}")
-    return _load(str(root), "parquet", data_files=groups)
+        own, above = (SPLIT_NAMES.get(re.split(r"[-_.]", name)[0].lower()) for name in (file.name, file.parent.name))
+        above = above if file.parent != root else None
+        if own or above:
+            splits.setdefault(own or above, []).append(str(file))
+            folders |= {file.parent.name} if not above else set()
+    if not splits and (not files or _folders(root)):
+        return {}
+    if "train" not in splits:
+        names = ", ".join(str(file.relative_to(root)) for file in files)
+        raise DataError(f"{root}: there is no train-*.parquet, only {names}")
+    if len(folders) > 1:
+        raise DataError(f"{root}: {', '.join(sorted(folders))} hold a data set each: give one of these folders")
+    return splits
 
 
 def _load(what: str, *args: Any, **kwargs: Any) -> dict[str, Records]:
@@ -238,96 +314,3 @@ def _table(split: str, table: Any) -> Records:
         table = table.cast_column(image, datasets.Image(decode=False))
     names = tuple(getattr(features[label], "names", None) or ())
     return Records(split, table.select_columns([image, label]), image, label, names)
-
-
-# ------------------------------------------------------------------ decoding one image
-
-
-def _open(raw: Any) -> Image.Image:
-    """PIL image of one raw row; of an encoded one only the header has been read."""
-    if isinstance(raw, dict):
-        raw = raw.get("path") if raw.get("bytes") is None else io.BytesIO(raw["bytes"])
-    if isinstance(raw, (str, io.BytesIO)):
-        return Image.open(raw)
-    if isinstance(raw, Image.Image):
-        return raw.copy()  # what follows works in place, and the image belongs to the user
-    if not isinstance(raw, (np.ndarray, Tensor)):
-        raise DataError(f"an image must be a PIL image, an array or a tensor, not {type(raw).__name__}")
-    array = raw.detach().cpu().numpy() if isinstance(raw, Tensor) else raw
-    if array.ndim == 3:
-        # Tensors are channels first and arrays channels last by custom; only 3 x 3 images leave the choice to custom.
-        first, last = array.shape[0] in (1, 3, 4), array.shape[-1] in (1, 3, 4)
-        if first and (isinstance(raw, Tensor) or not last):
-            array = array.transpose(1, 2, 0)
-        elif not last:
-            raise DataError(f"an image of shape {array.shape} is none of HxW, HxWxC and CxHxW with 1, 3 or 4 channels")
-        array = array[:, :, 0] if array.shape[2] == 1 else array
-    elif array.ndim != 2:
-        raise DataError(f"an image of shape {array.shape} is none of HxW, HxWxC and CxHxW")
-    return Image.fromarray(np.ascontiguousarray(_eight_bits(array)))
-
-
-def _eight_bits(array: np.ndarray) -> np.ndarray:
-    if array.dtype == np.uint8:
-        return array
-    if array.dtype == bool:
-        return array.astype(np.uint8) * 255
-    if array.dtype.kind == "u" and array.dtype.itemsize == 2:
-        return (array.astype(np.float32) / 257).round().astype(np.uint8)
-    if array.dtype.kind != "f":
-        raise DataError(f"pixels must be uint8, uint16 or float, not {array.dtype}")
-    low, high = array.min(), array.max()
-    if not (low >= -1e-3 and high <= 1.001):  # also true of NaN; the slack is for interpolated images
-        raise DataError(f"float pixels must lie in [0, 1], not [{low:g}, {high:g}]: normalising is done here")
-    return (array.clip(0, 1) * 255).round().astype(np.uint8)
-
-
-def _flatten(image: Image.Image, channels: int) -> Image.Image:
-    """Any Pillow mode to "L" or "RGB"."""
-    if image.mode == "I":  # how Pillow opens some 16-bit files
-        image = Image.fromarray(_eight_bits(np.asarray(image).clip(0, 65535).astype(np.uint16)))
-    elif image.mode == "F" or image.mode.startswith("I;16"):
-        image = Image.fromarray(_eight_bits(np.asarray(image)))
-    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("L" if channels == 1 else "RGB")
-
-
-def random_boxes(uniform: np.ndarray, aspect: float) -> np.ndarray:
-    """Crops of 1/4 to all of the area with sides in ratio 3/4 to 4/3: from 4 numbers in [0, 1) each, (4, ...), their
-    left, top, right and bottom (4, ...) as fractions of an image with width / height = `aspect`."""
-    area, ratio = 0.25 + 0.75 * uniform[0], (4 / 3) ** (2 * uniform[1] - 1)
-    width, height = np.minimum(1, np.sqrt(area * ratio / aspect)), np.minimum(1, np.sqrt(area * aspect / ratio))
-    left, top = uniform[2] * (1 - width), uniform[3] * (1 - height)
-    return np.stack([left, top, left + width, top + height])
-
-
-def _box(width: int, height: int, uniform: np.ndarray | None) -> tuple[float, float, float, float]:
-    """Pixels to keep: the square in the centre, or a random crop."""
-    if uniform is None:
-        side = min(width, height)
-        left, top = (width - side) // 2, (height - side) // 2
-        return left, top, left + side, top + side
-    left, top, right, bottom = random_boxes(uniform, width / height).tolist()
-    return left * width, top * height, min(right * width, width), min(bottom * height, height)
-
-
-def decode(records: Records, rows: Tensor, channels: int, size: int, uniform: Tensor | None = None) -> Tensor:
-    """Images of some rows, centred or (with `uniform` (n, 4)) randomly cropped: uint8 (n, C, S, S) on the CPU."""
-    out = np.empty((len(rows), channels, size, size), np.uint8)
-
-    def render(position: int, image: Image.Image) -> None:
-        numbers = None if uniform is None else uniform[position].numpy()
-        left, top, right, bottom = _box(*image.size, numbers)
-        shrink = min(right - left, bottom - top) / size
-        if shrink >= 2:  # JPEG decodes to 1/2, 1/4 or 1/8 of the size in a fraction of the time; others ignore this
-            image.draft(image.mode, (math.ceil(image.size[0] / shrink), math.ceil(image.size[1] / shrink)))
-        ImageOps.exif_transpose(image, in_place=True)
-        box = _box(*image.size, numbers)  # again: draft and orientation changed the size
-        image = _flatten(image, channels).resize((size, size), Image.Resampling.BILINEAR, box)
-        out[position] = np.asarray(image).reshape(size, size, channels).transpose(2, 0, 1)
-
-    for _ in records.map(rows, render):
-        pass
-    return torch.from_numpy(out)

@@ -23,7 +23,7 @@ from tables import over_seeds, publish
 
 from oncequant.arch import Arch
 from oncequant.checkpoint import load_supernet
-from oncequant.data import calibration_batches, eval_batches
+from oncequant.data import calibration_batches, eval_batches, native_size
 from oncequant.evaluate import measure
 from oncequant.files import read_json, write_json
 from oncequant.methods import oqat
@@ -55,7 +55,7 @@ def main(options: Options) -> None:
     if options.summarise:
         return summarise(options.out, options.summarise)
     cfg = replace(options.training, bit_schedule=(4, 3, 2))
-    preset = options.model.preset if options.model.preset != "auto" else preset_for(options.data)
+    preset = options.model.preset if options.model.preset != "auto" else preset_for(native_size(options.data))
     model = options.model.config(preset, 2, 1)
     settings = RunSettings(options.data, preset, model, "oqat", {}, cfg.seed, 0.15, 0.2, None, options.max_train)
     data = settings.load_data("cpu")

@@ -21,7 +21,7 @@ import tyro
 from tables import over_seeds, publish
 
 from oncequant.checkpoint import load_supernet
-from oncequant.data import calibration_batches, eval_batches, load_data
+from oncequant.data import calibration_batches, eval_batches, load_data, native_size
 from oncequant.evaluate import measure
 from oncequant.files import read_json, write_json
 from oncequant.methods import oqat
@@ -57,7 +57,7 @@ def main(options: Options) -> None:
     if options.summarise:
         return summarise(options.out, options.summarise)
     cfg = options.training
-    preset = options.model.preset if options.model.preset != "auto" else preset_for(options.data)
+    preset = options.model.preset if options.model.preset != "auto" else preset_for(native_size(options.data))
     resolutions = options.model.resolutions or PRESETS[preset].resolutions
     data = load_data(options.data, size=max(resolutions), seed=cfg.seed)
     base = options.model.config(preset, len(data.classes), data.channels)

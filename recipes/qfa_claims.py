@@ -27,7 +27,7 @@ from tables import over_seeds, publish
 
 from oncequant.arch import FLOAT_BITS, Arch
 from oncequant.checkpoint import load_supernet, save_supernet
-from oncequant.data import Data, eval_batches
+from oncequant.data import Data, eval_batches, native_size
 from oncequant.evaluate import accuracy, calibrated_subnet
 from oncequant.files import read_json, write_json
 from oncequant.methods import qfa
@@ -87,7 +87,7 @@ def main(options: Options) -> None:
     if options.summarise:
         return summarise(options.out, options.part, options.summarise)
     base = qfa.Config(**vars(options.training), learned_offsets=1.0)
-    preset = options.model.preset if options.model.preset != "auto" else preset_for(options.data)
+    preset = options.model.preset if options.model.preset != "auto" else preset_for(native_size(options.data))
     model = options.model.config(preset, 2, 1)
     settings = RunSettings(options.data, preset, model, "qfa", {}, base.seed, 0.15, 0.2, None, options.max_train)
     data = settings.load_data("cpu")

@@ -353,7 +353,7 @@ def test_batch_norm_is_estimated_from_large_batches(sizes, merged):
 
 
 def stem_of(subnet, images, arch):
-    from oncequant.elastic import resize
+    from oncequant.images import resize
 
     spec = subnet.space.layers(arch)["stem"]
     norm, subnet.stem.norm = subnet.stem.norm, None

@@ -1,4 +1,5 @@
 import csv
+import fcntl
 import json
 import shutil
 import subprocess
@@ -7,13 +8,18 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
-from oncequant import cli, progress
+from oncequant import cli, progress, run_folder
 from oncequant.cost import COSTS, Budget, readable
 from oncequant.files import read_json, read_lines
 from oncequant.methods.baselines import uniform_archs
 from oncequant.models.mobilenet_v3 import PRESETS, mobilenet_v3_space, with_bits
+from oncequant.options import Train
+from oncequant.search import SearchConfig
 
 QUICK = ["--epochs", "1", "--float-epochs", "1", "--min-steps", "6", "--evaluations", "6", "--random-subnets", "1"]
 QUICK += ["--calibration-images", "64", "--bit-schedule", "4", "2"]
@@ -366,7 +372,91 @@ def test_an_unwritable_folder_is_a_clear_error(tmp_path, monkeypatch, capsys):
     assert "cannot write" in message and "run.json" in message
 
 
+def test_one_command_at_a_time_works_in_a_folder(digits_run, monkeypatch, capsys):
+    monkeypatch.setattr(run_folder, "LOCK_SECONDS", 0.1)
+    before = read_lines(digits_run / "commands.jsonl")
+    with (digits_run / ".lock").open("a") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        for command in (["search", digits_run], ["export", digits_run]):
+            assert f"{digits_run}: another oncequant command works in this" in fails(monkeypatch, capsys, *command)
+        call(monkeypatch, "info", digits_run)
+    assert read_lines(digits_run / "commands.jsonl") == before
+    call(monkeypatch, "export", digits_run, "float-max")
+
+
+def test_a_line_that_a_full_disk_cut_off_is_mended(digits_run, tmp_path):
+    shutil.copy(digits_run / "run.json", tmp_path)
+    path = tmp_path / "commands.jsonl"
+    for torn in ("", '{"comm', "x" * 200_000):
+        with path.open("a") as file:
+            file.write(torn)
+        for command in ("oncequant a", "oncequant b"):
+            with run_folder.writing(tmp_path, command, torch.device("cpu")):
+                pass
+    assert run_folder.commands_of(tmp_path)[1:] == ["oncequant a", "oncequant b"] * 3
+    assert path.read_text().count("\n") == 6
+
+
+def test_a_run_folder_among_the_images_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(image_folder(tmp_path / "images", 2, 20, 12))
+    assert "runs/images" in fails(monkeypatch, capsys, "train", "--data", ".")
+    assert "--run" in fails(monkeypatch, capsys, "run", "--data", "..", "--run", "here")
+    assert {path.name for path in (tmp_path / "images").iterdir()} == {"class0", "class1"}
+
+
+def test_digits_are_the_bundled_ones_whatever_lies_here(tmp_path, monkeypatch):
+    image_folder(tmp_path / "digits", 2, 20, 48)
+    monkeypatch.chdir(tmp_path)
+    _, settings, data = cli._prepare(Train(), SearchConfig())
+    assert (settings.data, data.name, len(data.classes)) == ("digits", "digits", 10)
+    _, settings, data = cli._prepare(Train(data="./digits", run=tmp_path / "run"), SearchConfig())
+    assert settings.data == str(tmp_path / "digits") and len(data.classes) == 2
+
+
+def test_images_much_larger_than_the_network_sees_are_mentioned(tmp_path, capsys):
+    for size, says in ((80, True), (40, False)):
+        source = image_folder(tmp_path / f"images{size}", 2, 5, size)
+        cli._prepare(Train(data=str(source), run=tmp_path / f"run{size}"), SearchConfig())
+        assert (f"images of {size} px are scaled to 32 px" in " ".join(capsys.readouterr().out.split())) == says
+
+
+def test_missing_packages_are_named_before_training(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "find_spec", lambda name: None if name == "matplotlib" else name)
+    message = fails(monkeypatch, capsys, "run", "--run", tmp_path / "run")
+    assert "(matplotlib)" in message and "oncequant[all]" in message and not (tmp_path / "run").exists()
+
+
+def test_an_architecture_in_a_file_is_measured_and_exported(digits_run, tmp_path, monkeypatch, capsys):
+    space = mobilenet_v3_space(with_bits(_model(digits_run), 4))
+    arch = space.sample(np.random.default_rng(5))
+    file = tmp_path / "mine.json"
+    file.write_text(space.brief(arch).to_json())
+    call(monkeypatch, "export", digits_run, file, "smallest", "--stage", "4bit")
+    rows = {row["name"]: row for row in read_json(digits_run / "exports.json")}
+    assert rows["4bit-mine"]["problems"] == rows["4bit-smallest"]["problems"] == []
+    entry = next(e for e in read_json(digits_run / "family.json") if e["name"] == "4bit-mine")
+    assert entry["bits"] == 4 and entry["arch"] == dict(space.brief(arch))
+    capsys.readouterr()
+    call(monkeypatch, "evaluate", digits_run, file, "--stage", "4bit", "--split", "test")
+    assert json.loads(capsys.readouterr().out)["top1"] == entry["top1_test"]
+
+
+@pytest.mark.parametrize("text", ["[]", "3", '{"resolution": 8.0}', "{", '{"resolution": 9}'])
+def test_a_file_that_is_no_architecture_is_refused(digits_run, tmp_path, monkeypatch, capsys, text):
+    (tmp_path / "mine.json").write_text(text)
+    for command in ("evaluate", "export"):
+        message = fails(monkeypatch, capsys, command, digits_run, tmp_path / "mine.json")
+        assert "mine.json" in message or "resolution = 9 is not allowed" in message
+
+
 # -- costs
+
+
+@given(number=st.decimals(0, 999, places=3), suffix=st.sampled_from(["", "k", "M", "G"]))
+def test_budgets_are_the_number_as_written(number, suffix):
+    exact = number * {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}[suffix]
+    budget = Budget.parse(f"weight_bytes<={number}{suffix}")
+    assert budget.limit == float(exact) and Budget.parse(str(budget)) == budget
 
 
 def test_cost_command_reads_files_and_standard_input(tmp_path, monkeypatch, capsys):

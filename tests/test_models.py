@@ -12,7 +12,8 @@ from oncequant import elastic
 from oncequant.arch import LayerSpec
 from oncequant.calibrate import initialise_quantizers
 from oncequant.cost import macs, params
-from oncequant.elastic import ElasticConv, Quantizers, SharedWeights, elastic_layers, resize
+from oncequant.elastic import ElasticConv, Quantizers, SharedWeights, elastic_layers
+from oncequant.images import resize
 from oncequant.models import extract_subnet
 from oncequant.models.mobilenet_v3 import (
     PRESETS,

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LAYERS = [  # a module may import modules of lines above it, and of its own package
     {"distributed", "allocator", "native"},
-    {"arch", "files", "progress"},
+    {"arch", "files", "progress", "images"},
     {"space", "cost"},
     {"quantizers"},
     {"conv"},

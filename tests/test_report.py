@@ -84,7 +84,7 @@ def make_run_folder(folder: Path, measurements: int = 60, seed: int = 0) -> Path
     }
     (folder / "run.json").write_text(json.dumps(run))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics))
-    (folder / "measurements.jsonl").write_text("".join(line.to_json() + "\n" for line in lines))
+    (folder / "measurements.jsonl").write_text("".join(json.dumps(line.record()) + "\n" for line in lines))
     (folder / "family.json").write_text(json.dumps(family))
     (folder / "exports.json").write_text(json.dumps(exports))
     return folder

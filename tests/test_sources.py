@@ -100,6 +100,48 @@ def test_hidden_files_other_files_and_depth_do_not_matter(tmp_path):
     assert len(data.train) + len(data.validation) + len(data.test) == 41
 
 
+def test_files_left_out_are_counted_once(tmp_path, capsys):
+    write_folder(tmp_path)
+    for name in ("a.heic", "b.HEIC", "notes"):
+        (tmp_path / "cat" / name).write_bytes(b"")
+    picture(0).save(tmp_path / "dog" / "from_a_browser.jfif", "jpeg")
+    data = load_data(str(tmp_path), size=12)
+    assert len(data.train) + len(data.validation) + len(data.test) == 41
+    shown = " ".join(capsys.readouterr().out.split())
+    assert shown.count("left out") == 1
+    assert shown.endswith("no images by their names are left out: 2 .heic, 1 without suffix")
+    native_size(str(tmp_path))
+    assert not capsys.readouterr().out
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path):
+    write_folder(tmp_path / "set")
+    (tmp_path / "elsewhere").mkdir()
+    picture(77).save(tmp_path / "elsewhere" / "x.png")
+    cats = tmp_path / "set" / "cat"
+    (cats / "circle").symlink_to(cats, target_is_directory=True)
+    (cats / "more").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (cats / "again").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    data = load_data(str(tmp_path / "set"), size=12)
+    assert len(data.train) + len(data.validation) + len(data.test) == 41
+
+
+def test_a_test_folder_without_labels_counts_as_missing(tmp_path, capsys):
+    write_folder(tmp_path / "train")
+    (tmp_path / "test").mkdir()
+    picture(0).save(tmp_path / "test" / "unknown.png")
+    data = load_data(str(tmp_path), size=12)
+    assert len(data.test) == 8 and data.classes == ("cat", "dog")
+    assert "test left out: its images are in no class folders" in " ".join(capsys.readouterr().out.split())
+
+
+def test_names_that_are_not_utf8_are_named(tmp_path):
+    write_folder(tmp_path)
+    picture(0).save(bytes(tmp_path / "cat") + b"/\xe4.png", "png")
+    with pytest.raises(DataError, match=r"cat/\\udce4\.png'.*not in UTF-8; rename it"):
+        load_data(str(tmp_path), size=12)
+
+
 def encoded(image, path="a.png"):
     from io import BytesIO
 
@@ -140,6 +182,34 @@ def test_parquet(tmp_path, label, classes, image):
     # a file that is written again is read again
     write_parquet(tmp_path, "test-00000-of-00001.parquet", 9, label, image)
     assert len(load_data(str(tmp_path), size=12).test) == 9
+
+
+@pytest.mark.parametrize("train, test", [
+    ("plain_text/train-00000-of-00001.parquet", "plain_text/test-00000-of-00001.parquet"),
+    ("train/0000.parquet", "test/0000.parquet"),
+    ("data/train-0.parquet", "data/test-0.parquet"),
+])  # fmt: skip
+def test_parquet_lies_where_the_hub_puts_it(tmp_path, train, test):
+    for file, n in ((train, 30), (test, 6)):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        write_parquet(tmp_path, file, n, datasets.Value("int64"))
+    data = load_data(str(tmp_path), size=12)
+    assert len(data.train) + len(data.validation) == 30 and len(data.test) == 6
+
+
+def test_two_data_sets_of_parquet_files_in_one_folder_are_refused(tmp_path):
+    for name in ("fine", "coarse"):
+        (tmp_path / name).mkdir()
+        write_parquet(tmp_path / name, "train-0.parquet", 30, datasets.Value("int64"))
+    with pytest.raises(DataError, match="coarse, fine hold a data set each"):
+        load_data(str(tmp_path), size=12)
+
+
+def test_a_table_beside_class_folders_is_no_data_set(tmp_path):
+    write_folder(tmp_path)
+    write_parquet(tmp_path, "metadata.parquet", 3, datasets.Value("int64"))
+    write_parquet(tmp_path / "cat", "notes.parquet", 3, datasets.Value("int64"))
+    assert load_data(str(tmp_path), size=12).classes == ("cat", "dog")
 
 
 def test_a_test_split_with_hidden_labels_counts_as_missing(tmp_path):

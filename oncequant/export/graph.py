@@ -115,6 +115,7 @@ class Graph:
     mean: tuple[float, ...]  # per channel, of pixels in [0, 1]
     std: tuple[float, ...]
     classes: tuple[str, ...]
+    image_size: int  # side S of the squares that images become before they are resized to R
 
     def __post_init__(self):
         known: set[str] = set()
@@ -131,6 +132,8 @@ class Graph:
             raise ValueError("the last node must be a linear layer with one output for each class")
         if "resolution" not in self.arch:
             raise ValueError("the architecture has no resolution")
+        if self.image_size < 1:
+            raise ValueError(f"image_size is {self.image_size}")
         if not len(self.mean) == len(self.std) == self.channels:
             raise ValueError(f"mean and std need one number for each of {self.channels} image channels")
 

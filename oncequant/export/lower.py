@@ -15,9 +15,10 @@ from torch import Tensor
 
 from oncequant.arch import FLOAT_BITS, Arch, LayerSpec
 from oncequant.calibrate import Batches
-from oncequant.elastic import ElasticConv, elastic_layers, resize, slot_of
+from oncequant.elastic import ElasticConv, elastic_layers, slot_of
 from oncequant.export.graph import Graph, Grid, Node, Weights
 from oncequant.export.simulate import float_parameters, float_values
+from oncequant.images import resize
 from oncequant.models import Network
 from oncequant.models.mobilenet_v3 import Block, MobileNetV3
 from oncequant.models.resnet import ResNet
@@ -30,6 +31,7 @@ def lower(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     classes: tuple[str, ...],
+    image_size: int,
     calibration: Batches,
     as_float: bool = False,
 ) -> Graph:
@@ -40,13 +42,14 @@ def lower(
         arch: complete, all choices of the subnet's space.
         mean, std: per channel, of pixels in [0, 1]: how the images of `calibration` were normalised.
         classes: class names in label order.
+        image_size: side S of the images before they are resized to the architecture's resolution.
         calibration: (normalised images (N, C, S, S), labels); labels are not read. A few hundred images suffice.
         as_float: ignore all quantizers: the float network of the same architecture.
 
     Raises ValueError for bit-widths outside 1..8 and 32 of weights and 2..8 and 32 of inputs, step sizes that were
     never initialised, and no images.
     """
-    plain = _training_graph(subnet, arch, mean, std, classes, as_float)
+    plain = _training_graph(subnet, arch, (mean, std, classes, image_size), as_float)
     return _with_grids(plain, _grids(plain, _needs_grid(plain), calibration))
 
 
@@ -58,13 +61,14 @@ def network_input(graph: Graph, images: Tensor) -> Tensor:  # (N, C, S, S) -> (N
 # -- the training graph, batch norm folded
 
 
-def _training_graph(subnet: Network, arch: Arch, mean, std, classes, as_float: bool) -> Graph:
+def _training_graph(subnet: Network, arch: Arch, preprocessing: tuple, as_float: bool) -> Graph:
     build = _GraphBuilder(subnet, subnet.space.layers(arch), as_float)
     networks = {MobileNetV3: _mobilenet_v3, ResNet: _resnet}
     features = networks[type(subnet)](build, subnet, arch)
     # flattened before the classifier's quantizer: between the two, ONNX Runtime would not see its QGemm pattern
     build.conv("classifier", build.add("flat", "flatten", features), op="linear")
-    return Graph(tuple(build.nodes), arch, tuple(mean), tuple(std), tuple(classes))
+    mean, std, classes, image_size = preprocessing
+    return Graph(tuple(build.nodes), arch, tuple(mean), tuple(std), tuple(classes), image_size)
 
 
 class _GraphBuilder:

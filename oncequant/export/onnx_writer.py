@@ -72,6 +72,7 @@ def onnx_model(graph: Graph) -> onnx.ModelProto:
             "oncequant.classes": json.dumps(graph.classes),
             "oncequant.mean": json.dumps(graph.mean),
             "oncequant.std": json.dumps(graph.std),
+            "oncequant.image_size": json.dumps(graph.image_size),
             "oncequant.weight_bits": json.dumps(bits),
         },
     )

@@ -18,8 +18,9 @@ from oncequant.export.graph import Graph, Grid, Node, Weights, signed_codes, ver
 from oncequant.export.packing import pack, unpack
 from oncequant.export.simulate import float_parameters, run_float
 from oncequant.files import FileError, read_json, read_tensors, write_atomically, write_tensors
+from oncequant.images import open_image, resize, square
 
-FORMAT = "oncequant package 1"
+FORMAT = "oncequant package 2"
 TENSORS, DESCRIPTION = "model.safetensors", "model.json"
 
 
@@ -45,6 +46,16 @@ class DeployedNetwork(nn.Module):
         parameters = {n: (getattr(self, f"weight{i}"), getattr(self, f"bias{i}")) for i, n in enumerate(names)}
         return run_float(self.graph, pixels.float(), parameters)
 
+    def prepare(self, image: Any) -> Tensor:  # (1, C, R, R)
+        """What `forward` takes, of an image file, PIL image, array or tensor, as training saw it: upright, on white
+        where transparent, its centre as a square of the training images' size, then at the network's resolution.
+
+        Raises DataError or OSError if it is no image.
+        """
+        with open_image(image) as opened:
+            pixels = square(opened, self.graph.channels, self.graph.image_size)
+        return resize(torch.from_numpy(pixels.copy())[None].float(), self.graph.resolution)
+
 
 def write_package(graph: Graph, folder: Path) -> None:
     """Write both files, each atomically; the JSON last, so an interrupted write is refused by its hash."""
@@ -67,6 +78,7 @@ def write_package(graph: Graph, folder: Path) -> None:
         "classes": graph.classes,
         "mean": graph.mean,
         "std": graph.std,
+        "image_size": graph.image_size,
         "nodes": [_node_to_json(node) for node in graph.nodes],
     }
     hashes = {"tensors_sha256": _file_hash(folder / TENSORS), "content_sha256": _content_hash(content)}
@@ -92,7 +104,7 @@ def load_package(folder: Path) -> DeployedNetwork:
     try:
         nodes = tuple(_node_from_json(values, tensors) for values in content["nodes"])
         mean, std, classes = (tuple(content[key]) for key in ("mean", "std", "classes"))
-        graph = Graph(nodes, Arch(content["arch"]), mean, std, classes)
+        graph = Graph(nodes, Arch(content["arch"]), mean, std, classes, content["image_size"])
     except Exception as error:  # hashes are right, so another program made it; anything may be missing or misshapen
         raise FileError(f"{folder}: the package is inconsistent: {error}") from error
     return DeployedNetwork(graph).eval()

@@ -32,6 +32,7 @@ from oncequant.models import Network
 NEAR_TIE = 1e-3  # of a step: farther from a rounding boundary, summation order cannot change a code
 NEAR_EQUAL = 1e-5  # of the largest logit: logits this close have no order in float32
 FLOAT_LAYER_TOLERANCE = 0.002  # share of images; float convolutions differ between libraries in summation order
+GRID_TOLERANCE = 0.02  # share of images that the 8-bit grids between layers may cost, beside chance
 PACKING_LIMIT = 1.10  # packed bytes of low-bit weights over params * bits / 8
 
 
@@ -87,6 +88,7 @@ def export_network(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     classes: tuple[str, ...],
+    image_size: int,
     calibration: Batches,
     test: Batches,
     out_dir: Path,
@@ -103,12 +105,12 @@ def export_network(
     disagree with the trained network.
     """
     out_dir = Path(out_dir)
-    graph = lower(subnet, arch, mean, std, classes, calibration)
+    graph = lower(subnet, arch, mean, std, classes, image_size, calibration)
     write_onnx(graph, out_dir / "model.onnx")
     write_package(graph, out_dir)
     with tempfile.TemporaryDirectory() as temporary:
         float_path = (out_dir if keep_float else Path(temporary)) / "float.onnx"
-        write_onnx(lower(subnet, arch, mean, std, classes, (), as_float=True), float_path)
+        write_onnx(lower(subnet, arch, mean, std, classes, image_size, (), as_float=True), float_path)
         result = verify(subnet, graph, out_dir / "model.onnx", out_dir, float_path, test)
     write_json(out_dir / "verification.json", asdict(result))
     if result.problems:
@@ -187,6 +189,12 @@ def _problems(result: Verification, expected_integer: int, layers: int) -> Itera
         yield (
             f"ONNX Runtime with all optimisations and the integer simulator answer differently on "
             f"{result.simulator_argmax_differences} of {result.images} images"
+        )
+    lost, chance = (result.top1_plain - result.top1_deployed) * result.images, 3 * result.plain_differences**0.5
+    if lost > GRID_TOLERANCE * result.images + chance:
+        yield (
+            f"the file answers {lost:.0f} of {result.images} images less correctly than the trained network, more than "
+            "the 8-bit grids between its layers explain"
         )
     if result.integer_layers != expected_integer:
         yield f"ONNX Runtime runs {result.integer_layers} layers on integer kernels, {expected_integer} are quantized"

@@ -18,7 +18,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from oncequant.arch import FLOAT_BITS, LayerSpec, Number
-from oncequant.elastic import ACT_QUANTIZERS, ElasticConv, Quantizers, SharedWeights, resize
+from oncequant.elastic import ACT_QUANTIZERS, ElasticConv, Quantizers, SharedWeights
+from oncequant.images import resize
 from oncequant.quantizers.functional import activate
 from oncequant.space import SearchSpace
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from oncequant.arch import FLOAT_BITS, LayerSpec, Number
-from oncequant.elastic import WEIGHT_QUANTIZERS, ElasticConv, Quantizers, SharedWeights, resize
+from oncequant.elastic import WEIGHT_QUANTIZERS, ElasticConv, Quantizers, SharedWeights
+from oncequant.images import resize
 from oncequant.space import SearchSpace
 
 FLOAT = 100 * FLOAT_BITS + FLOAT_BITS

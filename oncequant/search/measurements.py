@@ -4,17 +4,15 @@ Searchers are deterministic in their seed, so the file is all there is to resumi
 on the same file is answered from it up to the point of the kill, and at most one measurement per process is lost.
 """
 
-import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 from oncequant.arch import Arch
 from oncequant.cost import COSTS
 from oncequant.distributed import is_main, shared_map, world_size
-from oncequant.files import FileError, read_lines
+from oncequant.files import append_line, read_lines
 from oncequant.space import SearchSpace
 
 MeasureAll = Callable[[Sequence[Arch]], Iterable[float]]
@@ -35,9 +33,9 @@ class Measurement:
     """The weights it was measured with: "4bit", "3bit", ..."""
     searcher: str
 
-    def to_json(self) -> str:
-        """One line of JSON."""
-        return json.dumps({**vars(self), "arch": dict(self.arch)})
+    def record(self) -> dict[str, Any]:
+        """What is written as one line of JSON."""
+        return {**vars(self), "arch": dict(self.arch)}
 
 
 def read_measurements(path: Path | str) -> list[Measurement]:
@@ -107,7 +105,7 @@ class MeasurementFile:
             self._check_same_network(known, new.costs)
         if (new.arch, new.searcher) not in self._credited:
             if is_main():
-                self._append(new)
+                append_line(self.path, new.record())
             self._remember(new)
 
     def _check_same_network(self, known: Measurement, costs: dict[str, float]) -> None:
@@ -123,25 +121,8 @@ class MeasurementFile:
         self._by_arch.setdefault(measurement.arch, measurement)
         self._credited.add((measurement.arch, measurement.searcher))
 
-    def _append(self, measurement: Measurement) -> None:
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a+b") as file:
-                _cut_partial_line(file)
-                file.write(measurement.to_json().encode() + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise FileError(f"cannot append to {self.path}: {error.strerror or error}") from error
-
 
 def all_costs(space: SearchSpace, arch: Arch) -> dict[str, float]:
     """Every cost of an architecture by name."""
     specs = space.layers(arch)
     return {name: cost(specs) for name, cost in COSTS.items()}
-
-
-def _cut_partial_line(file: BinaryIO) -> None:
-    """Cut off what follows the last line end: a kill while writing left it there."""
-    file.seek(0)
-    file.truncate(file.read().rfind(b"\n") + 1)

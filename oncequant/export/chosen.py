@@ -1,0 +1,51 @@
+"""Exporting the chosen subnets of a run folder."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from oncequant.calibrate import Batches
+from oncequant.checkpoint import load_supernet
+from oncequant.data import Data, eval_batches
+from oncequant.evaluate import calibrated_subnet
+from oncequant.export.verify import VerificationError, export_network
+from oncequant.files import read_json, read_records, write_json
+from oncequant.progress import track
+
+
+def export_chosen(run_dir: Path, names: Sequence[str], calibration: Batches, data: Data) -> list[dict[str, Any]]:
+    """Export and verify subnets of `family.json` by name; the rows of `exports.json` about them.
+
+    A row is written as soon as it is known, `problems` say what is wrong with its files. Raises FileError.
+    """
+    family = {entry["name"]: entry for entry in read_records(run_dir / "family.json")}
+    path = run_dir / "exports.json"
+    rows = {row["name"]: row for row in read_records(path)}
+    # a name may stand for another network after a new search
+    rows = {name: row for name, row in rows.items() if name in family and row.get("arch") == family[name]["arch"]}
+
+    def shown(batches: Batches, done: int) -> Batches:
+        """The same batches; the bar shows how many images of all networks are done."""
+        for images, labels in batches:
+            yield images, labels
+            done += len(labels)
+            bar(done, {})
+
+    with track("verify files", len(names) * len(data.test)) as bar:
+        for done, name in enumerate(names):
+            entry = family[name]
+            supernet = load_supernet(run_dir, entry["stage"], data.device)
+            arch = supernet.space.complete(entry["arch"])
+            subnet = calibrated_subnet(supernet, arch, calibration)
+            folder = run_dir / "exports" / name
+            images = shown(eval_batches(data, data.test), done * len(data.test))
+            preprocessing = (data.mean, data.std, data.classes, data.size)
+            try:
+                found = asdict(export_network(subnet, arch, *preprocessing, calibration, images, folder))
+            except VerificationError:  # its findings are in the file and in the row
+                found = read_json(folder / "verification.json")
+            place = {"stage": entry["stage"], "arch": entry["arch"], "folder": f"exports/{name}"}
+            rows[name] = {"name": name, **place, **found}
+            write_json(path, list(rows.values()))
+    return [rows[name] for name in names]
