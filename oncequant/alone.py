@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 
 import numpy as np
@@ -77,8 +78,6 @@ def train_alone(job: Job, data: Data) -> float:
     run = dict(stage=name, run_dir=folder, seed=options.seed, checkpoint_seconds=options.checkpoint_seconds)
     fit(net, step, data, job.schedule, evaluate=evaluate, **run)
     distributed.from_main(lambda: save_supernet(job.run_dir, job.stage, net))
-    if distributed.is_main():
-        (folder / f"{name}.resume.pt").unlink(missing_ok=True)
     return evaluate()["top1"]
 
 
@@ -92,9 +91,12 @@ def train_side_by_side(jobs: Sequence[Job], data: Data, at_once: int | None = No
             train_alone(job, data)
         return
     context = torch.multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(at_once, context, _begin_worker, (distributed.cores() // at_once, os.getpid()))
+    places = context.SimpleQueue()
+    for place in range(at_once):
+        places.put(place)
+    pool = ProcessPoolExecutor(at_once, context, _begin_worker, (at_once, places, data.device.type, os.getpid()))
     try:
-        started = [pool.submit(_train_in_worker, job, data, number) for number, job in enumerate(todo)]
+        started = [pool.submit(_train_in_worker, job, data) for job in todo]
         with track("train samples", len(started)) as bar:
             for done, one in enumerate(as_completed(started), start=1):
                 bar(done, {"top1": one.result()})
@@ -144,15 +146,19 @@ def _available(device: torch.device) -> int:
     return torch.cuda.device_count() if device.type == "cuda" else distributed.cores()
 
 
-def _begin_worker(threads: int, parent: int) -> None:
-    """A worker has its share of the cores and no progress bar; it ends with its parent, and at once by Ctrl-C."""
-    torch.set_num_threads(max(1, threads))
+def _begin_worker(at_once: int, places: SimpleQueue, device: str, parent: int) -> None:
+    """A worker has its share of the cores, a GPU of its own as far as there are so many, and no progress bar; it ends
+    with its parent, and at once by Ctrl-C."""
+    torch.set_num_threads(max(1, distributed.cores() // at_once))
+    os.environ["LOCAL_WORLD_SIZE"] = str(at_once)  # its loader workers are so many fewer
+    if device == "cuda":
+        torch.cuda.set_device(places.get() % torch.cuda.device_count())
     console.quiet = True
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     distributed.end_with(parent)
 
 
-def _train_in_worker(job: Job, data: Data, number: int) -> float:
+def _train_in_worker(job: Job, data: Data) -> float:
     if data.device.type == "cuda":
-        data = data.on(torch.device("cuda", number % torch.cuda.device_count()))
+        data = data.on(torch.device("cuda", torch.cuda.current_device()))
     return train_alone(job, data)

@@ -13,13 +13,14 @@ FORMAT = "oncequant supernet 1"
 
 
 def save_supernet(run_dir: Path, stage: str, supernet: Network) -> None:
-    """Write `<stage>.safetensors` atomically."""
+    """Write `<stage>.safetensors` atomically; the checkpoint of its training goes."""
     metadata = {
         "format": FORMAT,
         "config": json.dumps(config_to_json(supernet.config)),
         "choices": json.dumps(dict(supernet.space.choices)),  # narrower than the configuration's in a restricted space
     }
     write_tensors(run_dir / f"{stage}.safetensors", supernet.state_dict(), metadata)
+    (run_dir / f"{stage}.resume.pt").unlink(missing_ok=True)
 
 
 def load_supernet(run_dir: Path, stage: str, device: torch.device | str = "cpu") -> Network:

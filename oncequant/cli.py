@@ -8,6 +8,7 @@ import os
 import shlex
 import sys
 import time
+import traceback
 from collections import Counter
 from dataclasses import asdict, replace
 from importlib.util import find_spec
@@ -86,20 +87,32 @@ def main() -> None:
             distributed.leave()
         elif distributed.is_main():
             HANDLERS[type(options)](options)
-    except (ValueError, OSError, training.TrainingError) as error:
-        # every error that is the user's to mend is one of these (DataError, BudgetError, FileError, ...)
-        if not distributed.is_main():
-            time.sleep(3)  # if the main process fails too, it ends this one before it repeats the message
-        place = "" if distributed.is_main() else f"process {distributed.rank()}: "
-        print(f"error: {place}{error}", file=sys.stderr, flush=True)
-        if os.environ.get("ONCEQUANT_TRACEBACK"):
-            raise
-        if distributed.was_launched():
-            os._exit(1)  # others may be waiting for this process, and its way out would wait for them
-        sys.exit(1)
     except KeyboardInterrupt:
         console.print("stopped; the same command goes on from the last checkpoint")
         sys.exit(130)
+    except Exception as error:
+        _end(error)
+
+
+def _end(error: Exception) -> None:
+    """End this process after an error: one line if it is the user's to mend, else its traceback."""
+    # every error that is the user's to mend is one of these (DataError, BudgetError, FileError, ...)
+    is_users = isinstance(error, (ValueError, OSError, training.TrainingError, torch.OutOfMemoryError))
+    if not distributed.is_main():
+        time.sleep(3)  # if the main process fails too, it ends this one before it repeats the message
+    if is_users:
+        advice = " (a smaller --batch-size or --checkpoint-activations needs less)"
+        place = "" if distributed.is_main() else f"process {distributed.rank()}: "
+        text = f"{error}{advice}" if isinstance(error, torch.OutOfMemoryError) else error
+        print(f"error: {place}{text}", file=sys.stderr, flush=True)
+    if not is_users or os.environ.get("ONCEQUANT_TRACEBACK"):
+        if not distributed.was_launched():
+            raise error
+        traceback.print_exception(error)
+    if distributed.was_launched():
+        sys.stderr.flush()
+        os._exit(1)  # others may be waiting for this process, and its way out would wait for them
+    sys.exit(1)
 
 
 MethodConfig = oqat.Config | qfa.Config | dnas.Config
@@ -305,6 +318,7 @@ def _prepare(options: Train, search_options: SearchConfig) -> tuple[Path, RunSet
         resident_gib=options.resident_gib,
     )
     data = settings.load_data(device)
+    training.check_shares(cfg.batch_size, len(data.train))
     settings = replace(settings, model=of_model.config(preset, len(data.classes), data.channels))
     METHODS[options.method].check_budgets(cfg, search_options, settings.model)
     distributed.from_main(lambda: create_run(run_dir, settings, data, _command()))
@@ -423,8 +437,7 @@ def _open(run_dir: Path, data: str | None, device: Device) -> tuple[RunSettings,
 
 
 def _method_config(settings: RunSettings) -> MethodConfig:
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.method_config.items()}
-    return METHODS[settings.method].Config(**values)
+    return METHODS[settings.method].Config.from_json(settings.method_config)
 
 
 def _family(run_dir: Path) -> list[dict]:
@@ -454,4 +467,8 @@ def _devices(options: object) -> int:
 def _device(name: Device) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: this machine has no usable GPU; use cpu or auto")
-    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    # cuDNN would round the operands of convolutions to 10 bits, by default and in what is called float32 here
+    torch.backends.cudnn.allow_tf32 = False
+    return torch.device("cuda")

@@ -31,8 +31,8 @@ def rank() -> int:
 
 
 def world_size() -> int:
-    """Number of processes."""
-    return int(os.environ["WORLD_SIZE"]) if was_launched() else 1
+    """Number of processes that work together: 1 before `join` and after `leave`."""
+    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def is_main() -> bool:

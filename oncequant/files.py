@@ -6,6 +6,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -58,6 +59,14 @@ def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     for row in rows:
         writer.writerow({k: json.dumps(v) if isinstance(v, (dict, list)) else v for k, v in row.items()})
     write_atomically(path, text.getvalue().encode())
+
+
+def package_version() -> str:
+    """Version of the oncequant that writes a file."""
+    try:
+        return metadata.version("oncequant")
+    except metadata.PackageNotFoundError:  # run from a source tree that is not installed
+        return "unknown"
 
 
 def read_json(path: Path) -> Any:

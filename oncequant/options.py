@@ -102,6 +102,7 @@ class Train:
     """Decoded images are kept in memory up to this size; larger sets are decoded by worker processes as they are
     needed, and training images are cropped and scaled at random."""
     device: Device = "auto"
+    """auto takes a GPU if there is one."""
     tune_allocator: bool = False
     """Keep freed memory for the next tensors (Linux with glibc): faster where tensors are large."""
     devices: int = 1
@@ -188,6 +189,7 @@ class Search:
     data: str | None = None
     """Where the run's images are now, if they have moved."""
     device: Device = "auto"
+    """auto takes a GPU if there is one."""
     devices: int = 1
     """Processes that share the measurements."""
 
@@ -208,11 +210,13 @@ class Compare:
     deployments: int = 10
     """Budgets, spread over the BitOPs that the supernet reaches."""
     ways: tuple[baselines.Way, ...] = get_args(baselines.Way)
+    """Which of these to compare."""
     evaluations: int | None = None
     """Subnets measured per supernet; default 60."""
     data: str | None = None
     """Where the run's images are now, if they have moved."""
     device: Device = "auto"
+    """auto takes a GPU if there is one."""
     devices: int = 1
     """Processes that share the work."""
 
@@ -227,9 +231,11 @@ class Evaluate:
     stage: str | None = None
     """float, 4bit, mixed, ...; default: the named subnet's own, or the last supernet (the lowest bit-width)."""
     split: Literal["validation", "test"] = "validation"
+    """Images to measure on; the test split is for final figures."""
     data: str | None = None
     """Where the run's images are now, if they have moved."""
     device: Device = "auto"
+    """auto takes a GPU if there is one."""
 
 
 @dataclass(frozen=True)
@@ -245,6 +251,7 @@ class Export:
     data: str | None = None
     """Where the run's images are now, if they have moved."""
     device: Device = "auto"
+    """auto takes a GPU if there is one."""
 
 
 @dataclass(frozen=True)
@@ -262,8 +269,11 @@ class Cost:
     """File with one architecture a line, or - for standard input. Choices with one value and the bits of absent
     blocks may be left out; missing bit-widths are --bits."""
     model: Literal["mobilenet_v3"] = "mobilenet_v3"
+    """Kind of supernet."""
     preset: Literal["nano", "cifar", "imagenet"] = "imagenet"
+    """Its preset."""
     width: float = 1.0
+    """Multiplies all channel counts, 1.2 in OQA's larger space."""
     bits: int = FLOAT_BITS
     """Bit-width of weights and activations that an architecture does not name."""
     edge_bits: int = FLOAT_BITS
@@ -271,6 +281,7 @@ class Cost:
     se_bits: int = FLOAT_BITS
     """Bit-width of squeeze-and-excite."""
     num_classes: int | None = None
+    """Default: the preset's."""
 
 
 @dataclass(frozen=True)

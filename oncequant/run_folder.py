@@ -8,6 +8,9 @@ measurements.jsonl  every subnet that a search measured
 family.json         the subnets chosen, with their test accuracy
 exports/            their files; exports.json what verification found
 report/             index.html, pictures, tables
+predictor.*         QFA's accuracy predictor and how good it is
+samples*, distribution.jsonl   DNAS's networks and the distribution that they are drawn from
+compare*            what `oncequant compare` found
 .lock               held by the command that changes the folder
 """
 
@@ -18,7 +21,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, fields
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from filelock import FileLock, Timeout
 
 from oncequant import distributed
 from oncequant.data import Data, load_data
-from oncequant.files import FileError, append_line, read_object, read_records, write_json
+from oncequant.files import FileError, append_line, package_version, read_object, read_records, write_json
 from oncequant.models import ModelConfig, config_from_json, config_to_json, model_name
 
 LOCK_SECONDS = 10  # as long as a folder may stay locked after a kill: loader workers outlive their process by five
@@ -77,7 +79,7 @@ def create_run(run_dir: Path, settings: RunSettings, data: Data, command: str) -
         found = read_object(path)
         before = found.get("settings", {})
         # Images may have moved (the fingerprint tells). How often to save, what to keep for the backward pass and
-        # how much to do at once changes no result. An option that the older version did not have is at its default.
+        # how much to do at once changes no result. An option that the older version did not have is noted now.
         compared = [key for key in wanted if key != "data" and key in before]
         if "model" in before:
             before["model"] = json.loads(json.dumps(config_to_json(config_from_json(before["model"]))))
@@ -85,6 +87,7 @@ def create_run(run_dir: Path, settings: RunSettings, data: Data, command: str) -
             for name in ("checkpoint_seconds", "checkpoint_activations", "jobs"):
                 values.get("method_config", {}).pop(name, None)
         known = before.get("method_config", {})
+        newer = {key: value for key, value in wanted["method_config"].items() if key not in known}
         wanted["method_config"] = {key: value for key, value in wanted["method_config"].items() if key in known}
         different = [
             f"{name} (there {old!r}, now {new!r})"
@@ -97,13 +100,18 @@ def create_run(run_dir: Path, settings: RunSettings, data: Data, command: str) -
             raise FileError(
                 f"{run_dir} holds a run with other settings: {'; '.join(different)}. Give another --run folder."
             )
+        if newer:  # so that searches and exports compute with what training is told now
+            found = read_object(path)
+            for place in (found, found["settings"]):
+                place["method_config"] = {**place["method_config"], **newer}
+            write_json(path, found)
         return
     write_json(
         path,
         {
             "method": settings.method,
             "command": command,
-            "version": version("oncequant"),
+            "version": package_version(),
             "commit": _commit(),
             "device": device_name(data.device),
             "date": datetime.now(UTC).strftime("%Y-%m-%d"),
@@ -180,7 +188,7 @@ def writing(run_dir: Path, command: str, device: torch.device) -> Iterator[None]
 def _note_command(run_dir: Path, command: str, device: torch.device) -> None:
     """Append a command to commands.jsonl, unless it is the one before again (a run that goes on). Raises FileError."""
     path = run_dir / "commands.jsonl"
-    made_by = {"version": version("oncequant"), "commit": _commit(), "device": device_name(device)}
+    made_by = {"version": package_version(), "commit": _commit(), "device": device_name(device)}
     before = read_records(path)[-1:]
     if not before or {**before[0], "date": None} != {"command": command, **made_by, "date": None}:
         append_line(path, {"command": command, **made_by, "date": datetime.now(UTC).strftime("%Y-%m-%d")})

@@ -10,10 +10,10 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -84,10 +84,11 @@ class TrainingOptions:
     """Random architectures per step beside the largest and the smallest; more of them train larger spaces better. With
     QFA that of its float stage; see --qfa.mixed-subnets."""
     label_smoothing: float = 0.1
+    """Share of the labels' weight that goes to all classes alike."""
     calibration_images: int = 2000
     """Training images from which batch-norm statistics of a subnet are estimated."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """What training steps compute in. Weights, calibration and evaluation are float32 always."""
+    """What training steps compute in. Weights, calibration and evaluation are float32 always (no TF32)."""
     checkpoint_activations: bool = False
     """Keep only the inputs of blocks for the backward pass: less memory, more time."""
     independent_archs: bool = False
@@ -97,6 +98,7 @@ class TrainingOptions:
     checkpoint_seconds: float = 60.0
     """Time between checkpoints within a stage; 0 writes one every step."""
     seed: int = 0
+    """Of the splits, the initial weights and every random choice in training and search."""
 
     def __post_init__(self):
         """Refuse impossible options before any training."""
@@ -108,7 +110,7 @@ class TrainingOptions:
             raise ValueError(f"optimizer {self.optimizer!r}: use sgd or adamw")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing {self.label_smoothing}: use at least 0 and less than 1")
-        least = dict(epochs=1, float_epochs=1, batch_size=2, calibration_images=1)
+        least = dict(epochs=1, float_epochs=1, batch_size=2, calibration_images=2)
         least |= dict.fromkeys(("random_subnets", "min_steps", "weight_decay", "checkpoint_seconds", "seed"), 0)
         for name, limit in least.items():
             if not getattr(self, name) >= limit:
@@ -116,6 +118,11 @@ class TrainingOptions:
         for name in ("lr", "quantized_lr", "clip_norm", "step_size_lr"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} {getattr(self, name)}: use more than 0")
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """From the settings of a run folder, where tuples are lists."""
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
     def schedule(self, stage: str, data: Data) -> Schedule:
         """Steps and learning rate of a stage on this data set."""
@@ -169,6 +176,13 @@ def make_optimizers(net: nn.Module, schedule: Schedule) -> list[torch.optim.Opti
     raise ValueError(f"optimizer {schedule.optimizer!r}: use sgd or adamw")
 
 
+def check_shares(batch_size: int, images: int) -> None:
+    """Raise ValueError if the processes cannot share batches of so many of the images equally."""
+    batch_size, processes = min(batch_size, images), distributed.world_size()
+    if batch_size % processes:
+        raise ValueError(f"a batch of {batch_size} images is not a multiple of the {processes} processes that share it")
+
+
 def step_rng(seed: int, step: int) -> np.random.Generator:
     """The random generator of one step."""
     return np.random.default_rng([seed, step])
@@ -210,9 +224,8 @@ def fit(
         ValueError: the batch cannot be shared equally among the processes.
     """
     rank, processes = distributed.rank(), distributed.world_size()
+    check_shares(schedule.batch_size, len(data.train))
     batch_size = min(schedule.batch_size, len(data.train))
-    if batch_size % processes:
-        raise ValueError(f"a batch of {batch_size} images is not a multiple of the {processes} processes that share it")
     checkpoint = run_dir / f"{stage}.resume.pt"
     if distributed.is_main():
         for leftover in run_dir.glob(f".{checkpoint.name}.*"):  # half files of a kill while writing
@@ -296,13 +309,15 @@ def _save_checkpoint(path: Path, net: nn.Module, optimizers: list, step: int, se
 def _load_checkpoint(path: Path, net: nn.Module, optimizers: list, settings: dict) -> int:
     """Restore a checkpoint and return its step. Raises FileError if it is damaged, foreign or from other settings."""
     try:
-        state = torch.load(path, weights_only=True, map_location=next(net.parameters()).device)
+        state = torch.load(path, weights_only=True, map_location="cpu")
         found, step = dict(state["settings"]), state["step"]
         if found == settings:
             net.load_state_dict(state["net"])
             for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
             return step
+    except (MemoryError, torch.OutOfMemoryError):
+        raise  # the file is good
     except Exception as error:  # torch.load raises many kinds for damaged or hostile files
         raise FileError(
             f"{path} is not a readable checkpoint ({type(error).__name__}): delete it to train the stage again"

@@ -51,7 +51,7 @@ def main(options: Options) -> None:
         command = ["train", "--run", str(run), "--seed", str(options.seed), "--devices", "2", *sizes, *flags]
         subprocess.run([sys.executable, "-m", "oncequant", *command], check=True)
         settings = open_run(run)
-        cfg = oqat.Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.method_config.items()})
+        cfg = oqat.Config.from_json(settings.method_config)
         data = settings.load_data("cpu")
         test, calibration = list(eval_batches(data, data.test)), cfg.calibration(data)
         for stage in cfg.stages:

@@ -61,8 +61,7 @@ def main(options: Options) -> None:
 def hypervolumes(run: Path) -> dict[str, dict[tuple[str, str], float]]:
     """By stage, then by (searcher, split)."""
     settings = open_run(run)
-    options = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.method_config.items()}
-    cfg, data = oqat.Config(**options), settings.load_data("cpu")
+    cfg, data = oqat.Config.from_json(settings.method_config), settings.load_data("cpu")
     calibration, measured = cfg.calibration(data), read_measurements(run / "measurements.jsonl")
     supernets = {stage: load_supernet(run, stage) for stage in cfg.stages[1:]}
 

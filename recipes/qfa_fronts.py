@@ -40,7 +40,7 @@ class Options:
 def main(options: Options) -> None:
     """Measure, print, write and draw."""
     settings = open_run(options.run)
-    cfg = qfa.Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.method_config.items()})
+    cfg = qfa.Config.from_json(settings.method_config)
     data, supernet = settings.load_data("cpu"), load_supernet(options.run, "mixed")
     measured = [m for m in read_measurements(options.run / "measurements.jsonl") if m.stage == "mixed"]
     groups = {"all": measured, "mixed": [m for m in measured if len(widths(m.arch)) > 1]}

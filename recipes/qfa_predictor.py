@@ -85,7 +85,7 @@ def mean_of(values: list[float | None], digits: int) -> float | None:
 def judged(run: Path, options: Options) -> dict[tuple[str, int | None], tuple]:
     """By (model, pairs): Kendall tau, the same on test images, error in points, validation images, ceiling."""
     settings = open_run(run)
-    cfg = qfa.Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in settings.method_config.items()})
+    cfg = qfa.Config.from_json(settings.method_config)
     data, supernet = settings.load_data("cpu"), load_supernet(run, "mixed")
     space, memory = supernet.space, MeasurementFile(run / "predictor_claim.jsonl", "mixed")
     wanted = qfa.sample_codes(space, np.random.default_rng([cfg.seed, 6]), options.measured)

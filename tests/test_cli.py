@@ -15,10 +15,10 @@ from PIL import Image
 
 from oncequant import cli, progress, run_folder
 from oncequant.cost import COSTS, Budget, readable
-from oncequant.files import read_json, read_lines
+from oncequant.files import read_json, read_lines, write_json
 from oncequant.methods.baselines import uniform_archs
 from oncequant.models.mobilenet_v3 import PRESETS, mobilenet_v3_space, with_bits
-from oncequant.options import Train
+from oncequant.options import Info, Train
 from oncequant.search import SearchConfig
 
 QUICK = ["--epochs", "1", "--float-epochs", "1", "--min-steps", "6", "--evaluations", "6", "--random-subnets", "1"]
@@ -308,6 +308,8 @@ def test_verifying_files_shows_how_many_images_are_done(digits_run, monkeypatch,
         (["--depths", "0", "1"], "depths"),
         (["--width", "0"], "width"),
         (["--resolutions", "1", "2"], "resolutions"),
+        (["--depths", "2", "2"], "name every value once"),
+        (["--calibration-images", "1"], "calibration_images"),
     ],
 )
 def test_impossible_model_options_are_refused(tmp_path, monkeypatch, capsys, options, named):
@@ -441,6 +443,68 @@ def test_an_architecture_in_a_file_is_measured_and_exported(digits_run, tmp_path
     assert json.loads(capsys.readouterr().out)["top1"] == entry["top1_test"]
 
 
+@pytest.mark.parametrize("method, flag, value", [
+    ("oqat", "--population", "50"), ("oqat", "--front-members", "3"), ("dnas", "--front", "macs"),
+])  # fmt: skip
+def test_options_of_another_methods_search_are_refused(tmp_path, monkeypatch, capsys, method, flag, value):
+    message = fails(monkeypatch, capsys, "run", "--run", tmp_path / "run", "--method", method, flag, value)
+    assert f"{flag} is not an option" in message and not (tmp_path / "run").exists()
+
+
+def test_an_option_that_an_old_folder_does_not_know_is_noted(digits_run, tmp_path, monkeypatch):
+    for file in ("float.safetensors", "4bit.safetensors", "2bit.safetensors"):
+        shutil.copy(digits_run / file, tmp_path)
+    run = read_json(digits_run / "run.json")
+    for place in (run, run["settings"]):
+        del place["method_config"]["calibration_images"]
+    write_json(tmp_path / "run.json", run)
+    options = ["--epochs", "1", "--float-epochs", "1", "--min-steps", "6", "--random-subnets", "1", *SMALL]
+    options += ["--max-train", "200", "--resolutions", "8", "10", "--bit-schedule", "4", "2"]
+    call(monkeypatch, "train", "--run", tmp_path, *options, "--calibration-images", "50")
+    found = read_json(tmp_path / "run.json")
+    assert (
+        found["settings"]["method_config"]["calibration_images"] == 50 == found["method_config"]["calibration_images"]
+    )
+    assert found["command"] == run["command"] and found["settings"]["method_config"].keys() == {
+        *run["settings"]["method_config"],
+        "calibration_images",
+    }
+
+
+# -- one of several processes
+
+
+def test_export_by_one_of_several_processes_needs_no_others(digits_run, monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    call(monkeypatch, "export", digits_run, "float-max")
+    assert "float-max" in capsys.readouterr().out
+    monkeypatch.setenv("RANK", "1")
+    call(monkeypatch, "export", digits_run, "float-max")
+    assert not capsys.readouterr().out
+
+
+@pytest.mark.parametrize("error, says", [
+    (KeyError("of the program"), "Traceback"),
+    (torch.OutOfMemoryError("GPU memory is full"), "error: GPU memory is full (a smaller --batch-size"),
+])  # fmt: skip
+def test_any_error_of_one_of_several_processes_ends_it_at_once(monkeypatch, capsys, error, says):
+    def handler(options):
+        raise error
+
+    ended = []
+    monkeypatch.setitem(cli.HANDLERS, Info, handler)
+    monkeypatch.setattr("os._exit", ended.append)
+    with pytest.raises(type(error) if isinstance(error, KeyError) else SystemExit):
+        call(monkeypatch, "info")  # alone: the way out that Python has
+    assert not ended
+    capsys.readouterr()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit):
+        call(monkeypatch, "info")
+    assert ended == [1] and says in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("text", ["[]", "3", '{"resolution": 8.0}', "{", '{"resolution": 9}'])
 def test_a_file_that_is_no_architecture_is_refused(digits_run, tmp_path, monkeypatch, capsys, text):
     (tmp_path / "mine.json").write_text(text)
@@ -540,9 +604,15 @@ def test_compare_counts_accuracy_and_training_images(digits_run, monkeypatch, ca
     assert after == before and read_json(digits_run / "compare.json") == found
 
 
-def test_compare_needs_the_supernet(digits_run, monkeypatch, capsys):
+def test_compare_needs_the_supernet(digits_run, tmp_path, monkeypatch, capsys):
     assert "holds bit-widths 4, 2" in fails(monkeypatch, capsys, "compare", digits_run, "--bits", "3")
     assert "--deployments" in fails(monkeypatch, capsys, "compare", digits_run, "--deployments", "0")
+    for file in ("run.json", "float.safetensors", "4bit.safetensors", "2bit.safetensors"):
+        shutil.copy(digits_run / file, tmp_path)
+    lines = (digits_run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "metrics.jsonl").write_text("".join(line for line in lines if '"float"' not in line))
+    message = fails(monkeypatch, capsys, "compare", tmp_path)  # its float supernet was copied
+    assert "does not say how float was trained" in message
 
 
 def test_hand_scaled_networks_are_alike_in_all_blocks():

@@ -15,12 +15,12 @@ from torch.testing import assert_close
 
 from oncequant.calibrate import calibrate
 from oncequant.elastic import elastic_layers
-from oncequant.export.graph import Grid
+from oncequant.export.graph import Grid, Weights
 from oncequant.export.lower import grid_over, lower, network_input
 from oncequant.export.onnx_writer import onnx_model, write_onnx
 from oncequant.export.package import load_package, write_package
 from oncequant.export.packing import pack, unpack
-from oncequant.export.simulate import run_float, run_integer
+from oncequant.export.simulate import _accumulate, _Codes, run_float, run_integer
 from oncequant.export.verify import (
     VerificationError,
     export_network,
@@ -211,6 +211,25 @@ def test_grids_round_half_to_even_before_the_zero_point():
     grid = Grid(step=0.5, zero_point=3, bits=4)
     codes = grid.quantize(torch.tensor([0.25, 0.75, -0.25, -9.0, 9.0]))
     assert codes.tolist() == [3, 5, 3, 0, 15]
+
+
+@pytest.mark.parametrize("inputs", [100, 2000])
+def test_sums_of_the_simulator_are_exact(inputs):
+    """Also beyond 2^24, which float32 does not count to."""
+    generator = torch.Generator().manual_seed(inputs)
+    weight = torch.randint(0, 2, (5, inputs), generator=generator, dtype=torch.int8) * 254 - 127
+    weight[0] = 127
+    bias = torch.arange(5, dtype=torch.int32)
+    codes = torch.randint(0, 256, (3, inputs), generator=generator).float()
+    codes[0] = 255
+    x = _Codes(codes, Grid(0.1, 0, 8))
+    expected = codes.long() @ weight.long().T + bias
+    assert expected.max() > 2**24 or inputs == 100
+    total = _accumulate(Weights(weight, bias, torch.ones(5), 8), x)
+    assert torch.equal(total, expected.float())
+    images = x.codes.view(3, inputs, 1, 1).expand(-1, -1, 2, 2).contiguous()
+    convolution = Weights(weight.view(5, inputs, 1, 1), bias, torch.ones(5), 8)
+    assert torch.equal(_accumulate(convolution, _Codes(images, x.grid))[:, :, 0, 1], total)
 
 
 # -- errors of lowering

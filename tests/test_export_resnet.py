@@ -15,16 +15,16 @@ PRECISIONS = [(132, 232, 332, 432), (832, SKIP, FLOAT, 432), (104, 204, 303, 404
 
 
 @pytest.mark.parametrize("precisions", PRECISIONS, ids=str)
-@pytest.mark.parametrize("shape", ["plain", "projections", "bottleneck", "large stem"])
+@pytest.mark.parametrize("shape", ["plain", "projections", "bottleneck", "large stem", "odd widths"])
 @pytest.mark.parametrize("quantizers", ["dorefa-pact", "lsq-lsq"])
 def test_residual_networks_of_all_precisions(precisions, shape, quantizers, tmp_path):
     weights, activations = quantizers.split("-")
     config = ResNetConfig(
         stage_blocks=(2, 1, 1),
-        stage_widths=(8, 12, 16),
+        stage_widths=(6, 10, 14) if shape == "odd widths" else (8, 12, 16),  # codes that do not fill their last byte
         resolutions=(16,),
         precisions=tuple(sorted(set(precisions))),
-        edge_bits=8 if shape in ("plain", "bottleneck") else FLOAT_BITS,
+        edge_bits=8 if shape in ("plain", "bottleneck", "odd widths") else FLOAT_BITS,
         weight_quantizer=weights,
         act_quantizer=activations,
         projections=shape != "plain",
@@ -43,7 +43,8 @@ def test_residual_networks_of_all_precisions(precisions, shape, quantizers, tmp_
     subnet = calibrated_subnet(net, arch, calibration)
     before = {name: tensor.clone() for name, tensor in subnet.state_dict().items()}
     test = [(torch.randn(60, 3, 16, 16), torch.randint(10, (60,)))]
-    found = export_network(subnet, arch, (0.5,) * 3, (0.25,) * 3, tuple("0123456789"), calibration, test, tmp_path)
+    preprocessing = (0.5,) * 3, (0.25,) * 3, tuple("0123456789"), 16
+    found = export_network(subnet, arch, *preprocessing, calibration, test, tmp_path)
     assert found.problems == () and found.simulator_argmax_differences == 0
     assert found.argmax_differences == found.near_tie_differences
     assert all(torch.equal(tensor, before[name]) for name, tensor in subnet.state_dict().items())

@@ -338,7 +338,7 @@ def test_mixed_precision_subnets_are_exported_and_verified(trained, seed, tmp_pa
     calibration = cfg.calibration(data)
     subnet = calibrated_subnet(net, arch, calibration)
     test = eval_batches(data, data.test, 100)
-    found = export_network(subnet, arch, data.mean, data.std, data.classes, calibration, test, tmp_path)
+    found = export_network(subnet, arch, data.mean, data.std, data.classes, data.size, calibration, test, tmp_path)
     assert not found.problems and found.argmax_differences == found.near_tie_differences
     assert found.simulator_bit_equal_images == found.images
     specs = net.space.layers(arch)
@@ -357,5 +357,13 @@ def test_a_subnet_with_zero_points_between_levels_is_not_exported(trained, tmp_p
     subnet = calibrated_subnet(net, arch, calibration, fold=False)
     with pytest.raises(ValueError, match="fold"):
         export_network(
-            subnet, arch, data.mean, data.std, data.classes, calibration, eval_batches(data, data.test), tmp_path
+            subnet,
+            arch,
+            data.mean,
+            data.std,
+            data.classes,
+            data.size,
+            calibration,
+            eval_batches(data, data.test),
+            tmp_path,
         )

@@ -227,6 +227,18 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
         small_fit(tmp_path, lr=5e-3)
 
 
+def test_a_checkpoint_is_not_called_damaged_where_memory_was_short(tmp_path, monkeypatch):
+    from oncequant import train
+
+    def load(*_, **__):
+        raise torch.OutOfMemoryError("no memory")
+
+    (tmp_path / "s.resume.pt").write_bytes(b"good")
+    monkeypatch.setattr(torch, "load", load)
+    with pytest.raises(torch.OutOfMemoryError):
+        train._load_checkpoint(tmp_path / "s.resume.pt", torch.nn.Linear(2, 2), [], {})
+
+
 def test_a_full_disk_is_a_clear_error_and_leaves_no_half_file(tmp_path, monkeypatch):
     import os
 

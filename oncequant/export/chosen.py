@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from oncequant.data import Data, eval_batches
 from oncequant.evaluate import calibrated_subnet
 from oncequant.export.verify import VerificationError, export_network
 from oncequant.files import read_json, read_records, write_json
+from oncequant.models import Network
 from oncequant.progress import track
 
 
@@ -25,6 +27,10 @@ def export_chosen(run_dir: Path, names: Sequence[str], calibration: Batches, dat
     # a name may stand for another network after a new search
     rows = {name: row for name, row in rows.items() if name in family and row.get("arch") == family[name]["arch"]}
 
+    @cache
+    def supernet_of(stage: str) -> Network:
+        return load_supernet(run_dir, stage, data.device)
+
     def shown(batches: Batches, done: int) -> Batches:
         """The same batches; the bar shows how many images of all networks are done."""
         for images, labels in batches:
@@ -35,7 +41,7 @@ def export_chosen(run_dir: Path, names: Sequence[str], calibration: Batches, dat
     with track("verify files", len(names) * len(data.test)) as bar:
         for done, name in enumerate(names):
             entry = family[name]
-            supernet = load_supernet(run_dir, entry["stage"], data.device)
+            supernet = supernet_of(entry["stage"])
             arch = supernet.space.complete(entry["arch"])
             subnet = calibrated_subnet(supernet, arch, calibration)
             folder = run_dir / "exports" / name

@@ -8,7 +8,6 @@ make of the same graph in `simulate.run_integer`.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import metadata
 
 import torch
 from torch import Tensor
@@ -175,11 +174,3 @@ def signed_codes(unsigned: Tensor, bits: int, odd: bool) -> Tensor:
     """Inverse of `Weights.unsigned_codes`, int8."""
     codes = 2 * unsigned.short() - (2**bits - 1) if odd else unsigned.short() - 2 ** (bits - 1)
     return codes.to(torch.int8)
-
-
-def version() -> str:
-    """Version of the oncequant that writes a file."""
-    try:
-        return metadata.version("oncequant")
-    except metadata.PackageNotFoundError:  # run from a source tree that is not installed
-        return "unknown"

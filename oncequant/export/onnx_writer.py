@@ -18,9 +18,9 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from oncequant.arch import FLOAT_BITS
-from oncequant.export.graph import Graph, Node, Weights, version
+from oncequant.export.graph import Graph, Node, Weights
 from oncequant.export.packing import pack
-from oncequant.files import write_atomically
+from oncequant.files import package_version, write_atomically
 
 OPSET, IR_VERSION = 21, 10
 SAME_IN_ONNX = {
@@ -61,13 +61,13 @@ def onnx_model(graph: Graph) -> onnx.ModelProto:
         opset_imports=[helper.make_opsetid("", OPSET)],
         ir_version=IR_VERSION,
         producer_name="oncequant",
-        producer_version=version(),
+        producer_version=package_version(),
     )
     bits = sorted({node.weights.bits for node in graph.nodes if node.weights})
     helper.set_model_props(
         model,
         {
-            "oncequant.version": version(),
+            "oncequant.version": package_version(),
             "oncequant.arch": graph.arch.to_json(),
             "oncequant.classes": json.dumps(graph.classes),
             "oncequant.mean": json.dumps(graph.mean),
@@ -195,7 +195,7 @@ class _Builder:
         if codes.size % 8:
             end = self.constant(f"{name}.n", np.array([codes.size], np.int64))
             steps += [
-                ("Reshape", [self.constant("flat", np.array([-1], np.int64))], {}),
+                ("Reshape", [self.constant("all", np.array([-1], np.int64))], {}),
                 ("Slice", [self.constant("start", np.array([0], np.int64)), end], {}),
             ]
         steps += [

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from oncequant.arch import FLOAT_BITS, Arch
-from oncequant.export.graph import Graph, Grid, Node, Weights, signed_codes, version
+from oncequant.export.graph import Graph, Grid, Node, Weights, signed_codes
 from oncequant.export.packing import pack, unpack
 from oncequant.export.simulate import float_parameters, run_float
-from oncequant.files import FileError, read_json, read_tensors, write_atomically, write_tensors
+from oncequant.files import FileError, package_version, read_json, read_tensors, write_atomically, write_tensors
 from oncequant.images import open_image, resize, square
 
 FORMAT = "oncequant package 2"
@@ -73,7 +73,7 @@ def write_package(graph: Graph, folder: Path) -> None:
     folder = Path(folder)
     write_tensors(folder / TENSORS, tensors, {"format": FORMAT})
     content = {
-        "version": version(),
+        "version": package_version(),
         "arch": dict(graph.arch),
         "classes": graph.classes,
         "mean": graph.mean,

@@ -72,8 +72,9 @@ def compare(
     Needs the float and the b-bit supernet of a run. Networks trained alone are in `run_dir/compare`; what is there is
     not trained again. Raises FileError if the run has no such supernet.
     """
-    shared, stage = shared_images(cfg, run_dir, bits), oqat.stage_name(bits)
+    stage = oqat.stage_name(bits)
     supernets = {name: load_supernet(run_dir, name, data.device) for name in ("float", stage)}
+    shared = shared_images(cfg, run_dir, bits)
     space, calibration = supernets[stage].space, cfg.calibration(data)
     evaluations = evaluations or oqat.EVALUATIONS
     for name, supernet in supernets.items():
@@ -101,8 +102,8 @@ def compare(
         only = {name: value for name, value in arch.items() if not name.endswith("_bits")}
         alone = replace(cfg, bit_schedule=(bits,), random_subnets=0)
         if way == "nas-then-quantize" and not distributed.from_main((folder / "float.safetensors").exists):
-            winner = supernets["float"].space.complete(only)
-            distributed.from_main(lambda: save_supernet(folder, "float", extract_subnet(supernets["float"], winner)))
+            in_float = supernets["float"].space.complete(only)
+            distributed.from_main(lambda: save_supernet(folder, "float", extract_subnet(supernets["float"], in_float)))
         oqat.train(alone, model, data, folder, only)
         return load_supernet(folder, stage, data.device), sum(training_images(folder).values())
 
@@ -147,9 +148,14 @@ def totals(rows: Sequence[Deployment], shared: Mapping[str, int]) -> list[dict[s
 
 
 def shared_images(cfg: oqat.Config, run_dir: Path, bits: int) -> dict[str, int]:
-    """Images seen by the supernets that each way starts from."""
+    """Images seen by the supernets that each way starts from. Raises FileError if one was trained elsewhere."""
     images = training_images(run_dir)
     needed = ["float", *(oqat.stage_name(b) for b in cfg.bit_schedule if b >= bits)]
+    if missing := [stage for stage in needed if stage not in images]:
+        raise FileError(
+            f"{run_dir / 'metrics.jsonl'} does not say how {', '.join(missing)} was trained: taken over from another "
+            "run? compare counts training images, so it needs a run that has trained every stage itself"
+        )
     every = sum(images[stage] for stage in needed)
     return {
         "supernet": every,

@@ -42,7 +42,7 @@ from oncequant.search.budget import BudgetError
 from oncequant.search.measurements import MeasurementFile, all_costs
 from oncequant.search.supernet import Choice, record_family
 from oncequant.space import SearchSpace
-from oncequant.train import Schedule, StepFunction, TrainingOptions, fit
+from oncequant.train import Schedule, StepFunction, TrainingOptions, check_shares, fit
 
 PRECISIONS = {  # candidates of the paper by the cost that it saves: 100 x weight bits + input bits
     "weight_bytes": (SKIP, 132, 232, 332, 432, 832, FLOAT),
@@ -63,7 +63,9 @@ class OwnOptions:
     per_layer: bool = False
     """Every layer chooses its precision, else every block."""
     weight_quantizer: Literal["dorefa", "lsq"] = "dorefa"
+    """Of weights: DoReFa, as the paper, or learned step sizes."""
     act_quantizer: Literal["pact", "lsq"] = "pact"
+    """Of inputs: PACT, as the paper, or learned step sizes."""
     projections: bool | None = None
     """Shortcuts between different shapes are 1x1 convolutions (B); default: not for CIFAR's networks (A)."""
     gamma: float = 0.9
@@ -190,13 +192,6 @@ def search_step(supernet: StochasticSupernet, cfg: Config, data: Data, schedule:
     """
     weights = [p for p in supernet.net.parameters() if p.requires_grad]
     first, shard = round(cfg.warmup_share * schedule.steps), (distributed.rank(), distributed.world_size())
-    images_per_step = min(schedule.batch_size, len(data.train))
-    processes = distributed.world_size()
-    if images_per_step % processes:
-        raise ValueError(
-            f"the distribution is trained on batches of {images_per_step} of its {len(data.train)} images, "
-            f"which is not a multiple of the {processes} processes that share them"
-        )
     arch_batches: Iterator[tuple[Tensor, Tensor]] | None = None
     largest, clips = supernet.net.space.largest(), pact_clips(supernet.net)
     with torch.no_grad():
@@ -255,6 +250,8 @@ def train(cfg: Config, model: ResNetConfig, data: Data, run_dir: Path) -> None:
     """Train every stage that has no checkpoint yet: the float network, the stochastic supernet, the samples."""
     if not isinstance(model, ResNetConfig):
         raise ValueError("DNAS searches the precisions of residual networks: use --preset resnet20, for example")
+    for images in (arch_images(cfg, data), len(data.train) - arch_images(cfg, data)):
+        check_shares(cfg.batch_size, images)
     config = cfg.supernet_model(model)
     space = resnet_space(config)
     floats = replace(config, precisions=(FLOAT,), per_layer=False)
@@ -266,10 +263,15 @@ def train(cfg: Config, model: ResNetConfig, data: Data, run_dir: Path) -> None:
     train_samples(cfg, config, space, data, run_dir)
 
 
+def arch_images(cfg: Config, data: Data) -> int:
+    """Training images that train the distribution, not the weights."""
+    return max(1, round(cfg.arch_share * len(data.train)))
+
+
 def train_search(cfg: Config, config: ResNetConfig, space: SearchSpace, data: Data, run_dir: Path) -> None:
     """Train weights and distribution; `distribution.jsonl` keeps how that sharpened."""
     order = torch.from_numpy(np.random.default_rng(cfg.seed).permutation(len(data.train)))
-    count = max(1, round(cfg.arch_share * len(order)))
+    count = arch_images(cfg, data)
     arch_data, weight_data = (replace(data, train=data.train.subset(i)) for i in (order[:count], order[count:]))
     supernet = StochasticSupernet(new_network(config, space, data, cfg.seed, cfg.init)).to(data.device)
     schedule, calibration = cfg.schedule("search", data), cfg.calibration(data)
@@ -306,8 +308,6 @@ def train_search(cfg: Config, config: ResNetConfig, space: SearchSpace, data: Da
     if distributed.is_main():
         note(schedule.steps)
     distributed.from_main(lambda: save_supernet(run_dir, "search", supernet.net))
-    if distributed.is_main():
-        (run_dir / "search.resume.pt").unlink(missing_ok=True)
 
 
 def most_probable(space: SearchSpace, probabilities: np.ndarray) -> Arch:
@@ -376,6 +376,7 @@ def check_search(options: SearchConfig) -> None:
     """Raise ValueError for options of a search that DNAS does not have."""
     if options.searcher or options.evaluations:
         raise ValueError("--searcher and --evaluations: DNAS has no search after training; see --dnas.samples")
+    options.refuse_all_but("budgets")
 
 
 def cheapest(space: SearchSpace, cost: str) -> Arch:

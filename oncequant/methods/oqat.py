@@ -77,7 +77,6 @@ def train(
     previous = FLOAT_BITS
     for bits in (FLOAT_BITS, *cfg.bit_schedule):
         stage = stage_name(bits)
-        resume = run_dir / f"{stage}.resume.pt"
         if not distributed.from_main((run_dir / f"{stage}.safetensors").exists):
             torch.manual_seed(cfg.seed)
             config = with_bits(model, bits)
@@ -87,8 +86,6 @@ def train(
                 inherit_bits(load_supernet(run_dir, stage_name(previous), data.device), supernet, data, cfg)
             train_supernet(supernet, sandwich_training(supernet, cfg), cfg, data, run_dir, stage)
             distributed.from_main(partial(save_supernet, run_dir, stage, supernet))
-        if distributed.is_main():
-            resume.unlink(missing_ok=True)
         previous = bits
 
 
@@ -114,10 +111,13 @@ def inherit_bits(higher: MobileNetV3, lower: MobileNetV3, data: Data, cfg: Confi
 
 
 SEARCHER, EVALUATIONS = "coarse_to_fine", 60  # where the options leave them open: the paper's, and ours
+SEARCH_OPTIONS = ("budgets", "searcher", "evaluations", "cost")
 
 
 def check_budgets(cfg: Config, options: SearchConfig, model: MobileNetV3Config) -> None:
-    """Raise BudgetError if no bit-width has a subnet within the budgets, before anything is trained."""
+    """Before anything is trained, raise BudgetError if no bit-width has a subnet within the budgets, ValueError for
+    options of another method's search."""
+    options.refuse_all_but(*SEARCH_OPTIONS)
     reachable({bits: mobilenet_v3_space(with_bits(model, bits)) for bits in cfg.bit_schedule}, options.budgets)
 
 
@@ -143,6 +143,7 @@ def search(cfg: Config, options: SearchConfig, data: Data, run_dir: Path) -> lis
     added to `family.json` with its test accuracy, and returned. Bit-widths too large for the budgets are left out.
     Raises BudgetError before any measurement if all are, FileError if no stage is trained.
     """
+    options.refuse_all_but(*SEARCH_OPTIONS)
     trained = distributed.from_main(lambda: [s for s in cfg.stages if (run_dir / f"{s}.safetensors").exists()])
     supernets = {stage: load_supernet(run_dir, stage, data.device) for stage in trained or cfg.stages[:1]}
     spaces = {int(stage.removesuffix("bit")): supernets[stage].space for stage in trained if stage != "float"}

@@ -170,8 +170,7 @@ def train(
     The float supernet, whose largest subnet teaches; then mixed precision with float among the bit-widths, which eases
     the start; then without. `only` restricts the space (names of choices to values).
     """
-    if cfg.activations == "running" and distributed.world_size() > 1:
-        raise ValueError("activations running: moving averages are not shared by processes; use one process")
+    check_processes(cfg)
     for stage in STAGES:
         if not distributed.from_main((run_dir / f"{stage}.safetensors").exists):
             torch.manual_seed(cfg.seed)
@@ -197,8 +196,6 @@ def train(
             count = cfg.random_subnets if stage == "float" else cfg.mixed_subnets
             train_supernet(supernet, step, cfg, data, run_dir, stage, ends, count)
             distributed.from_main(partial(save_supernet, run_dir, stage, supernet))
-        if distributed.is_main():
-            (run_dir / f"{stage}.resume.pt").unlink(missing_ok=True)
 
 
 def start_quantizers(float_supernet: MobileNetV3, supernet: MobileNetV3, data: Data, cfg: Config) -> None:
@@ -234,7 +231,7 @@ def training_step(supernet: MobileNetV3, teacher: Teacher, cfg: Config, is_last:
 
     def step(images: Tensor, labels: Tensor, rng: np.random.Generator, done: float) -> Tensor:
         archs = step_archs(supernet.space, cfg, own_rng(cfg, rng))
-        shared, above, losses = SharedWeights(), [], []
+        shared, above, losses, taught = SharedWeights(), [], [], {}
         held = is_last and done >= cfg.learned_offsets
         if held:
             with torch.no_grad():
@@ -245,7 +242,9 @@ def training_step(supernet: MobileNetV3, teacher: Teacher, cfg: Config, is_last:
                 is_smallest = len(above) == len(archs) - 1
                 soft = torch.stack(above[1:] or above).mean(0) if is_smallest else above[0]
             else:
-                soft = teacher(images, arch["resolution"])
+                if (resolution := arch["resolution"]) not in taught:
+                    taught[resolution] = teacher(images, resolution)
+                soft = taught[resolution]
             logits = supernet(images, arch, shared, getattr(torch, cfg.precision))  # (N, classes)
             hard_loss = F.cross_entropy(logits, labels, label_smoothing=cfg.label_smoothing)
             ((hard_loss + F.cross_entropy(logits, soft)) / len(archs)).backward()
@@ -329,10 +328,17 @@ EVALUATIONS = 200  # subnets measured for the predictor where the options leave 
 
 
 def check_budgets(cfg: Config, options: SearchConfig, model: MobileNetV3Config) -> None:
-    """Raise BudgetError if a budget is below the smallest subnet, ValueError if too few subnets are to be measured for
-    a predictor, before anything is trained."""
+    """Before anything is trained, raise BudgetError if a budget is below the smallest subnet, ValueError if too few
+    subnets are to be measured for a predictor, or if processes cannot share the work."""
+    check_processes(cfg)
     check_reachable(mixed_precision(cfg, model)[1], options.budgets)
     check_evaluations(options)
+
+
+def check_processes(cfg: Config) -> None:
+    """Raise ValueError if several processes cannot train this."""
+    if cfg.activations == "running" and distributed.world_size() > 1:
+        raise ValueError("activations running: moving averages are not shared by processes; use one process")
 
 
 def check_evaluations(options: SearchConfig) -> None:

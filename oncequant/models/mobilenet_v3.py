@@ -60,7 +60,7 @@ class MobileNetV3Config:
     """Quantizer parameters of their own for each bit-width, and kernel size of depthwise convolutions, as QFA; else one
     for all, as OQAT."""
     act_quantizer: str = "lsq"
-    """Of the layers' inputs: lsq, batchquant (QFA's), or running (moving averages of the range)."""
+    """Of the layers' inputs: lsq, batchquant (QFA's), running (moving averages of the range), or pact."""
     dropout: float = 0.1
 
     def __post_init__(self):
@@ -77,6 +77,8 @@ class MobileNetV3Config:
             values = getattr(self, name)
             if not values or not all(map(allowed, values)):
                 raise ValueError(f"{name} = {list(values)}: use {text}")
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name} = {list(values)}: name every value once")
         if self.width <= 0:
             raise ValueError(f"width = {self.width}: use a number above 0")
         if self.act_quantizer not in ACT_QUANTIZERS:

@@ -117,7 +117,6 @@ class RunningRange(nn.Module):
     def __init__(self, slots: int | None = None):
         super().__init__()
         self.register_buffer("range", torch.full((slots or 1, 2), math.nan))
-        self.observed = None
 
     def grid(
         self,
@@ -154,10 +153,6 @@ class RunningRange(nn.Module):
     def copy_slot(self, source: "RunningRange", slot: int | None) -> None:
         """Take over one slot of another quantizer."""
         self.range.copy_(source.range[slot or 0][None])
-
-    def fold_offset(self, bits: int, signed: bool) -> float:
-        """The zero point is a whole number already."""
-        return 0.0
 
 
 @torch.no_grad()

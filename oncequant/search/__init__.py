@@ -1,6 +1,6 @@
 """Search for architectures in a trained supernet: every searcher has the same signature, see `random_search`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from oncequant.cost import Budget
 from oncequant.search import coarse_to_fine, nsga2, random_search
@@ -41,3 +41,11 @@ class SearchConfig:
             raise ValueError("front_members is at least 0")
         if self.population < 4 or self.generations < 1:
             raise ValueError("population is at least 4, generations at least 1")
+
+    def refuse_all_but(self, *used: str) -> None:
+        """Raise ValueError if an option that a method does not use is not at its default."""
+        flags = {"cost": "--front", "front_members": "--front-members"}
+        for option in fields(self):
+            if option.name not in used and getattr(self, option.name) != option.default:
+                flag = flags.get(option.name, f"--{option.name}")
+                raise ValueError(f"{flag} is not an option of this method's search")
