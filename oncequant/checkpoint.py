@@ -25,8 +25,8 @@ def save_supernet(run_dir: Path, stage: str, supernet: Network) -> None:
 
 def load_supernet(run_dir: Path, stage: str, device: torch.device | str = "cpu") -> Network:
     """The supernet of a stage. Raises FileError if there is none, or the file is damaged or foreign."""
-    tensors, _ = _read(run_dir, stage)
-    config, space = load_space(run_dir, stage)
+    tensors, metadata = _read(run_dir, stage)
+    config, space = _space(run_dir, stage, metadata)
     supernet = MODELS[model_name(config)][2](config, space)
     try:
         supernet.load_state_dict(tensors)
@@ -37,13 +37,15 @@ def load_supernet(run_dir: Path, stage: str, device: torch.device | str = "cpu")
 
 def load_space(run_dir: Path, stage: str) -> tuple[ModelConfig, SearchSpace]:
     """Configuration and search space of the supernet of a stage. Raises FileError as `load_supernet`."""
-    path = run_dir / f"{stage}.safetensors"
-    metadata = _read(run_dir, stage)[1]
+    return _space(run_dir, stage, _read(run_dir, stage)[1])
+
+
+def _space(run_dir: Path, stage: str, metadata: dict[str, str]) -> tuple[ModelConfig, SearchSpace]:
     try:
         config = config_from_json(json.loads(metadata["config"]))
         return config, MODELS[model_name(config)][1](config).restrict(json.loads(metadata["choices"]))
     except (KeyError, TypeError, ValueError) as error:
-        raise FileError(f"{path} does not fit its own configuration: {error}") from error
+        raise FileError(f"{run_dir / f'{stage}.safetensors'} does not fit its own configuration: {error}") from error
 
 
 def _read(run_dir: Path, stage: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

@@ -1,6 +1,6 @@
 #!/bin/sh
 # OQAT on CIFAR-10 (JPEG q75), claims C1-C3 with three seeds and the front of one supernet, at the scale that a machine
-# with 2 cores finishes in about three hours: half width, 16 and 20 px, 1 or 2 blocks per stage; 4 epochs in float and 2
+# with 2 cores finishes in two and a half hours: half width, 16 and 20 px, 1 or 2 blocks per stage; 4 epochs in float and 2
 # epochs per bit-width. DATA is a folder with the train and test parquet files (columns img, label).
 # Result: results/README.md#oqat-on-cifar-10-jpeg-q75
 set -e

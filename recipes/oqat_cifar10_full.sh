@@ -9,3 +9,7 @@ for seed in 0 1 2; do
     oncequant run --data "$DATA" --run runs/cifar10-full-seed$seed --seed $seed --preset cifar \
         --batch-size 128 --float-epochs 120 --epochs 40 --random-subnets 2 --evaluations 200
 done
+NAME="results/cifar10-full_oqat"
+python recipes/oqat_claims.py --out runs/cifar10-full-claims --summarise "${NAME}-claims_${DEVICE:-gpu}.csv"
+python recipes/collect_runs.py "${NAME}_${DEVICE:-gpu}.csv" runs/cifar10-full-seed0 runs/cifar10-full-seed1 \
+    runs/cifar10-full-seed2 --fronts "${NAME}-fronts_${DEVICE:-gpu}.csv"

@@ -566,7 +566,14 @@ def image_folder(root, classes, per_class, size, mode="RGB"):
 
 @pytest.mark.parametrize("mode, size", [("RGB", (24, 60)), ("L", 12)])
 def test_run_works_on_a_folder_of_two_classes_and_forty_images(tmp_path, monkeypatch, capsys, mode, size):
-    source = image_folder(tmp_path / "images", 2, 20, size, mode)
+    source = image_folder(tmp_path / "my images", 2, 20, size, mode)
+    if mode == "RGB":  # kept as people keep them
+        nested = source / "class0" / "fr\u00fchere Bilder"
+        nested.mkdir()
+        for i, name in enumerate(("a b.JPG", "\u00e4.jpeg", "c.PNG", "d.gif", "e.webp")):
+            kinds = {"c.PNG": "RGBA", "d.gif": "P"}
+            Image.open(source / "class0" / f"{i}.png").convert(kinds.get(name, "RGB")).save(nested / name)
+            (source / "class0" / f"{i}.png").unlink()
     call(monkeypatch, "run", "--data", source, "--run", tmp_path / "run", *QUICK, *SMALL)
     info = read_json(tmp_path / "run" / "run.json")
     assert info["data"]["channels"] == (1 if mode == "L" else 3)

@@ -118,6 +118,19 @@ def test_readme_python_example_runs(tmp_path, monkeypatch):
     assert {entry["stage"] for entry in names["family"]} == {"float", "4bit"}
 
 
+def test_a_short_run_on_digits_learns_and_is_small(tmp_path):
+    """A seventh of the steps of README's first command, whose own bars the slow test below has."""
+    import json
+
+    few = "--epochs 8 --float-epochs 8 --min-steps 10 --evaluations 4 --bit-schedule 4 2 --calibration-images 300"
+    subprocess.run(["oncequant", "run", "--run", str(tmp_path / "run"), *few.split()], check=True)
+    family = json.loads((tmp_path / "run" / "family.json").read_text())
+    best = {bits: max(e["top1_test"] for e in family if e["bits"] == bits) for bits in (32, 4, 2)}
+    assert best[32] >= 0.93 and best[4] >= 0.91 and best[2] >= 0.80  # seen: 0.96 to 0.99, 0.96, 0.91
+    for row in json.loads((tmp_path / "run" / "exports.json").read_text()):
+        assert not row["problems"] and row["low_bit_bytes"] <= 1.10 * row["low_bit_ideal_bytes"]
+
+
 @pytest.mark.slow
 def test_readme_first_command_on_digits_meets_its_bars(tmp_path):
     """`oncequant run` with no arguments: accuracies on the digits' test split, and the size of the 2-bit file."""

@@ -186,7 +186,8 @@ def _folded(name: str, layer: ElasticConv, spec: LayerSpec, grid: Grid | None) -
     shape["odd"] = odd
     if grid is None:
         return Weights(codes, bias.float(), (step * gain).float(), spec.weight_bits, **shape)
-    # One less with 8-bit inputs, where two products of full-range codes overflow the int16 of CPUs without VNNI.
+    # One less with 8-bit inputs, where two products of full-range codes overflow the int16 of CPUs without VNNI; 8-bit
+    # weights and odd ones of 7 bits have none to spare (docs/export.md).
     shift = max(0, 8 - spec.weight_bits - odd - (grid.bits == 8))
     scale = (step * gain / 2**shift).float()
     weak = bias.abs() > 2**30 * grid.step * scale.double().abs()  # the bias swamps the weights and overflows

@@ -1,7 +1,7 @@
 """Accuracy predictor of QFA (https://arxiv.org/abs/2105.08952): top-1 of an architecture without running it.
 
-As there, architectures are one-hot encoded and a small network is fitted to some that were measured. Ours reads two
-costs too, predicts the logarithm of the error, and is fitted in closed form:
+As there, architectures are one-hot encoded (depths as thermometers) and a small network is fitted to some that were
+measured. Ours reads two costs too, predicts the logarithm of the error, and is fitted in closed form:
 
     x = (encoding, log MACs, log BitOPs), centred and scaled
     -log(1.01 - top1) = b + w x + sum_h c_h (v_h x)^2 + noise
