@@ -270,7 +270,7 @@ def test_devices_shares_training_and_search_and_prints_once(tmp_path):
     output = finish(oncequant("train", *TINY_OPTIONS, "--run", tmp_path / "run", "--devices", 2))
     assert output.count("digits: 10 classes") == 1 and output.count("train 4bit: 12/12") == 1
     assert {p.name for p in (tmp_path / "run").iterdir()} == {
-        "run.json", "commands.jsonl", "metrics.jsonl", "tensorboard", "float.safetensors", "4bit.safetensors"
+        ".lock", "run.json", "commands.jsonl", "metrics.jsonl", "tensorboard", "float.safetensors", "4bit.safetensors"
     }  # fmt: skip
     shutil.copytree(tmp_path / "run", tmp_path / "copy")
     finish(oncequant("search", tmp_path / "run", "--evaluations", 9, "--devices", 2))
