@@ -399,7 +399,7 @@ def test_half_written_last_line_is_ignored_and_cut_off(tmp_path):
 @pytest.mark.parametrize("line", ["{", "[]", '{"arch": {}}', json.dumps({"arch": {}, "top1": 1, "surprise": 2})])
 def test_corrupt_line_is_an_error_with_file_and_line(tmp_path, line):
     path = tmp_path / "measurements.jsonl"
-    good = measurement(NANO.smallest(), 0.5).to_json()
+    good = json.dumps(measurement(NANO.smallest(), 0.5).record())
     path.write_text(f"{good}\n{line}\n{good}\n")
     with pytest.raises((ValueError, OSError), match=r"measurements\.jsonl, line 2"):
         MeasurementFile(path, "4bit")
