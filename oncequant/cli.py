@@ -24,7 +24,7 @@ from oncequant.allocator import keep_freed_memory
 from oncequant.arch import FLOAT_BITS, Arch
 from oncequant.checkpoint import load_supernet
 from oncequant.cost import COSTS, readable
-from oncequant.data import Data, Split, eval_batches, native_size
+from oncequant.data import Data, Split, check_images, eval_batches, native_size
 from oncequant.evaluate import measure
 from oncequant.files import read_object, read_records
 from oncequant.methods import baselines, dnas, oqat, qfa
@@ -321,6 +321,8 @@ def _prepare(options: Train, search_options: SearchConfig) -> tuple[Path, RunSet
     training.check_shares(cfg.batch_size, len(data.train))
     settings = replace(settings, model=of_model.config(preset, len(data.classes), data.channels))
     METHODS[options.method].check_budgets(cfg, search_options, settings.model)
+    if not distributed.from_main((run_dir / "run.json").exists):
+        distributed.from_main(lambda: check_images(data))
     distributed.from_main(lambda: create_run(run_dir, settings, data, _command()))
     counts = f"{len(data.train)} training, {len(data.validation)} validation, {len(data.test)} test images"
     console.print(

@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from oncequant.images import GREY_MODES, DataError, random_boxes
-from oncequant.progress import console
+from oncequant.images import GREY_MODES, DataError, check_whole, random_boxes
+from oncequant.progress import console, track
 from oncequant.sources import CHUNK, Records, decode, open_source
 
 CROPS = ("auto", "pad", "resized", "none")
@@ -180,6 +180,23 @@ def load_data(
     flip = name != "digits" if flip is None else flip
     fingerprint = _fingerprint(classes, stored)
     return Data(name, classes, channels, size, mean, std, flip, **stored, fingerprint=fingerprint, device=device)
+
+
+def check_images(data: Data) -> None:
+    """Look at every image that is decoded only when it is needed, so that a broken one is found before training.
+
+    Raises DataError naming the image."""
+    streamed = [split for split in (data.train, data.validation, data.test) if isinstance(split, StreamingSplit)]
+    if not streamed:
+        return
+    done = 0
+    with track("check images", sum(map(len, streamed))) as bar:
+        for split in streamed:
+            for _ in split.records.map(split.rows, lambda _, image: check_whole(image)):
+                done += 1
+                if done % CHUNK == 0:
+                    bar(done, {})
+        bar(done, {})
 
 
 def _classes(name: str, splits: dict[str, Records]) -> tuple[tuple[str, ...], dict[str, Tensor]]:

@@ -106,6 +106,20 @@ def square(image: Image.Image, channels: int, size: int, uniform: np.ndarray | N
     return np.asarray(image).reshape(size, size, channels).transpose(2, 0, 1)
 
 
+def check_whole(image: Image.Image) -> None:
+    """Raise what decoding an opened image would raise, at little cost: JPEG and PNG files are decoded only if their end
+    looks cut off."""
+    ends = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
+    if (file := getattr(image, "fp", None)) and image.format in ends:
+        place = file.tell()
+        length = file.seek(0, os.SEEK_END)
+        file.seek(max(0, length - 16))
+        if ends[image.format] in file.read():
+            return
+        file.seek(place)
+    image.load()
+
+
 def resize(images: Tensor, resolution: int) -> Tensor:  # (N, C, S, S) -> (N, C, R, R)
     """Square images at another resolution, bilinear with antialiasing; the identity at their own."""
     if images.shape[-1] == resolution:

@@ -415,6 +415,21 @@ def test_digits_are_the_bundled_ones_whatever_lies_here(tmp_path, monkeypatch):
     assert settings.data == str(tmp_path / "digits") and len(data.classes) == 2
 
 
+def test_a_broken_image_is_refused_before_the_run_folder_is_made(tmp_path, monkeypatch, capsys):
+    source = image_folder(tmp_path / "images", 2, 500, 12)
+    load = run_folder.RunSettings.load_data
+
+    def break_one(self, device):
+        data = load(self, device)
+        (source / "class1" / "77.png").write_bytes(b"no image")
+        return data
+
+    monkeypatch.setattr(run_folder.RunSettings, "load_data", break_one)
+    options = ["--data", source, "--run", tmp_path / "run", "--resident-gib", "0"]
+    message = fails(monkeypatch, capsys, "train", *options)
+    assert "class1/77.png: cannot be read as an image" in message and not (tmp_path / "run").exists()
+
+
 def test_images_much_larger_than_the_network_sees_are_mentioned(tmp_path, capsys):
     for size, says in ((80, True), (40, False)):
         source = image_folder(tmp_path / f"images{size}", 2, 5, size)
