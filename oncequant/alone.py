@@ -1,6 +1,7 @@
 """Training residual networks of one architecture each from scratch, several side by side in processes of their own."""
 
 import os
+import pickle
 import signal
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -96,7 +97,9 @@ def train_side_by_side(jobs: Sequence[Job], data: Data, at_once: int | None = No
         places.put(place)
     pool = ProcessPoolExecutor(at_once, context, _begin_worker, (at_once, places, data.device.type, os.getpid()))
     try:
-        started = [pool.submit(_train_in_worker, job, data) for job in todo]
+        # as bytes: tensors would go through shared memory, of which containers have little
+        packed = pickle.dumps(data.on(torch.device("cpu")))
+        started = [pool.submit(_train_in_worker, job, packed, data.device.type) for job in todo]
         with track("train samples", len(started)) as bar:
             for done, one in enumerate(as_completed(started), start=1):
                 bar(done, {"top1": one.result()})
@@ -158,7 +161,8 @@ def _begin_worker(at_once: int, places: SimpleQueue, device: str, parent: int) -
     distributed.end_with(parent)
 
 
-def _train_in_worker(job: Job, data: Data) -> float:
-    if data.device.type == "cuda":
+def _train_in_worker(job: Job, packed: bytes, device: str) -> float:
+    data = pickle.loads(packed)
+    if device == "cuda":
         data = data.on(torch.device("cuda", torch.cuda.current_device()))
     return train_alone(job, data)
