@@ -3,10 +3,12 @@
 import os
 import pickle
 import signal
+import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import cache
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 
@@ -96,20 +98,22 @@ def train_side_by_side(jobs: Sequence[Job], data: Data, at_once: int | None = No
     for place in range(at_once):
         places.put(place)
     pool = ProcessPoolExecutor(at_once, context, _begin_worker, (at_once, places, data.device.type, os.getpid()))
-    try:
-        # as bytes: tensors would go through shared memory, of which containers have little
-        packed = pickle.dumps(data.on(torch.device("cpu")))
-        started = [pool.submit(_train_in_worker, job, packed, data.device.type) for job in todo]
-        with track("train samples", len(started)) as bar:
-            for done, one in enumerate(as_completed(started), start=1):
-                bar(done, {"top1": one.result()})
-    except BrokenProcessPool as error:
-        raise TrainingError(
-            "a process that trained a sample was ended, for want of memory perhaps (--dnas.jobs 1 needs least); the "
-            "same command goes on"
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)  # after an error the networks that wait are not begun
+    with tempfile.TemporaryDirectory() as folder:
+        # By a file: shared memory is short in containers, and with every job the images would be kept once more.
+        path = Path(folder) / "data.pickle"
+        path.write_bytes(pickle.dumps(data.on(torch.device("cpu"))))
+        try:
+            started = [pool.submit(_train_in_worker, job, path, data.device.type) for job in todo]
+            with track("train samples", len(started)) as bar:
+                for done, one in enumerate(as_completed(started), start=1):
+                    bar(done, {"top1": one.result()})
+        except BrokenProcessPool as error:
+            raise TrainingError(
+                "a process that trained a sample was ended, for want of memory perhaps (--dnas.jobs 1 needs least); "
+                "the same command goes on"
+            ) from error
+        finally:
+            pool.shutdown(cancel_futures=True)  # after an error the networks that wait are not begun
 
 
 def new_network(config: ResNetConfig, space: SearchSpace, data: Data, seed: int, init: str | None) -> ResNet:
@@ -161,8 +165,12 @@ def _begin_worker(at_once: int, places: SimpleQueue, device: str, parent: int) -
     distributed.end_with(parent)
 
 
-def _train_in_worker(job: Job, packed: bytes, device: str) -> float:
-    data = pickle.loads(packed)
-    if device == "cuda":
-        data = data.on(torch.device("cuda", torch.cuda.current_device()))
-    return train_alone(job, data)
+def _train_in_worker(job: Job, path: Path, device: str) -> float:
+    return train_alone(job, _data_of_worker(path, device))
+
+
+@cache
+def _data_of_worker(path: Path, device: str) -> Data:
+    """The images, once in a worker; the main process wrote the file."""
+    data = pickle.loads(path.read_bytes())
+    return data.on(torch.device("cuda", torch.cuda.current_device())) if device == "cuda" else data

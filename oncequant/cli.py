@@ -56,6 +56,7 @@ from oncequant.run_folder import (
 from oncequant.search import SEARCHERS, SearchConfig
 from oncequant.search.measurements import all_costs
 from oncequant.search.supernet import Choice, record_family
+from oncequant.sources import is_read
 
 
 def main() -> None:
@@ -101,7 +102,7 @@ def _end(error: Exception) -> None:
     if not distributed.is_main():
         time.sleep(3)  # if the main process fails too, it ends this one before it repeats the message
     if is_users:
-        advice = " (a smaller --batch-size or --checkpoint-activations needs less)"
+        advice = " (training needs less with a smaller --batch-size)"
         place = "" if distributed.is_main() else f"process {distributed.rank()}: "
         text = f"{error}{advice}" if isinstance(error, torch.OutOfMemoryError) else error
         print(f"error: {place}{text}", file=sys.stderr, flush=True)
@@ -202,6 +203,8 @@ def export(options: Export) -> None:
     _check_packages("onnx", "onnxruntime")
     settings, data = _open(options.run, options.data, options.device)
     known = {entry["name"] for entry in _family(options.run)}
+    if options.stage and not any(name not in known and _is_arch(name) for name in options.names):
+        raise UsageError("--stage: chosen subnets have their stages; it is for files, largest and smallest")
     with writing(options.run, _command(), data.device):
         names = [
             _choose(options.run, settings, data, name, options.stage) if name not in known and _is_arch(name) else name
@@ -291,9 +294,9 @@ def _prepare(options: Train, search_options: SearchConfig) -> tuple[Path, RunSet
     source, preset = Path(options.data), options.model.preset
     is_place = options.data != "digits" and source.exists()
     suffix = "" if options.method == "oqat" else f"-{options.method}"  # so that methods do not meet in one folder
-    name = source.resolve().name if is_place else source.name
+    name = source.name if source.name not in ("", "..") else source.resolve().name
     run_dir = options.run or Path("runs") / f"{name or 'data'}{suffix}"
-    if is_place and run_dir.resolve().is_relative_to(source.resolve()):
+    if is_place and is_read(source.resolve(), run_dir.resolve()):
         raise UsageError(f"{run_dir}: this run folder would lie among the images of {options.data}; give another --run")
     pixels = native_size(options.data) if preset == "auto" or preset in resnet.PRESETS else 0
     if preset == "auto":
@@ -318,11 +321,12 @@ def _prepare(options: Train, search_options: SearchConfig) -> tuple[Path, RunSet
         resident_gib=options.resident_gib,
     )
     data = settings.load_data(device)
-    training.check_shares(cfg.batch_size, len(data.train))
+    if options.method != "dnas" and not all((run_dir / f"{stage}.safetensors").exists() for stage in cfg.stages):
+        training.check_shares(cfg.batch_size, len(data.train))
     settings = replace(settings, model=of_model.config(preset, len(data.classes), data.channels))
     METHODS[options.method].check_budgets(cfg, search_options, settings.model)
     if not distributed.from_main((run_dir / "run.json").exists):
-        distributed.from_main(lambda: check_images(data))
+        check_images(data)
     distributed.from_main(lambda: create_run(run_dir, settings, data, _command()))
     counts = f"{len(data.train)} training, {len(data.validation)} validation, {len(data.test)} test images"
     console.print(
@@ -333,8 +337,9 @@ def _prepare(options: Train, search_options: SearchConfig) -> tuple[Path, RunSet
             "training images are mirrored at random; use --flip False where that changes the label", soft_wrap=True
         )
     if pixels >= 2 * data.size:
+        larger = "resnet18" if preset in resnet.PRESETS else "imagenet"
         console.print(
-            f"images of {pixels} px are scaled to {data.size} px: --preset imagenet or larger --resolutions show more",
+            f"images of {pixels} px are scaled to {data.size} px: --preset {larger} or larger --resolutions show more",
             soft_wrap=True,
         )
     return run_dir, settings, data
@@ -402,7 +407,10 @@ def _choose(run_dir: Path, settings: RunSettings, data: Data, text: str, stage: 
     """Measure an architecture and add it to the chosen subnets. Returns its name there."""
     cfg = _method_config(settings)
     stage, supernet, arch = _subnet(run_dir, cfg, data.device, text, stage)
-    name = f"{stage}-{Path(text).stem}"
+    name, brief = f"{stage}-{Path(text).stem}", dict(supernet.space.brief(arch))
+    taken = [entry for entry in _family(run_dir) if entry["name"] == name and entry["arch"] != brief]
+    if taken or Path(text).stem in ("S", "M", "L", "max"):  # a search gives these names
+        raise UsageError(f"{text}: {name} is the name of another subnet; rename the file")
     calibration, widths = cfg.calibration(data), getattr(supernet.config, "weight_bits", ())
 
     def top1(split: Split) -> float:
@@ -469,8 +477,4 @@ def _devices(options: object) -> int:
 def _device(name: Device) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: this machine has no usable GPU; use cpu or auto")
-    if name == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    # cuDNN would round the operands of convolutions to 10 bits, by default and in what is called float32 here
-    torch.backends.cudnn.allow_tf32 = False
-    return torch.device("cuda")
+    return torch.device("cuda" if name == "cuda" or (name == "auto" and torch.cuda.is_available()) else "cpu")

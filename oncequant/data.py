@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from oncequant.distributed import rank, world_size
 from oncequant.images import GREY_MODES, DataError, check_whole, random_boxes
 from oncequant.progress import console, track
 from oncequant.sources import CHUNK, Records, decode, open_source
@@ -105,6 +106,11 @@ class Data:
     fingerprint: str
     device: torch.device
 
+    def __post_init__(self):
+        if self.device.type == "cuda":
+            # cuDNN would round the operands of convolutions to 10 bits, by default and in what is called float32 here
+            torch.backends.cudnn.allow_tf32 = False
+
     def on(self, device: torch.device) -> Data:
         """The same data set for training on another device."""
         splits = {name: getattr(self, name) for name in ("train", "validation", "test")}
@@ -184,15 +190,17 @@ def load_data(
 
 def check_images(data: Data) -> None:
     """Look at every image that is decoded only when it is needed, so that a broken one is found before training.
+    Several processes share the work.
 
     Raises DataError naming the image."""
     streamed = [split for split in (data.train, data.validation, data.test) if isinstance(split, StreamingSplit)]
     if not streamed:
         return
     done = 0
-    with track("check images", sum(map(len, streamed))) as bar:
-        for split in streamed:
-            for _ in split.records.map(split.rows, lambda _, image: check_whole(image)):
+    mine = [split.rows[rank() :: world_size()] for split in streamed]
+    with track("check images", sum(map(len, mine))) as bar:
+        for split, rows in zip(streamed, mine):
+            for _ in split.records.map(rows, lambda _, image: check_whole(image)):
                 done += 1
                 if done % CHUNK == 0:
                     bar(done, {})

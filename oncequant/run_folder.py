@@ -31,6 +31,7 @@ from oncequant import distributed
 from oncequant.data import Data, load_data
 from oncequant.files import FileError, append_line, package_version, read_object, read_records, write_json
 from oncequant.models import ModelConfig, config_from_json, config_to_json, model_name
+from oncequant.progress import console
 
 LOCK_SECONDS = 10  # as long as a folder may stay locked after a kill: loader workers outlive their process by five
 
@@ -174,8 +175,16 @@ def writing(run_dir: Path, command: str, device: torch.device) -> Iterator[None]
         try:
             lock.acquire()
         except Timeout:
-            message = f"{run_dir}: another oncequant command works in this folder; wait for its end, or give another"
+            message = (
+                f"{run_dir}: another oncequant command works in this run folder; wait for its end, or use another one"
+            )
             raise FileError(message) from None
+        except PermissionError as error:
+            raise FileError(f"cannot write {lock.lock_file}: {error.strerror}") from error
+        except (OSError, NotImplementedError) as error:
+            console.print(
+                f"{run_dir}: no locks on this file system ({error}); run one command at a time", soft_wrap=True
+            )
         _note_command(run_dir, command, device)
 
     distributed.from_main(begin)

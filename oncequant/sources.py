@@ -200,6 +200,12 @@ def _split_folders(root: Path) -> tuple[dict[str, Path], list[str]]:
     return roots, notes
 
 
+def is_read(root: Path, folder: Path) -> bool:
+    """Whether the images of the source `root` are looked for in a folder, too."""
+    roots = () if not root.is_dir() or _parquet_splits(root) else _split_folders(root)[0].values()
+    return any(folder.is_relative_to(place) for place in roots)
+
+
 def _class_files(root: Path) -> tuple[dict[str, list[str]], Counter[str]]:
     """Class name to the sorted paths of its images, at any depth; the suffixes of all other files."""
     if not (folders := _folders(root)):
@@ -229,12 +235,12 @@ def is_image(name: str) -> bool:
 
 
 def _files(folder: Path) -> Iterator[str]:
-    """Files of a folder at any depth without hidden ones; links are followed, but into every folder once."""
+    """Files of a folder at any depth without hidden ones. Links are followed, not upwards and into every folder once."""
 
     def refuse(error: OSError) -> None:
         raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from error
 
-    seen = set()
+    seen = set(map(os.path.realpath, folder.absolute().parents))
     for parent, below, files in os.walk(folder, followlinks=True, onerror=refuse):
         place = os.path.realpath(parent)
         if place in seen:
@@ -269,7 +275,8 @@ def _parquet_splits(root: Path) -> dict[str, list[str]]:
     splits, folders = {}, set()
     for file in files:
         own, above = (SPLIT_NAMES.get(re.split(r"[-_.]", name)[0].lower()) for name in (file.name, file.parent.name))
-        above = above if file.parent != root else None
+        if file.parent == root or _folders(file.parent):  # a table beside class folders is not the split
+            above = None
         if own or above:
             splits.setdefault(own or above, []).append(str(file))
             folders |= {file.parent.name} if not above else set()

@@ -180,7 +180,10 @@ def check_shares(batch_size: int, images: int) -> None:
     """Raise ValueError if the processes cannot share batches of so many of the images equally."""
     batch_size, processes = min(batch_size, images), distributed.world_size()
     if batch_size % processes:
-        raise ValueError(f"a batch of {batch_size} images is not a multiple of the {processes} processes that share it")
+        raise ValueError(
+            f"a batch of {batch_size} images is not a multiple of the {processes} processes that share it: use another "
+            "--batch-size or another number of processes"
+        )
 
 
 def step_rng(seed: int, step: int) -> np.random.Generator:

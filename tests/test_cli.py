@@ -1,10 +1,13 @@
 import csv
+import errno
 import fcntl
 import json
 import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -386,6 +389,18 @@ def test_one_command_at_a_time_works_in_a_folder(digits_run, monkeypatch, capsys
     call(monkeypatch, "export", digits_run, "float-max")
 
 
+def test_file_systems_without_locks_are_used_without(digits_run, tmp_path, monkeypatch, capsys):
+    shutil.copy(digits_run / "run.json", tmp_path)
+    for error in (OSError(errno.ENOLCK, "No locks available"), NotImplementedError("no flock")):
+        monkeypatch.setattr(run_folder.FileLock, "acquire", Mock(side_effect=error))
+        with run_folder.writing(tmp_path, "oncequant a", torch.device("cpu")):
+            assert "no locks on this file system" in " ".join(capsys.readouterr().out.split())
+    monkeypatch.setattr(run_folder.FileLock, "acquire", Mock(side_effect=PermissionError(errno.EACCES, "no")))
+    with pytest.raises(OSError, match=r"cannot write .*\.lock"):
+        with run_folder.writing(tmp_path, "oncequant a", torch.device("cpu")):
+            pass
+
+
 def test_a_line_that_a_full_disk_cut_off_is_mended(digits_run, tmp_path):
     shutil.copy(digits_run / "run.json", tmp_path)
     path = tmp_path / "commands.jsonl"
@@ -402,8 +417,18 @@ def test_a_line_that_a_full_disk_cut_off_is_mended(digits_run, tmp_path):
 def test_a_run_folder_among_the_images_is_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(image_folder(tmp_path / "images", 2, 20, 12))
     assert "runs/images" in fails(monkeypatch, capsys, "train", "--data", ".")
-    assert "--run" in fails(monkeypatch, capsys, "run", "--data", "..", "--run", "here")
     assert {path.name for path in (tmp_path / "images").iterdir()} == {"class0", "class1"}
+    (tmp_path / "images" / "sub").mkdir()
+    monkeypatch.chdir(tmp_path / "images" / "sub")
+    assert "--run" in fails(monkeypatch, capsys, "run", "--data", "..", "--run", "here")
+    (tmp_path / "images" / "sub").rmdir()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images").rename(tmp_path / "train")  # beside its splits a run folder is in nobody's way
+    run_dir, _, data = cli._prepare(Train(data="."), SearchConfig())
+    assert run_dir == Path("runs") / tmp_path.name and data.classes == ("class0", "class1")
+    (tmp_path / "link").symlink_to(tmp_path, target_is_directory=True)
+    run_dir, *_ = cli._prepare(Train(data="link"), SearchConfig())
+    assert run_dir == Path("runs/link")
 
 
 def test_digits_are_the_bundled_ones_whatever_lies_here(tmp_path, monkeypatch):
@@ -453,6 +478,13 @@ def test_an_architecture_in_a_file_is_measured_and_exported(digits_run, tmp_path
     assert rows["4bit-mine"]["problems"] == rows["4bit-smallest"]["problems"] == []
     entry = next(e for e in read_json(digits_run / "family.json") if e["name"] == "4bit-mine")
     assert entry["bits"] == 4 and entry["arch"] == dict(space.brief(arch))
+    other = tmp_path / "other" / "mine.json"
+    other.parent.mkdir()
+    other.write_text(space.brief(space.largest()).to_json())
+    shutil.copy(other, tmp_path / "S.json")
+    for one in (other, tmp_path / "S.json"):
+        assert "rename the file" in fails(monkeypatch, capsys, "export", digits_run, one, "--stage", "4bit")
+    assert "--stage" in fails(monkeypatch, capsys, "export", digits_run, "4bit-mine", "--stage", "2bit")
     capsys.readouterr()
     call(monkeypatch, "evaluate", digits_run, file, "--stage", "4bit", "--split", "test")
     assert json.loads(capsys.readouterr().out)["top1"] == entry["top1_test"]
@@ -490,6 +522,7 @@ def test_an_option_that_an_old_folder_does_not_know_is_noted(digits_run, tmp_pat
 
 
 def test_export_by_one_of_several_processes_needs_no_others(digits_run, monkeypatch, capsys):
+    monkeypatch.setattr(progress.console, "quiet", False)  # as it is again after this test
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
     call(monkeypatch, "export", digits_run, "float-max")
@@ -501,7 +534,7 @@ def test_export_by_one_of_several_processes_needs_no_others(digits_run, monkeypa
 
 @pytest.mark.parametrize("error, says", [
     (KeyError("of the program"), "Traceback"),
-    (torch.OutOfMemoryError("GPU memory is full"), "error: GPU memory is full (a smaller --batch-size"),
+    (torch.OutOfMemoryError("GPU memory is full"), "error: GPU memory is full (training needs less"),
 ])  # fmt: skip
 def test_any_error_of_one_of_several_processes_ends_it_at_once(monkeypatch, capsys, error, says):
     def handler(options):

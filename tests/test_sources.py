@@ -121,6 +121,7 @@ def test_links_are_followed_but_not_in_circles(tmp_path):
     cats = tmp_path / "set" / "cat"
     (cats / "circle").symlink_to(cats, target_is_directory=True)
     (cats / "more").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    (cats / "up").symlink_to(tmp_path / "set", target_is_directory=True)
     (cats / "again").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
     data = load_data(str(tmp_path / "set"), size=12)
     assert len(data.train) + len(data.validation) + len(data.test) == 41
@@ -210,6 +211,9 @@ def test_a_table_beside_class_folders_is_no_data_set(tmp_path):
     write_parquet(tmp_path, "metadata.parquet", 3, datasets.Value("int64"))
     write_parquet(tmp_path / "cat", "notes.parquet", 3, datasets.Value("int64"))
     assert load_data(str(tmp_path), size=12).classes == ("cat", "dog")
+    write_folder(tmp_path / "new" / "train")
+    write_parquet(tmp_path / "new" / "train", "metadata.parquet", 3, datasets.Value("int64"))
+    assert load_data(str(tmp_path / "new"), size=12).classes == ("cat", "dog")
 
 
 def test_a_test_split_with_hidden_labels_counts_as_missing(tmp_path):

@@ -250,15 +250,17 @@ def train(cfg: Config, model: ResNetConfig, data: Data, run_dir: Path) -> None:
     """Train every stage that has no checkpoint yet: the float network, the stochastic supernet, the samples."""
     if not isinstance(model, ResNetConfig):
         raise ValueError("DNAS searches the precisions of residual networks: use --preset resnet20, for example")
-    for images in (arch_images(cfg, data), len(data.train) - arch_images(cfg, data)):
-        check_shares(cfg.batch_size, images)
+    searched = distributed.from_main((run_dir / "search.safetensors").exists)
+    if not searched:  # parts of the training images train weights and distribution, and small ones are one batch each
+        for images in (len(data.train) - arch_images(cfg, data), arch_images(cfg, data)):
+            check_shares(cfg.batch_size, images)
     config = cfg.supernet_model(model)
     space = resnet_space(config)
     floats = replace(config, precisions=(FLOAT,), per_layer=False)
     baseline = job(cfg, floats, resnet_space(floats), data, run_dir, "float")
     if not baseline.is_done():
         train_alone(baseline, data)
-    if not distributed.from_main((run_dir / "search.safetensors").exists):
+    if not searched:
         train_search(cfg, config, space, data, run_dir)
     train_samples(cfg, config, space, data, run_dir)
 
