@@ -235,7 +235,7 @@ def is_image(name: str) -> bool:
 
 
 def _files(folder: Path) -> Iterator[str]:
-    """Files of a folder at any depth without hidden ones. Links are followed, not upwards and into every folder once."""
+    """Files of a folder at any depth, no hidden ones. Links are followed, but not upwards, and into a folder once."""
 
     def refuse(error: OSError) -> None:
         raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from error
