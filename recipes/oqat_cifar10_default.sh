@@ -1,8 +1,8 @@
 #!/bin/sh
 # OQAT on CIFAR-10 (JPEG q75) as a folder of class folders with nothing but defaults: 32 px, full width, 16 epochs in float
-# and 12 per bit-width. Four to five hours of a machine with 2 cores. DATA is a folder with the train and test parquet
+# and 12 per bit-width. Four to six hours of a machine with 2 cores. DATA is a folder with the train and test parquet
 # files (columns img, label).
-# Result: results/README.md#the-default-run-on-cifar-10-jpeg-q75
+# Result: results/README.md#the-default-run
 set -e
 : "${DATA:?set DATA to the folder of parquet files}"
 python recipes/class_folders.py "$DATA" runs/cifar10-images
