@@ -91,7 +91,7 @@ def main() -> None:
     except KeyboardInterrupt:
         console.print("stopped; the same command goes on from the last checkpoint")
         sys.exit(130)
-    except Exception as error:
+    except Exception as error:  # of any kind: other processes may be waiting for this one
         _end(error)
 
 
