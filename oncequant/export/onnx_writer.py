@@ -170,7 +170,8 @@ class _Builder:
         else:
             source = self.unpacked(name, weights)
         operands = [source, self.constant(f"{name}.ws", weights.scale.numpy())]
-        if node.op == "linear":  # ORT's QGemm insists on a zero point
+        # ORT's QGemm insists on a zero point; weights of float layers get a wrong one on x86 CPUs without VNNI
+        if node.op == "linear" or not weights.is_integer:
             operands.append(self.constant(f"{name}.wz", np.zeros(len(codes), np.int8)))
         return self.add("DequantizeLinear", operands, self.short(), axis=0)
 
