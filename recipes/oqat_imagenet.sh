@@ -2,7 +2,7 @@
 # OQAT on ImageNet, MobileNetV3 space of width 1.0, on the GPUs of one machine (several: see torchrun's --nnodes).
 # DATA is a folder with train/<class>/*.JPEG and test/<class>/*.JPEG (the 50,000 images that ImageNet calls validation),
 # RUN the run folder, DEVICES the number of GPUs, OPTIONS anything to override.
-# Not run at full scale yet; tests/test_distributed.py runs it on a few generated JPEGs.
+# Not run at full scale yet; tests/test_recipes.py runs it on a few generated JPEGs.
 #
 # From the code that OQA builds on (OFA): batch 64 a GPU, SGD with Nesterov momentum, learning rate 0.0075 a GPU, weight
 # decay 3e-5, label smoothing 0.1, 10,000 training images held out, resolutions 128 to 224. OQA did not publish the

@@ -2,7 +2,7 @@
 # QFA on ImageNet, MobileNetV3 space of width 1.2, on the GPUs of one machine (several: see torchrun's --nnodes).
 # DATA is a folder with train/<class>/*.JPEG and test/<class>/*.JPEG (the 50,000 images that ImageNet calls validation),
 # RUN the run folder, DEVICES the number of GPUs, OPTIONS anything to override.
-# Not run at full scale yet; tests/test_distributed.py runs it on a few generated JPEGs.
+# Not run at full scale yet; tests/test_recipes.py runs it on a few generated JPEGs.
 #
 # From the official code: 60 epochs with float among the bit-widths and 120 without, batch 64 a GPU, SGD with Nesterov
 # momentum, learning rate 0.0025 a GPU, gradients summed over 6 subnets and clipped at 500, weight decay 3e-5 (here they

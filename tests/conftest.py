@@ -15,3 +15,29 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if item.get_closest_marker("compiler"):
                 item.add_marker(pytest.mark.skip(reason="no C compiler"))
+
+
+# Trained once for all files that look at them. The imports wait until the lines above have set the threads.
+
+
+@pytest.fixture(scope="session")
+def digits_run(tmp_path_factory):
+    """The folder of `oncequant run` on digits, small and short."""
+    from commands import DIGITS, call
+
+    folder = tmp_path_factory.mktemp("digits") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        call(patch, "run", "--run", folder, *DIGITS)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """The folder of an OQAT training of a few steps."""
+    from small_training import CONFIG, TINY, digits
+
+    from oncequant.methods import oqat
+
+    run_dir = tmp_path_factory.mktemp("run")
+    oqat.train(CONFIG, TINY, digits(), run_dir)
+    return run_dir

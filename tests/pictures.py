@@ -9,9 +9,7 @@ import torch
 from PIL import Image
 from torch.utils.data import TensorDataset
 
-from oncequant.data import (
-    load_data,
-)
+from oncequant.data import load_data
 
 CARVED = dict(validation_fraction=0.2, test_fraction=0.2)
 

@@ -1,22 +1,16 @@
-import json
-import os
-import shutil
-import signal
-import subprocess
+"""Several processes that train together equal one."""
+
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
-from PIL import Image
-from test_train import CONFIG, TINY, digits
+from processes import in_processes
+from small_training import CONFIG, TINY, digits
 
 from oncequant import distributed, sandwich
 from oncequant.data import train_batches
@@ -26,40 +20,6 @@ from oncequant.quantizers.batchquant import BatchQuant
 from oncequant.sandwich import sandwich_archs
 from oncequant.search import SearchConfig
 from oncequant.search.measurements import read_measurements
-
-TINY_OPTIONS = (
-    "--data digits --resolutions 8 --depths 1 --kernel-sizes 3 --expand-ratios 2 3 --width 0.5 --max-train 120 "
-    "--batch-size 16 --epochs 1 --float-epochs 1 --min-steps 12 --bit-schedule 4 --calibration-images 64"
-).split()
-
-
-def in_processes(function, *args, processes=2):
-    """Run function(rank, *args) in processes that have joined each other."""
-    mp.spawn(_joined, (processes, distributed_port(), function, args), processes)
-
-
-def _joined(rank, processes, port, function, args):
-    torch.set_num_threads(1)
-    os.environ |= dict(
-        RANK=str(rank), WORLD_SIZE=str(processes), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), LOCAL_RANK=str(rank)
-    )
-    distributed.join(torch.device("cpu"))
-    function(rank, *args)
-    distributed.leave()
-    # one that is left may need Python when there is none any more, which aborts the process
-    threads = [Path(f"/proc/self/task/{thread}/comm").read_text() for thread in os.listdir("/proc/self/task")]
-    assert not [name for name in threads if "gloo" in name]
-
-
-def distributed_port():
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-# -- the parts
 
 
 def test_processes_started_again_find_nothing_of_their_predecessors():
@@ -145,9 +105,6 @@ def test_parts_of_a_batch_make_the_batch(crop):
             together = [next(part) for part in parts]
             assert torch.equal(torch.cat([x for x, _ in together]), images)
             assert torch.equal(torch.cat([y for _, y in together]), labels)
-
-
-# -- two processes are one
 
 
 def train_tiny(rank, folder, options):
@@ -248,169 +205,3 @@ def refuses_odd_batches(rank, folder):
 
 def test_a_batch_that_cannot_be_shared_is_refused(tmp_path):
     in_processes(refuses_odd_batches, tmp_path, processes=3)
-
-
-# -- the command line
-
-
-def oncequant(*arguments, torchrun=()):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    program = [*torchrun, "-m", "oncequant", "--"] if torchrun else ["-m", "oncequant"]
-    command = [sys.executable, *program, *map(str, arguments)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def finish(process):
-    output, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
-    return output
-
-
-def test_devices_shares_training_and_search_and_prints_once(tmp_path):
-    output = finish(oncequant("train", *TINY_OPTIONS, "--run", tmp_path / "run", "--devices", 2))
-    assert output.count("digits: 10 classes") == 1 and output.count("train 4bit: 12/12") == 1
-    assert {p.name for p in (tmp_path / "run").iterdir()} == {
-        ".lock", "run.json", "commands.jsonl", "metrics.jsonl", "tensorboard", "float.safetensors", "4bit.safetensors"
-    }  # fmt: skip
-    shutil.copytree(tmp_path / "run", tmp_path / "copy")
-    finish(oncequant("search", tmp_path / "run", "--evaluations", 9, "--devices", 2))
-    finish(oncequant("search", tmp_path / "copy", "--evaluations", 9))
-    for name in ("measurements.jsonl", "family.json"):  # the result does not depend on the number of processes
-        assert (tmp_path / "run" / name).read_text() == (tmp_path / "copy" / name).read_text()
-
-
-def test_errors_of_several_processes_are_one_line(tmp_path):
-    process = oncequant("train", "--data", tmp_path / "nothing", "--devices", 2)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 1 and errors.count("error:") == 1 and "nothing" in errors
-
-
-BROKEN_IN_THE_SECOND = """
-from oncequant import cli, data, distributed
-
-whole = data._Pixels.__getitem__
-
-def part(self, batch):
-    if distributed.rank():
-        raise data.DataError("image 7 is broken")
-    return whole(self, batch)
-
-data._Pixels.__getitem__ = part
-cli.main()
-"""
-
-
-def test_an_error_of_one_process_alone_is_printed_and_ends_all(tmp_path):
-    """Its training images are broken; those of the main process are not."""
-    for i in range(40):
-        folder = tmp_path / "images" / "train" / "ab"[i % 2]
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.full((16, 16, 3), 6 * i, np.uint8)).save(folder / f"{i}.png")
-    options = ["--data", tmp_path / "images", "--run", tmp_path / "run", "--resident-gib", "0", "--resolutions", "16"]
-    (tmp_path / "broken.py").write_text(BROKEN_IN_THE_SECOND)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "WORLD_SIZE": "2"}
-    environment["MASTER_PORT"] = str(distributed_port())
-    command = [sys.executable, str(tmp_path / "broken.py"), "train", *map(str, options)]
-    places = [{**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
-    pipes = dict(stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
-    processes = [subprocess.Popen(command, env=place, **pipes) for place in places]
-    errors = [process.communicate(timeout=120)[1] for process in processes]
-    assert all(process.returncode for process in processes)
-    assert "error: process 1: image 7 is broken" in errors[1]
-
-
-def workers_of(process):
-    listed = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
-    return [int(pid) for pid in listed]
-
-
-def family_of(pid):
-    """The process and all that it started, the youngest generation first."""
-    listed = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True).stdout.split()
-    return [member for child in listed for member in family_of(int(child))] + [pid]
-
-
-def wait_for(path, process):
-    while not path.exists():
-        assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.02)
-
-
-def test_a_killed_rank_is_survived_under_torchrun(tmp_path):
-    """torchrun starts all ranks again; they go on from the checkpoint, to the weights of an undisturbed run."""
-    options = ["train", *TINY_OPTIONS, "--min-steps", "60", "--checkpoint-seconds", "0"]
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    finish(oncequant(*options, "--run", tmp_path / "calm", torchrun=torchrun))
-    process = oncequant(*options, "--run", tmp_path / "killed", torchrun=[*torchrun, "--max-restarts=2"])
-    wait_for(tmp_path / "killed" / "float.resume.pt", process)
-    os.kill(workers_of(process)[-1], signal.SIGKILL)
-    finish(process)
-    lines = [json.loads(line) for line in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in lines if row["stage"] == "4bit"][-1] == 60
-    for stage in ("float", "4bit"):
-        calm, killed = (read_tensors(tmp_path / run / f"{stage}.safetensors")[0] for run in ("calm", "killed"))
-        assert calm.keys() == killed.keys() and all(torch.equal(calm[name], killed[name]) for name in calm)
-
-
-def test_no_process_outlives_a_killed_launcher(tmp_path):
-    process = oncequant("train", *TINY_OPTIONS, "--min-steps", "5000", "--run", tmp_path / "run", "--devices", 2)
-    wait_for(tmp_path / "run" / "metrics.jsonl", process)
-    workers = workers_of(process)
-    assert len(workers) == 2
-    process.kill()
-    process.communicate()
-    deadline = time.monotonic() + 20
-    while any(Path(f"/proc/{pid}").exists() for pid in workers):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-
-
-@pytest.mark.parametrize("devices", ["0", "-1"])
-def test_impossible_numbers_of_processes_are_refused(devices):
-    process = oncequant("train", "--devices", devices)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 1 and f"--devices {devices}" in errors
-
-
-@pytest.mark.parametrize("method, last", [("oqat", "4bit"), ("qfa", "mixed")])
-def test_the_imagenet_recipes_run_on_a_few_jpegs(method, last, tmp_path):
-    """Two processes, streamed images of different sizes, published options but for the scale."""
-    generator = np.random.default_rng(0)
-    for split, count in (("train", 30), ("test", 5)):
-        for name in ("n01440764", "n01443537"):
-            folder = tmp_path / "images" / split / name
-            folder.mkdir(parents=True)
-            for i in range(count):
-                height, width = generator.integers(40, 90, 2)
-                pixels = generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(folder / f"{i}.JPEG")
-    small = "--batch-size 8 --float-epochs 1 --epochs 1 --min-steps 3 --calibration-images 16 "
-    small += "--width 0.35 --resolutions 32 40 --depths 2 --kernel-sizes 3 5 --validation-fraction 0.2 --resident-gib 0"
-    small += " --bit-schedule 4" if method == "oqat" else " --qfa.mixed-subnets 1 --qfa.range-batch 4"
-    evaluations = dict(oqat="4", qfa="30")[method]
-    environment = dict(DATA=str(tmp_path / "images"), RUN=str(tmp_path / "run"), DEVICES="2", EVALUATIONS=evaluations)
-    environment |= dict(POPULATION="8", GENERATIONS="2")
-    environment |= {**os.environ, "OPTIONS": small, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"} | environment
-    recipe = Path(__file__).parent.parent / "recipes" / f"{method}_imagenet.sh"
-    process = subprocess.Popen(["sh", str(recipe)], env=environment)
-    try:
-        assert process.wait(300) == 0
-    except subprocess.TimeoutExpired:
-        for pid in family_of(process.pid):
-            os.kill(pid, signal.SIGABRT)  # each prints where it stands
-            time.sleep(0.5)
-        raise
-    run = json.loads((tmp_path / "run" / "run.json").read_text())
-    published = dict(
-        oqat=dict(optimizer="sgd"),
-        qfa=dict(
-            optimizer="sgd", quantized_lr=6 * 0.0025 * 2, clip_norm=83, weight_decay=5e-6, label_smoothing=0.1,
-            learned_offsets=1, sync_ranges=False, bits=[2, 3, 4],
-        ),
-    )[method]  # fmt: skip
-    assert run["method_config"].items() >= published.items() and run["model"]["preset"] == "imagenet"
-    searched = json.loads((tmp_path / "run" / "commands.jsonl").read_text().splitlines()[1])["command"]
-    assert method == "oqat" or "--front qfa_mflops" in searched and "--front-members 0" in searched
-    assert {"float.safetensors", f"{last}.safetensors", "report"} <= {p.name for p in (tmp_path / "run").iterdir()}
-    exports = json.loads((tmp_path / "run" / "exports.json").read_text())
-    assert exports and all(row["problems"] == [] and row["images"] == 10 for row in exports)

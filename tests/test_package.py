@@ -15,15 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.datasets import load_digits
-from small_export import (
-    CLASSES,
-    MEAN,
-    STD,
-    lowered,
-    nano4,
-    preset,
-    subnet_of,
-)
+from small_export import CLASSES, MEAN, STD, lowered, nano4, preset, subnet_of
 
 from oncequant.arch import Arch
 from oncequant.data import eval_batches, load_data

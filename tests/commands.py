@@ -1,0 +1,46 @@
+"""Commands of the command line called in this process, short options for them, and folders of images."""
+
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from oncequant import cli
+from oncequant.files import read_json
+from oncequant.models import config_from_json
+
+QUICK = ["--epochs", "1", "--float-epochs", "1", "--min-steps", "6", "--evaluations", "6", "--random-subnets", "1"]
+QUICK += ["--calibration-images", "64", "--bit-schedule", "4", "2"]
+SMALL = ["--width", "0.5", "--depths", "1", "2", "--kernel-sizes", "3", "--expand-ratios", "2", "3"]
+DIGITS = ["--max-train", "200", "--resolutions", "8", "10", *QUICK, *SMALL]  # of the fixture `digits_run`
+
+
+def call(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["oncequant", *map(str, arguments)])
+    cli.main()
+
+
+def fails(monkeypatch, capsys, *arguments):
+    """The one line of a refused command."""
+    with pytest.raises(SystemExit) as stopped:
+        call(monkeypatch, *arguments)
+    assert stopped.value.code == 1
+    return " ".join(capsys.readouterr().err.split())
+
+
+def model_of(run):
+    """The model's configuration in a run folder."""
+    return config_from_json(read_json(run / "run.json")["model"]["config"])
+
+
+def image_folder(root, classes, per_class, size, mode="RGB"):
+    rng = np.random.default_rng(0)
+    for c in range(classes):
+        folder = root / f"class{c}"
+        folder.mkdir(parents=True)
+        for i in range(per_class):
+            side = size if isinstance(size, int) else int(rng.integers(*size))
+            pixels = rng.integers(0, 128, (side, side + i % 3, 3), dtype=np.uint8) + np.uint8(100 * c)
+            Image.fromarray(pixels).convert(mode).save(folder / f"{i}.png")
+    return root

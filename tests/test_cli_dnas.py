@@ -1,0 +1,46 @@
+"""`--method dnas` from the command line."""
+
+import json
+
+import pytest
+from commands import call, fails
+
+from oncequant.files import read_json
+
+SMALL = "--max-train 200 --min-steps 12 --float-epochs 1 --epochs 1 --dnas.samples 2 --dnas.jobs 1".split()
+
+
+def test_command_line(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "run"
+    call(monkeypatch, "run", "--method", "dnas", "--run", folder, "--dnas.cost", "bitops", *SMALL)
+    rows = {row["name"]: row for row in read_json(folder / "exports.json")}
+    assert set(rows) == {"float", "MA", "ME"} and not any(row["problems"] for row in rows.values())
+    assert (folder / "report" / "distribution.png").exists()
+    assert '"pictures":{"distribution":' in (folder / "report" / "index.html").read_text()
+    page = (folder / "report" / "index.html").read_text()
+    assert '"candidates":["W1 A4","W2 A4","W3 A3","W4 A4","W8 A8","float"]' in page
+    capsys.readouterr()
+    call(monkeypatch, "info", folder)
+    assert "stages trained: float, search of float, search" in capsys.readouterr().out
+    call(monkeypatch, "evaluate", folder, "ME")
+    evaluated = json.loads(capsys.readouterr().out)
+    family = {entry["name"]: entry for entry in read_json(folder / "family.json")}
+    assert evaluated["top1"] == family["ME"]["top1_validation"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ("train --method dnas --preset nano", "does not fit --method dnas"),
+        ("train --preset resnet20", "does not fit --method oqat"),
+        ("train --method dnas --depths 2", "--depths is not an option of residual networks"),
+        ("train --method oqat --dnas.gamma 1", "--dnas is not an option of --method oqat"),
+        ("run --method dnas --evaluations 5", "DNAS has no search after training"),
+        ("run --method dnas --budget weight_bytes<=100", "cannot be met"),
+        ("run --method dnas --dnas.precisions 101 3232", "files hold inputs of 2 bits and more"),
+        ("train --method dnas --dnas.init nowhere.pth", "nowhere.pth does not exist"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_training(arguments, text, tmp_path, monkeypatch, capsys):
+    assert text in fails(monkeypatch, capsys, *arguments.split(), "--run", tmp_path)
+    assert not list(tmp_path.iterdir())  # so that the mended command finds no other run there

@@ -1,0 +1,87 @@
+"""`oncequant export` and `evaluate`: networks by their name, or by an architecture in a file."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from commands import call, fails, model_of
+
+from oncequant import progress
+from oncequant.files import read_json
+from oncequant.models.mobilenet_v3 import mobilenet_v3_space, with_bits
+
+
+def test_a_failed_verification_does_not_stop_the_run(digits_run, monkeypatch, capsys):
+    from oncequant.export import verify
+
+    monkeypatch.setattr(verify, "_problems", lambda *_: ["made up"])
+    message = fails(monkeypatch, capsys, "export", digits_run)
+    family = [e["name"] for e in read_json(digits_run / "family.json")]
+    rows = {row["name"]: row for row in read_json(digits_run / "exports.json")}
+    assert set(family) == set(rows) and all(row["problems"] == ["made up"] for row in rows.values())
+    assert message.count("cannot be trusted") == len(family)
+    monkeypatch.undo()
+    call(monkeypatch, "export", digits_run)
+
+
+def test_verifying_files_shows_how_many_images_are_done(digits_run, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0)
+    monkeypatch.setattr("oncequant.data.EVALUATED_PIXELS", 1)  # as few at a time as there may be: 64
+    call(monkeypatch, "export", digits_run, "float-max")
+    images = next(row["images"] for row in read_json(digits_run / "exports.json") if row["name"] == "float-max")
+    shown = [line.split(",")[0] for line in capsys.readouterr().out.splitlines() if line.startswith("verify files")]
+    assert (
+        len(shown) > 2 and shown[0] == f"verify files: 64/{images}" and shown[-1] == f"verify files: {images}/{images}"
+    )
+
+
+def test_evaluate_prints_one_json_line(digits_run, monkeypatch, capsys):
+    family = read_json(digits_run / "family.json")
+    entry = next(e for e in family if e["stage"] == "2bit")
+    call(monkeypatch, "evaluate", digits_run, entry["name"], "--split", "test")
+    found = json.loads(capsys.readouterr().out)
+    assert found["top1"] == entry["top1_test"] and found["stage"] == "2bit" and found["images"] > 300
+    call(monkeypatch, "evaluate", digits_run, "smallest", "--stage", "4bit")
+    assert json.loads(capsys.readouterr().out)["split"] == "validation"
+
+
+def test_an_architecture_in_a_file_is_measured_and_exported(digits_run, tmp_path, monkeypatch, capsys):
+    space = mobilenet_v3_space(with_bits(model_of(digits_run), 4))
+    arch = space.sample(np.random.default_rng(5))
+    file = tmp_path / "mine.json"
+    file.write_text(space.brief(arch).to_json())
+    call(monkeypatch, "export", digits_run, file, "smallest", "--stage", "4bit")
+    rows = {row["name"]: row for row in read_json(digits_run / "exports.json")}
+    assert rows["4bit-mine"]["problems"] == rows["4bit-smallest"]["problems"] == []
+    entry = next(e for e in read_json(digits_run / "family.json") if e["name"] == "4bit-mine")
+    assert entry["bits"] == 4 and entry["arch"] == dict(space.brief(arch))
+    other = tmp_path / "other" / "mine.json"
+    other.parent.mkdir()
+    other.write_text(space.brief(space.largest()).to_json())
+    shutil.copy(other, tmp_path / "S.json")
+    for one in (other, tmp_path / "S.json"):
+        assert "rename the file" in fails(monkeypatch, capsys, "export", digits_run, one, "--stage", "4bit")
+    assert "--stage" in fails(monkeypatch, capsys, "export", digits_run, "4bit-mine", "--stage", "2bit")
+    capsys.readouterr()
+    call(monkeypatch, "evaluate", digits_run, file, "--stage", "4bit", "--split", "test")
+    assert json.loads(capsys.readouterr().out)["top1"] == entry["top1_test"]
+
+
+def test_export_by_one_of_several_processes_needs_no_others(digits_run, monkeypatch, capsys):
+    monkeypatch.setattr(progress.console, "quiet", False)  # as it is again after this test
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    call(monkeypatch, "export", digits_run, "float-max")
+    assert "float-max" in capsys.readouterr().out
+    monkeypatch.setenv("RANK", "1")
+    call(monkeypatch, "export", digits_run, "float-max")
+    assert not capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["[]", "3", '{"resolution": 8.0}', "{", '{"resolution": 9}'])
+def test_a_file_that_is_no_architecture_is_refused(digits_run, tmp_path, monkeypatch, capsys, text):
+    (tmp_path / "mine.json").write_text(text)
+    for command in ("evaluate", "export"):
+        message = fails(monkeypatch, capsys, command, digits_run, tmp_path / "mine.json")
+        assert "mine.json" in message or "resolution = 9 is not allowed" in message

@@ -1,0 +1,166 @@
+"""`oncequant train`: what cannot work is refused before training, and finished stages are not trained again."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from commands import DIGITS, QUICK, SMALL, call, fails, image_folder
+
+from oncequant import cli, run_folder
+from oncequant.files import read_json, read_lines, write_json
+from oncequant.options import Train
+from oncequant.search import SearchConfig
+
+
+def test_options_of_another_method_are_refused(tmp_path, monkeypatch, capsys):
+    assert "--bit-schedule" in fails(
+        monkeypatch, capsys, "train", "--run", tmp_path, "--method", "qfa", "--bit-schedule", "4"
+    )
+    assert "--qfa" in fails(monkeypatch, capsys, "train", "--run", tmp_path, "--qfa.bits", "2", "4")
+    message = fails(monkeypatch, capsys, "train", "--run", tmp_path, "--method", "qfa", "--qfa.bits", "9")
+    assert "bits" in message and "1 to 8" in message
+    message = fails(monkeypatch, capsys, "train", "--run", tmp_path, "--method", "qfa", "--no-signed-activations")
+    assert "--no-signed-activations" in message and "--qfa.activations lsq" in message
+    assert "files hold 2 bits" in fails(
+        monkeypatch, capsys, "run", "--run", tmp_path, "--method", "qfa", "--qfa.bits", "1"
+    )
+
+
+def test_the_same_command_again_changes_nothing(digits_run, monkeypatch):
+    names = ["float.safetensors", "2bit.safetensors", "measurements.jsonl"]
+    before = {name: (digits_run / name).read_bytes() for name in names}
+    call(monkeypatch, "run", "--run", digits_run, *DIGITS)
+    assert before == {name: (digits_run / name).read_bytes() for name in before}
+
+
+def test_another_command_in_the_same_folder_is_refused(digits_run, monkeypatch, capsys):
+    message = fails(monkeypatch, capsys, "train", "--run", digits_run, "--max-train", "100", *SMALL)
+    assert "other settings" in message and "max_train" in message
+
+
+def test_only_options_that_differ_are_named_and_finished_stages_can_be_taken_over(
+    digits_run, tmp_path, monkeypatch, capsys
+):
+    options = ["--max-train", "200", "--resolutions", "8", "10", *[w for w in QUICK if w != "--evaluations"][:6]]
+    options += [
+        "--random-subnets",
+        "1",
+        "--calibration-images",
+        "64",
+        "--bit-schedule",
+        "4",
+        "2",
+        *SMALL,
+        "--lr",
+        "1e-3",
+    ]
+    message = fails(monkeypatch, capsys, "train", "--run", digits_run, *options)
+    assert "lr (there 0.003, now 0.001)" in message and "epochs" not in message
+    (tmp_path / "run").mkdir()
+    shutil.copy(digits_run / "float.safetensors", tmp_path / "run")  # the advice after a loss that is not finite
+    call(monkeypatch, "train", "--run", tmp_path / "run", *options)
+    assert {row["stage"] for row in read_lines(tmp_path / "run" / "metrics.jsonl")} == {"4bit", "2bit"}
+
+
+@pytest.mark.parametrize(
+    "options, named",
+    [
+        (["--kernel-sizes", "4"], "kernel_sizes"),
+        (["--depths", "0", "1"], "depths"),
+        (["--width", "0"], "width"),
+        (["--resolutions", "1", "2"], "resolutions"),
+        (["--depths", "2", "2"], "name every value once"),
+        (["--calibration-images", "1"], "calibration_images"),
+    ],
+)
+def test_impossible_model_options_are_refused(tmp_path, monkeypatch, capsys, options, named):
+    assert named in fails(monkeypatch, capsys, "train", "--run", tmp_path / "run", *options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unwritable_folder_is_a_clear_error(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("not a folder")
+    message = fails(monkeypatch, capsys, "run", "--run", tmp_path / "file" / "run", *QUICK, *SMALL)
+    assert "cannot write" in message and "run.json" in message
+
+
+def test_a_run_folder_among_the_images_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(image_folder(tmp_path / "images", 2, 20, 12))
+    assert "runs/images" in fails(monkeypatch, capsys, "train", "--data", ".")
+    assert {path.name for path in (tmp_path / "images").iterdir()} == {"class0", "class1"}
+    (tmp_path / "images" / "sub").mkdir()
+    monkeypatch.chdir(tmp_path / "images" / "sub")
+    assert "--run" in fails(monkeypatch, capsys, "run", "--data", "..", "--run", "here")
+    (tmp_path / "images" / "sub").rmdir()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images").rename(tmp_path / "train")  # beside its splits a run folder is in nobody's way
+    run_dir, _, data = cli._prepare(Train(data="."), SearchConfig())
+    assert run_dir == Path("runs") / tmp_path.name and data.classes == ("class0", "class1")
+    (tmp_path / "link").symlink_to(tmp_path, target_is_directory=True)
+    run_dir, *_ = cli._prepare(Train(data="link"), SearchConfig())
+    assert run_dir == Path("runs/link")
+
+
+def test_digits_are_the_bundled_ones_whatever_lies_here(tmp_path, monkeypatch):
+    image_folder(tmp_path / "digits", 2, 20, 48)
+    monkeypatch.chdir(tmp_path)
+    _, settings, data = cli._prepare(Train(), SearchConfig())
+    assert (settings.data, data.name, len(data.classes)) == ("digits", "digits", 10)
+    _, settings, data = cli._prepare(Train(data="./digits", run=tmp_path / "run"), SearchConfig())
+    assert settings.data == str(tmp_path / "digits") and len(data.classes) == 2
+
+
+def test_a_broken_image_is_refused_before_the_run_folder_is_made(tmp_path, monkeypatch, capsys):
+    source = image_folder(tmp_path / "images", 2, 500, 12)
+    load = run_folder.RunSettings.load_data
+
+    def break_one(self, device):
+        data = load(self, device)
+        (source / "class1" / "77.png").write_bytes(b"no image")
+        return data
+
+    monkeypatch.setattr(run_folder.RunSettings, "load_data", break_one)
+    options = ["--data", source, "--run", tmp_path / "run", "--resident-gib", "0"]
+    message = fails(monkeypatch, capsys, "train", *options)
+    assert "class1/77.png: cannot be read as an image" in message and not (tmp_path / "run").exists()
+
+
+def test_images_much_larger_than_the_network_sees_are_mentioned(tmp_path, capsys):
+    for size, says in ((80, True), (40, False)):
+        source = image_folder(tmp_path / f"images{size}", 2, 5, size)
+        cli._prepare(Train(data=str(source), run=tmp_path / f"run{size}"), SearchConfig())
+        assert (f"images of {size} px are scaled to 32 px" in " ".join(capsys.readouterr().out.split())) == says
+
+
+def test_missing_packages_are_named_before_training(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "find_spec", lambda name: None if name == "matplotlib" else name)
+    message = fails(monkeypatch, capsys, "run", "--run", tmp_path / "run")
+    assert "(matplotlib)" in message and "oncequant[all]" in message and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("method, flag, value", [
+    ("oqat", "--population", "50"), ("oqat", "--front-members", "3"), ("dnas", "--front", "macs"),
+])  # fmt: skip
+def test_options_of_another_methods_search_are_refused(tmp_path, monkeypatch, capsys, method, flag, value):
+    message = fails(monkeypatch, capsys, "run", "--run", tmp_path / "run", "--method", method, flag, value)
+    assert f"{flag} is not an option" in message and not (tmp_path / "run").exists()
+
+
+def test_an_option_that_an_old_folder_does_not_know_is_noted(digits_run, tmp_path, monkeypatch):
+    for file in ("float.safetensors", "4bit.safetensors", "2bit.safetensors"):
+        shutil.copy(digits_run / file, tmp_path)
+    run = read_json(digits_run / "run.json")
+    for place in (run, run["settings"]):
+        del place["method_config"]["calibration_images"]
+    write_json(tmp_path / "run.json", run)
+    options = ["--epochs", "1", "--float-epochs", "1", "--min-steps", "6", "--random-subnets", "1", *SMALL]
+    options += ["--max-train", "200", "--resolutions", "8", "10", "--bit-schedule", "4", "2"]
+    call(monkeypatch, "train", "--run", tmp_path, *options, "--calibration-images", "50")
+    found = read_json(tmp_path / "run.json")
+    assert (
+        found["settings"]["method_config"]["calibration_images"] == 50 == found["method_config"]["calibration_images"]
+    )
+    assert found["command"] == run["command"] and found["settings"]["method_config"].keys() == {
+        *run["settings"]["method_config"],
+        "calibration_images",
+    }

@@ -1,0 +1,42 @@
+"""Measuring a subnet: its own batch statistics, and a supernet that stays as it is."""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from small_training import TINY, digits
+
+from oncequant.evaluate import calibrated_subnet, measure
+from oncequant.methods import oqat
+from oncequant.models.mobilenet_v3 import MobileNetV3
+
+
+def test_measuring_never_changes_the_supernet(trained):
+    net, data = oqat.load_supernet(trained, "4bit"), digits()
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    batches = [(data.test.images(torch.arange(32)).float() / 255, data.test.labels[:32])]
+    first = measure(net, net.space.largest(), batches, batches)
+    assert measure(net, net.space.largest(), batches, batches) == first
+    assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
+
+
+def test_calibrated_subnet_repeats_the_forward_with_batch_statistics():
+    """One calibration batch: every layer's stored mean and biased variance are those of that batch."""
+    torch.manual_seed(0)
+    net = MobileNetV3(replace(TINY, dropout=0.0))
+    images, arch = torch.randn(32, 1, 8, 8), net.space.sample(np.random.default_rng(0))
+    subnet = calibrated_subnet(net, arch, [(images, None)])
+    with torch.no_grad():
+        scale = torch.cat([m.running_var for m in subnet.modules() if hasattr(m, "running_var")]).min()
+        assert scale < 0.9  # not the initial ones
+        # batch_norm normalises with the biased variance in training, and calibrate stores the biased one
+        torch.testing.assert_close(subnet.eval()(images, arch), subnet.train()(images, arch), atol=1e-4, rtol=1e-3)
+
+
+def test_calibration_weighs_batches_by_images():
+    net = MobileNetV3(TINY)
+    images, arch = torch.randn(30, 1, 8, 8), net.space.largest()
+    subnet = calibrated_subnet(net, arch, [(images[:24], None), (images[24:], None)])
+    with torch.no_grad():
+        x = torch.nn.functional.conv2d(images, subnet.stem.weight, padding=1)  # the stem's first batch norm sees this
+    torch.testing.assert_close(subnet.stem.norm.running_mean, x.mean((0, 2, 3)), atol=1e-6, rtol=1e-4)

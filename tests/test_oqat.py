@@ -1,0 +1,55 @@
+"""OQAT's own rules: inheritance of bits, and its schedules."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from small_training import CONFIG, TINY, digits, supernet
+
+from oncequant.elastic import elastic_layers
+from oncequant.methods import oqat
+from oncequant.models.mobilenet_v3 import MobileNetV3, with_bits
+
+
+@pytest.mark.parametrize("high, low", [(4, 3), (3, 2), (8, 2), (6, 5)])
+def test_inheritance_copies_weights_and_doubles_the_steps_of_falling_layers_only(high, low):
+    higher, lower = supernet(high), MobileNetV3(with_bits(TINY, low))
+    oqat.inherit_bits(higher, lower, digits(), CONFIG)
+    specs = lower.space.layers(lower.space.largest())
+    theirs = dict(elastic_layers(higher))
+    for name, layer in elastic_layers(lower):
+        assert torch.equal(layer.weight, theirs[name].weight)
+        factor = 1 if specs[name].weight_bits == 8 else 2 ** (high - low)
+        for quantizer in ("weight_quantizer", "act_quantizer"):
+            mine, his = getattr(layer, quantizer).step_size, getattr(theirs[name], quantizer).step_size
+            assert torch.equal(mine, factor * his)
+
+
+def test_inheritance_from_float_initialises_every_step():
+    lower = MobileNetV3(with_bits(TINY, 4))
+    oqat.inherit_bits(supernet(32), lower, digits(), CONFIG)
+    steps = [p for n, p in lower.named_parameters() if n.endswith("step_size")]
+    assert steps and all(s.isfinite() and s > 0 for s in steps)
+
+
+@pytest.mark.parametrize("schedule", [(4, 4), (2, 3), (1,), (9, 4), (32,)])
+def test_impossible_bit_schedules_are_refused(schedule):
+    with pytest.raises(ValueError, match="bit_schedule"):
+        oqat.Config(bit_schedule=schedule)
+
+
+def test_direct_start_and_long_schedules_train(tmp_path):
+    config = replace(CONFIG, bit_schedule=(8, 6, 5, 4, 3, 2), min_steps=1, batch_size=64)
+    oqat.train(config, TINY, digits(), tmp_path / "long")
+    oqat.train(replace(config, bit_schedule=(2,)), TINY, digits(), tmp_path / "direct")
+    for folder, stages in (("long", ["8bit", "6bit", "5bit", "4bit", "3bit", "2bit"]), ("direct", ["2bit"])):
+        assert all((tmp_path / folder / f"{stage}.safetensors").exists() for stage in stages)
+
+
+def test_one_architecture_can_be_trained_alone(tmp_path):
+    arch = MobileNetV3(TINY).space.sample(np.random.default_rng(0))
+    only = MobileNetV3(TINY).space.brief(arch)
+    oqat.train(CONFIG, TINY, digits(), tmp_path, only)
+    net = oqat.load_supernet(tmp_path, "2bit")
+    assert net.space.size() == 1 and dict(only).items() <= dict(net.space.largest()).items()
