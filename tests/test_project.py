@@ -64,6 +64,16 @@ def test_classes_have_one_level_of_inheritance():
         assert not grandparents, f"{name} inherits {parents}, which inherit {grandparents}"
 
 
+LONG = {"oncequant/cli.py", "oncequant/data.py", "oncequant/methods/dnas.py", "oncequant/methods/qfa.py"}  # not for ever
+
+
+def test_every_file_can_be_read_in_one_sitting():
+    """At most 400 lines; a file of LONG that has become short is taken out of it."""
+    paths = [*(ROOT / "oncequant").rglob("*.py"), *(ROOT / "tests").glob("*.py")]
+    found = {p.relative_to(ROOT).as_posix() for p in paths if len(p.read_text().splitlines()) > 400}
+    assert found == LONG, f"too long: {sorted(found - LONG)}; not long any more: {sorted(LONG - found)}"
+
+
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```sh\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 
