@@ -15,7 +15,9 @@ import tyro
 from rows import measured, save
 
 from oncequant.cost import COSTS
-from oncequant.models.mobilenet_v3 import PRESETS, mobilenet_v3_space, with_bits
+from oncequant.family import with_bits
+from oncequant.models import space_of
+from oncequant.models.mobilenet_v3 import PRESETS
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ def main(options: Options) -> None:
         "mixed 2, 3, 4 bits": replace(PRESETS["imagenet"], weight_bits=(2, 3, 4), act_bits=(2, 3, 4)),
     }
     for label, config in configs.items():
-        space = mobilenet_v3_space(config)
+        space = space_of(config)
         codes = space.sample_codes(np.random.default_rng(0), options.architectures)
         for name, cost in COSTS.items():
             seconds = []

@@ -23,8 +23,9 @@ from oncequant.calibrate import calibrate, initialise_quantizers
 from oncequant.export.lower import lower
 from oncequant.export.onnx_writer import write_onnx
 from oncequant.export.verify import session
-from oncequant.models import extract_subnet
-from oncequant.models.mobilenet_v3 import PRESETS, MobileNetV3, with_bits
+from oncequant.family import with_bits
+from oncequant.models import build_network, extract_subnet
+from oncequant.models.mobilenet_v3 import PRESETS
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def export(preset: str, bits: int, folder: Path) -> dict[str, Path]:
     """Integer and float files of the preset's largest network at its highest resolution."""
     torch.manual_seed(0)
     config = with_bits(replace(PRESETS[preset], edge_bits=8, se_bits=8), bits)
-    supernet = MobileNetV3(config).to(memory_format=torch.channels_last)
+    supernet = build_network(config).to(memory_format=torch.channels_last)
     arch, size = supernet.space.largest(), max(config.resolutions)
     images = torch.randn(16, config.image_channels, size, size)
     initialise_quantizers(supernet, images)

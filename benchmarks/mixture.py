@@ -19,10 +19,12 @@ from rows import measured, save
 from torch import Tensor
 from torch.nn import functional as F
 
+from oncequant.arch import FLOAT_PAIR as FLOAT
 from oncequant.calibrate import initialise_quantizers
-from oncequant.elastic import ElasticConv
+from oncequant.elastic import ElasticConv, Pass
 from oncequant.methods.dnas import PRECISIONS
-from oncequant.models.resnet import FLOAT, PRESETS, ResNet
+from oncequant.models import build_network
+from oncequant.models.resnet import PRESETS
 
 
 @dataclass(frozen=True)
@@ -61,10 +63,10 @@ def main(options: Options) -> None:
     for cost, precisions in PRECISIONS.items():
         torch.manual_seed(0)
         config = replace(PRESETS["resnet20"], precisions=precisions)
-        net = ResNet(config).to(memory_format=torch.channels_last).train()
+        net = build_network(config).to(memory_format=torch.channels_last).train()
         images, labels = torch.randn(options.batch, 3, 32, 32), torch.randint(10, (options.batch,))
         initialise_quantizers(net, images)
-        floats = ResNet(replace(config, precisions=(FLOAT,))).to(memory_format=torch.channels_last).train()
+        floats = build_network(replace(config, precisions=(FLOAT,))).to(memory_format=torch.channels_last).train()
         masks = {name: torch.randn(len(precisions)).softmax(0) for name in net.space.free}
         layer, specs = net.stage2["block2"].conv1, net.candidates["stage2.block2.conv1"]
         specs = [spec for spec in specs if spec.present]
@@ -80,11 +82,11 @@ def main(options: Options) -> None:
         def step(mixed: Callable, compute=None, net=net, arch=arch, masks=masks, images=images, labels=labels) -> None:
             ElasticConv.mixed = mixed
             net.zero_grad()
-            F.cross_entropy(net(images, arch, compute=compute, mixture=masks), labels).backward()
+            F.cross_entropy(net(images, arch, Pass(compute=compute, mixture=masks)), labels).backward()
 
         def floor(compute=None, net=floats, images=images, labels=labels) -> None:
             net.zero_grad()
-            F.cross_entropy(net(images, net.space.largest(), compute=compute), labels).backward()
+            F.cross_entropy(net(images, net.space.largest(), Pass(compute=compute)), labels).backward()
 
         tasks = {
             "layer, once": lambda f=one_layer: f(once),

@@ -21,8 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from oncequant.arch import FLOAT_BITS, LayerSpec
-from oncequant.elastic import elastic_layers
-from oncequant.models.mobilenet_v3 import MobileNetV3, MobileNetV3Config, mobilenet_v3_space
+from oncequant.models import build_network, space_of
+from oncequant.models.mobilenet_v3 import MobileNetV3Config
+from oncequant.network import elastic_layers
 from oncequant.quantizers.functional import activate
 
 SPACE = dict(ks_list=[3, 5, 7], expand_ratio_list=[3, 4, 6], depth_list=[2, 3, 4])
@@ -63,8 +64,8 @@ class _BrevitasLayer(nn.Module):
 
 def brevitas(config: MobileNetV3Config) -> nn.Module:
     """The largest subnet of a configuration with all layers quantized, in training mode."""
-    space = mobilenet_v3_space(config)
-    net = MobileNetV3(config, space.restrict(space.largest()))
+    space = space_of(config)
+    net = build_network(config, space.restrict(space.largest()))
     specs = net.space.layers(net.space.largest())
     assert all(spec.act_bits < FLOAT_BITS for spec in specs.values())
     for name, _ in elastic_layers(net):

@@ -18,7 +18,8 @@ import tyro
 from rows import measured, save
 
 from oncequant.cost import Budget
-from oncequant.models.mobilenet_v3 import PRESETS, mobilenet_v3_space
+from oncequant.models import space_of
+from oncequant.models.mobilenet_v3 import PRESETS
 from oncequant.search import predicted
 from oncequant.search.budget import cost_batch
 from oncequant.search.predictor import encode, fit_predictor, quality
@@ -55,7 +56,7 @@ def main(options: Options) -> None:
     """Measure and print a table."""
     bits = (2, 3, 4)
     config = replace(PRESETS["imagenet"], width=1.2, weight_bits=bits, act_bits=bits, edge_bits=8)
-    space, rng = mobilenet_v3_space(config), np.random.default_rng(0)
+    space, rng = space_of(config), np.random.default_rng(0)
     codes, many = space.sample_codes(rng, options.pairs), space.sample_codes(rng, options.architectures)
     bitops = cost_batch(space, "bitops", codes)
     error = (bitops / bitops.min()) ** -0.3 * rng.uniform(0.3, 0.35, size=len(codes))

@@ -37,8 +37,11 @@ from torch.nn import functional as F
 
 from oncequant.allocator import keep_freed_memory
 from oncequant.calibrate import initialise_quantizers
+from oncequant.elastic import Pass
+from oncequant.family import with_bits
 from oncequant.methods import qfa
-from oncequant.models.mobilenet_v3 import PRESETS, MobileNetV3, MobileNetV3Config, with_bits
+from oncequant.models import build_network
+from oncequant.models.mobilenet_v3 import PRESETS, MobileNetV3Config
 
 
 @dataclass(frozen=True)
@@ -67,16 +70,16 @@ class Options:
 
 
 def ours(
-    method: str, preset: str, width: float, bits: int, precision: str, images: torch.Tensor
+    method: str, preset: str, width: float, bits: int, precision: str, images: torch.Tensor, checkpoint: bool
 ) -> tuple[Callable[[], torch.Tensor], nn.Module, Callable[[bool], None], float]:
     """(forward of the set subnet, network, function that sets the largest or a random subnet, MiB before any pass)."""
     config = configuration(preset, width, bits, images)
     if method == "qfa" and bits < 32:
         widths = tuple(b for b in (2, 3, 4) if b <= bits)
         config, space = qfa.mixed_precision(qfa.Config(bits=widths), config)
-        net = MobileNetV3(config, space).to(memory_format=torch.channels_last)
+        net = build_network(config, space).to(memory_format=torch.channels_last)
     else:
-        net = MobileNetV3(config).to(memory_format=torch.channels_last)
+        net = build_network(config).to(memory_format=torch.channels_last)
     before = _memory_mib()
     if bits < 32:
         initialise_quantizers(net, images)
@@ -87,7 +90,8 @@ def ours(
         current["arch"] = net.space.largest() if largest else net.space.sample(rng)
 
     compute = getattr(torch, precision)
-    return lambda: net(images, current["arch"], None, compute), net, set_subnet, before
+    how = Pass(compute=compute, recompute=checkpoint)
+    return lambda: net(images, current["arch"], how), net, set_subnet, before
 
 
 def configuration(preset: str, width: float, bits: int, images: torch.Tensor) -> MobileNetV3Config:
@@ -118,8 +122,7 @@ def measure(
     random.seed(0)
     images, labels = torch.randn(batch, 3, size, size), torch.randint(0, 10, (batch,))
     if code == "ours":
-        forward, net, set_subnet, before = ours(method, preset, width, bits, precision, images)
-        net.checkpoint_blocks = checkpoint
+        forward, net, set_subnet, before = ours(method, preset, width, bits, precision, images, checkpoint)
     elif code == "Brevitas":
         net, set_subnet = peers.brevitas(configuration(preset, width, bits, images)), lambda largest: None
         forward, before = partial(net, images, net.space.largest()), _memory_mib()

@@ -1,4 +1,4 @@
-"""Training residual networks of one architecture each from scratch, several side by side in processes of their own."""
+"""Training networks of one architecture each from scratch, several side by side in processes of their own."""
 
 import os
 import pickle
@@ -22,13 +22,14 @@ from oncequant import distributed
 from oncequant.calibrate import initialise_quantizers
 from oncequant.checkpoint import load_space, save_supernet
 from oncequant.data import Data, eval_batches, train_batches
-from oncequant.elastic import elastic_layers
+from oncequant.elastic import Pass
 from oncequant.evaluate import measure
+from oncequant.family import NetworkConfig
 from oncequant.files import FileError
-from oncequant.models.resnet import ResNet, ResNetConfig
+from oncequant.models import build_network
 from oncequant.models.standard_resnet import import_standard, read_standard
+from oncequant.network import Network, elastic_layers
 from oncequant.progress import console, track
-from oncequant.quantizers.pact import PACT
 from oncequant.space import SearchSpace
 from oncequant.train import Schedule, TrainingError, TrainingOptions, fit
 
@@ -37,7 +38,7 @@ from oncequant.train import Schedule, TrainingError, TrainingOptions, fit
 class Job:
     """One network to train; it becomes `<run_dir>/<stage>.safetensors`. No other job may use that folder meanwhile."""
 
-    config: ResNetConfig
+    config: NetworkConfig
     space: SearchSpace
     """One point: the architecture."""
     run_dir: Path
@@ -61,16 +62,17 @@ class Job:
         return distributed.from_main(look)
 
 
-def train_alone(job: Job, data: Data) -> float:
-    """Train the network of a job by cross entropy; returns its validation top-1."""
+def train_alone(job: Job, data: Data, neighbours: int = 1) -> float:
+    """Train the network of a job by cross entropy; returns its validation top-1. `neighbours`: see `fit`."""
     options = job.options
     net = new_network(job.config, job.space, data, options.seed, job.init)
-    arch, calibration, clips = job.space.largest(), options.calibration(data), pact_clips(net)
+    arch, calibration = job.space.largest(), options.calibration(data)
+    how = Pass(compute=getattr(torch, options.precision))
 
     def step(images: Tensor, labels: Tensor, rng: np.random.Generator, done: float) -> Tensor:
-        logits = net(images, arch, compute=getattr(torch, options.precision))  # (N, classes)
+        logits = net(images, arch, how)  # (N, classes)
         loss = F.cross_entropy(logits, labels, label_smoothing=options.label_smoothing)
-        (loss + clip_penalty(clips, job.pact_decay)).backward()
+        (loss + quantizer_penalty(net, job.pact_decay)).backward()
         return loss.detach()
 
     def evaluate() -> dict[str, float]:
@@ -79,6 +81,7 @@ def train_alone(job: Job, data: Data) -> float:
     folder, name = (job.run_dir / job.stage).parent, Path(job.stage).name
     folder.mkdir(parents=True, exist_ok=True)
     run = dict(stage=name, run_dir=folder, seed=options.seed, checkpoint_seconds=options.checkpoint_seconds)
+    run["neighbours"] = neighbours
     fit(net, step, data, job.schedule, evaluate=evaluate, **run)
     distributed.from_main(lambda: save_supernet(job.run_dir, job.stage, net))
     return evaluate()["top1"]
@@ -103,7 +106,7 @@ def train_side_by_side(jobs: Sequence[Job], data: Data, at_once: int | None = No
         path = Path(folder) / "data.pickle"
         path.write_bytes(pickle.dumps(data.on(torch.device("cpu"))))
         try:
-            started = [pool.submit(_train_in_worker, job, path, data.device.type) for job in todo]
+            started = [pool.submit(_train_in_worker, job, path, data.device.type, at_once) for job in todo]
             with track("train samples", len(started)) as bar:
                 for done, one in enumerate(as_completed(started), start=1):
                     bar(done, {"top1": one.result()})
@@ -116,13 +119,13 @@ def train_side_by_side(jobs: Sequence[Job], data: Data, at_once: int | None = No
             pool.shutdown(cancel_futures=True)  # after an error the networks that wait are not begun
 
 
-def new_network(config: ResNetConfig, space: SearchSpace, data: Data, seed: int, init: str | None) -> ResNet:
+def new_network(config: NetworkConfig, space: SearchSpace, data: Data, seed: int, init: str | None) -> Network:
     """Random weights or those of the file `init`; step sizes and clip levels from what they will quantize.
 
     Raises FileError if the file does not fit.
     """
     torch.manual_seed(seed)
-    net = ResNet(config, space).to(data.device, memory_format=torch.channels_last)
+    net = build_network(config, space).to(data.device, memory_format=torch.channels_last)
     if init:
         import_file(net, init)
     images, _ = next(train_batches(data, 256, seed=seed, crop="none"))
@@ -130,7 +133,7 @@ def new_network(config: ResNetConfig, space: SearchSpace, data: Data, seed: int,
     return net
 
 
-def import_file(net: ResNet, path: str) -> None:
+def import_file(net: Network, path: str) -> None:
     """Weights of a standard network from a file. Raises FileError naming it if they are not this network's."""
     try:
         import_standard(net, read_standard(Path(path)))
@@ -138,15 +141,10 @@ def import_file(net: ResNet, path: str) -> None:
         raise FileError(f"{path}: {error}") from error
 
 
-def pact_clips(net: ResNet) -> list[Tensor]:
-    """The learned clip levels of a network."""
-    quantizers = [layer.act_quantizer for _, layer in elastic_layers(net)]
-    return [quantizer.clip for quantizer in quantizers if isinstance(quantizer, PACT) and quantizer.clip.numel()]
-
-
-def clip_penalty(clips: Sequence[Tensor], decay: float) -> Tensor | float:
-    """PACT's L2 penalty."""
-    return decay * sum(clip.square().sum() for clip in clips)
+def quantizer_penalty(net: Network, decay: float) -> Tensor | float:
+    """What quantizers add to the loss: PACT's L2 penalty."""
+    found = [q.penalty() for _, layer in elastic_layers(net) if (q := layer.act_quantizer) is not None]
+    return decay * sum(term for term in found if term is not None)
 
 
 def _available(device: torch.device) -> int:
@@ -157,7 +155,6 @@ def _begin_worker(at_once: int, places: SimpleQueue, device: str, parent: int) -
     """A worker has its share of the cores, a GPU of its own as far as there are so many, and no progress bar; it ends
     with its parent, and at once by Ctrl-C."""
     torch.set_num_threads(max(1, distributed.cores() // at_once))
-    os.environ["LOCAL_WORLD_SIZE"] = str(at_once)  # its loader workers are so many fewer
     if device == "cuda":
         torch.cuda.set_device(places.get() % torch.cuda.device_count())
     console.quiet = True
@@ -165,8 +162,8 @@ def _begin_worker(at_once: int, places: SimpleQueue, device: str, parent: int) -
     distributed.end_with(parent)
 
 
-def _train_in_worker(job: Job, path: Path, device: str) -> float:
-    return train_alone(job, _data_of_worker(path, device))
+def _train_in_worker(job: Job, path: Path, device: str, at_once: int) -> float:
+    return train_alone(job, _data_of_worker(path, device), at_once)
 
 
 @cache

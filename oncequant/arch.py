@@ -10,8 +10,18 @@ from dataclasses import dataclass
 from typing import Any
 
 FLOAT_BITS = 32  # a bit-width of 32 means "not quantized"
+SKIP = 0  # as a pair of bit-widths: the block is left out
 
 Number = Any  # int | numpy.ndarray | torch.Tensor: one architecture, a batch of them, or an expectation over them
+
+
+def pair(weight_bits: int, act_bits: int) -> int:
+    """The number that stands for a pair of bit-widths where one choice decides both: 432 are 4-bit weights with float
+    inputs."""
+    return 100 * weight_bits + act_bits
+
+
+FLOAT_PAIR = pair(FLOAT_BITS, FLOAT_BITS)
 
 
 class Arch(Mapping[str, int]):

@@ -1,17 +1,17 @@
 """What is estimated from images without gradients: first step sizes, a subnet's statistics, whole zero points."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from oncequant.arch import FLOAT_BITS, Arch
-from oncequant.elastic import ElasticBatchNorm, elastic_layers
-from oncequant.models import Network
-from oncequant.quantizers.batchquant import BatchQuant
+from oncequant.arch import FLOAT_BITS, Arch, LayerSpec
+from oncequant.elastic import ElasticBatchNorm, ElasticConv, Observer, Pass
+from oncequant.network import Network, elastic_layers
 from oncequant.quantizers.functional import activate
-from oncequant.quantizers.lsq import LSQ
+from oncequant.quantizers.quantizer import Quantizer
 
 RANGE_BATCHES = 8  # from which activation ranges are estimated
 NORM_IMAGES = 250  # least images of a batch from which batch norm is estimated: fewer, larger batches are faster
@@ -20,52 +20,37 @@ Batches = Iterable[tuple[Tensor, Tensor]]  # normalised images (N, C, S, S), lab
 
 
 @torch.no_grad()
-def initialise_quantizers(supernet: Network, images: Tensor, tied: bool = False) -> None:
-    """LSQ's s = 2 mean|v| / sqrt(q_max) for every step size, from the largest subnet on `images` (N, C, S, S).
-
-    With step sizes for each bit-width, `tied` estimates that of the widest and doubles it for every bit less. Scales
-    and offsets of BatchQuant keep their start values.
-    """
-
-    def initialise(layer, arguments) -> None:
-        x, spec, activation, *_ = arguments
-        if layer.weight_quantizer is None:
-            return
-        inputs = activate(x, activation)
-        weights = {
-            kernel: layer.sliced_weight(replace(spec, kernel_size=kernel), all_channels=True)
-            for kernel in {spec.kernel_size, *(kernel for _, kernel in layer.weight_slots or ())}
-        }
-        act_values = dict.fromkeys({spec.kernel_size, *(kernel for _, kernel in layer.act_slots or ())}, inputs)
-        for quantizer, slots, bits, values, signed in (
-            (layer.act_quantizer, layer.act_slots, spec.act_bits, act_values, spec.signed_input),
-            (layer.weight_quantizer, layer.weight_slots, spec.weight_bits, weights, True),
-        ):
-            _initialise(quantizer, slots, bits, values, spec.kernel_size, signed, tied)
-
-    hooks = [layer.register_forward_pre_hook(initialise) for _, layer in elastic_layers(supernet)]
+def initialise_quantizers(supernet: Network, images: Tensor) -> None:
+    """First parameters of all quantizers, such as LSQ's s = 2 mean|v| / sqrt(q_max), from what the largest subnet
+    computes on `images` (N, C, S, S)."""
     training = supernet.training
     supernet.train()
     try:
-        supernet(images, supernet.space.largest())
+        supernet(images, supernet.space.largest(), Pass(observer=_Initialiser()))
     finally:
         supernet.train(training)
-        for hook in hooks:
-            hook.remove()
 
 
-def _initialise(quantizer, slots, bits: int, values: dict[int, Tensor], largest: int, signed: bool, tied: bool) -> None:
-    """Every slot of one quantizer; `values` by kernel size are what it will quantize."""
-    if slots is None:
-        if bits < FLOAT_BITS:
-            quantizer.initialise(values[largest], bits, signed)
-        return
-    widest = max((bits for bits, _ in slots), default=0)
-    for (bits, kernel), slot in sorted(slots.items(), reverse=True):  # the widest first
-        if tied and isinstance(quantizer, LSQ) and bits < widest:
-            quantizer.step_size[slot] = quantizer.step_size[slots[widest, kernel]] * 2 ** (widest - bits)
-        else:
-            quantizer.initialise(values[kernel], bits, signed, slot)
+class _Initialiser(Observer):
+    """Initialises every slot of a layer's quantizers when its inputs come by."""
+
+    def inputs(self, layer: ElasticConv, x: Tensor, spec: LayerSpec, activation: str | None) -> None:
+        """The slots of inputs get these; those of weights the weights at their kernel size."""
+        if layer.weight_quantizer is None or layer.act_quantizer is None:
+            return
+        inputs = activate(x, activation)
+        for bits, kernel in _slots(layer.act_slots, spec.act_bits, spec.kernel_size):
+            layer.act_quantizer.initialise(inputs, layer.ask(replace(spec, act_bits=bits, kernel_size=kernel)))
+        for bits, kernel in _slots(layer.weight_slots, spec.weight_bits, spec.kernel_size):
+            one = replace(spec, weight_bits=bits, kernel_size=kernel)
+            layer.weight_quantizer.initialise(layer.sliced_weight(one, all_channels=True), layer.ask_of_weight(one))
+
+
+def _slots(slots: Mapping[tuple[int, int], int] | None, bits: int, kernel: int) -> list[tuple[int, int]]:
+    """(bits, kernel size) of every slot of a quantizer; where one serves all, what is used, if it is quantized."""
+    if slots is not None:
+        return list(slots)
+    return [(bits, kernel)] if bits < FLOAT_BITS else []
 
 
 @torch.no_grad()
@@ -75,55 +60,47 @@ def calibrate(subnet: Network, arch: Arch, batches: Batches, fold: bool = True) 
     Ranges are means over `RANGE_BATCHES` batches, as large as given, because the range of a batch grows with its size;
     every layer uses those of the batch meanwhile. Then, with `fold`, zero points are rounded to whole numbers, as
     integer kernels need. Batch norm is estimated last, with these ranges: means over batches (weighted by images, at
-    least `NORM_IMAGES` each where there are so many) of mean and biased variance.
+    least `NORM_IMAGES` each where there are so many) of mean and biased variance. Raises ValueError without batches.
     """
     batches, specs = list(batches), subnet.space.layers(arch)
-    quantizers = {
-        layer.act_quantizer: specs[name]
+    if not batches:
+        raise ValueError("there are no calibration images")
+    asks = {
+        layer.act_quantizer: layer.ask(specs[name])
         for name, layer in elastic_layers(subnet)
-        if isinstance(layer.act_quantizer, BatchQuant) and specs[name].present and specs[name].act_bits < FLOAT_BITS
+        if layer.act_quantizer is not None and layer.act_quantizer.is_settled
+        if specs[name].present and specs[name].act_bits < FLOAT_BITS
     }
-    norms = [module for module in subnet.modules() if isinstance(module, ElasticBatchNorm)]
     subnet.eval()  # without dropout
-    if quantizers:
-        for quantizer in quantizers:
-            quantizer.train().observed = []
-        for norm in norms:
-            norm.train()
+    if asks:
+        seen = _Recorder()
         for images, _ in batches[:RANGE_BATCHES]:
-            subnet(images, arch)
-        for quantizer, spec in quantizers.items():
-            total = sum(count for count, _ in quantizer.observed)
-            quantizer.range.copy_(sum(count * found for count, found in quantizer.observed) / total)
-            quantizer.eval().observed = None
-            if fold:
-                quantizer.fold_offset(spec.act_bits, spec.signed_input)
-    _calibrate_norms(subnet, arch, norms, _merged(batches, NORM_IMAGES))
-
-
-def _calibrate_norms(subnet: Network, arch: Arch, norms: list[ElasticBatchNorm], batches: Batches) -> None:
-    seen: dict[ElasticBatchNorm, list] = {norm: [] for norm in norms}
-
-    def record(norm: ElasticBatchNorm, inputs: tuple[Tensor], output: Tensor) -> None:
-        values = output.numel() // output.shape[1]  # of a channel; batch norm stores the unbiased variance
-        biased = norm.running_var * ((values - 1) / values)
-        seen[norm].append((len(output), norm.running_mean.clone(), biased))
-
-    hooks = [norm.register_forward_hook(record) for norm in norms]
-    try:
-        for norm in norms:
-            norm.train().store = True
-        for images, _ in batches:
-            subnet(images, arch)
-    finally:
-        for norm, hook in zip(norms, hooks):
-            norm.store = False
-            hook.remove()
-        subnet.eval()
-    for norm, found in seen.items():
+            subnet(images, arch, Pass(batch_norms=True, batch_ranges=True, observer=seen))
+        for quantizer, ask in asks.items():
+            quantizer.settle(seen.ranges[quantizer], ask, fold)
+    seen = _Recorder()
+    for images, _ in _merged(batches, NORM_IMAGES):
+        subnet(images, arch, Pass(batch_norms=True, observer=seen))
+    for norm, found in seen.norms.items():
         total = sum(count for count, _, _ in found)
         norm.running_mean.copy_(sum(count * mean for count, mean, _ in found) / total)
         norm.running_var.copy_(sum(count * variance for count, _, variance in found) / total)
+
+
+class _Recorder(Observer):
+    """Keeps the ranges and batch-norm statistics of every batch."""
+
+    def __init__(self) -> None:
+        self.ranges: dict[Quantizer, list[tuple[int, Tensor]]] = defaultdict(list)
+        self.norms: dict[ElasticBatchNorm, list[tuple[int, Tensor, Tensor]]] = defaultdict(list)
+
+    def range(self, quantizer: Quantizer, images: int, found: Tensor) -> None:
+        """One more batch."""
+        self.ranges[quantizer].append((images, found))
+
+    def statistics(self, norm: ElasticBatchNorm, images: int, mean: Tensor, variance: Tensor) -> None:
+        """One more batch."""
+        self.norms[norm].append((images, mean, variance))
 
 
 def _merged(batches: Sequence[tuple[Tensor, Tensor]], images: int) -> Iterator[tuple[Tensor, None]]:

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import torch
 
+from oncequant.family import NetworkConfig
 from oncequant.files import FileError, read_tensors, write_tensors
-from oncequant.models import MODELS, ModelConfig, Network, config_from_json, config_to_json, model_name
+from oncequant.models import build_network, config_from_json, config_to_json, space_of
+from oncequant.network import Network
 from oncequant.space import SearchSpace
 
 FORMAT = "oncequant supernet 1"
@@ -27,7 +29,7 @@ def load_supernet(run_dir: Path, stage: str, device: torch.device | str = "cpu")
     """The supernet of a stage. Raises FileError if there is none, or the file is damaged or foreign."""
     tensors, metadata = _read(run_dir, stage)
     config, space = _space(run_dir, stage, metadata)
-    supernet = MODELS[model_name(config)][2](config, space)
+    supernet = build_network(config, space)
     try:
         supernet.load_state_dict(tensors)
     except RuntimeError as error:
@@ -35,15 +37,15 @@ def load_supernet(run_dir: Path, stage: str, device: torch.device | str = "cpu")
     return supernet.to(device, memory_format=torch.channels_last)
 
 
-def load_space(run_dir: Path, stage: str) -> tuple[ModelConfig, SearchSpace]:
+def load_space(run_dir: Path, stage: str) -> tuple[NetworkConfig, SearchSpace]:
     """Configuration and search space of the supernet of a stage. Raises FileError as `load_supernet`."""
     return _space(run_dir, stage, _read(run_dir, stage)[1])
 
 
-def _space(run_dir: Path, stage: str, metadata: dict[str, str]) -> tuple[ModelConfig, SearchSpace]:
+def _space(run_dir: Path, stage: str, metadata: dict[str, str]) -> tuple[NetworkConfig, SearchSpace]:
     try:
         config = config_from_json(json.loads(metadata["config"]))
-        return config, MODELS[model_name(config)][1](config).restrict(json.loads(metadata["choices"]))
+        return config, space_of(config).restrict(json.loads(metadata["choices"]))
     except (KeyError, TypeError, ValueError) as error:
         raise FileError(f"{run_dir / f'{stage}.safetensors'} does not fit its own configuration: {error}") from error
 

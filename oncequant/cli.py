@@ -28,8 +28,9 @@ from oncequant.data import Data, Split, check_images, eval_batches, native_size
 from oncequant.evaluate import measure
 from oncequant.files import read_object, read_records
 from oncequant.methods import baselines, dnas, oqat, qfa
-from oncequant.models import Network, resnet
-from oncequant.models.mobilenet_v3 import PRESETS, mobilenet_v3_space
+from oncequant.models import resnet, space_of
+from oncequant.models.mobilenet_v3 import PRESETS
+from oncequant.network import Network
 from oncequant.options import (
     Compare,
     Cost,
@@ -227,7 +228,7 @@ def cost(options: Cost) -> None:
     config = replace(PRESETS[options.preset], width=options.width, se_bits=options.se_bits)
     config = replace(config, num_classes=options.num_classes or config.num_classes)
     every = tuple(sorted({*range(1, 9), FLOAT_BITS}))
-    space = mobilenet_v3_space(replace(config, weight_bits=every, act_bits=every))
+    space = space_of(replace(config, weight_bits=every, act_bits=every))
     edges = {
         f"{layer}.{what}_bits": options.edge_bits for layer in ("stem", "classifier") for what in ("weight", "act")
     }
@@ -252,7 +253,7 @@ def info(options: Info) -> None:
         for name, config in {**PRESETS, **resnet.PRESETS}.items():
             if name in resnet.PRESETS:
                 config = dnas.Config().supernet_model(config)
-            size = (resnet.resnet_space if name in resnet.PRESETS else mobilenet_v3_space)(config).size()
+            size = space_of(config).size()
             span = f"{min(config.resolutions)} to {max(config.resolutions)} px"
             table.add_row(name, "greyscale" if config.image_channels == 1 else "colour", span, f"{size:.3g}")
         console.print(table)

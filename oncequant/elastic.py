@@ -1,8 +1,8 @@
 """Elastic layers: slice by `LayerSpec`, quantize, compute.
 
 `ElasticConv` is every layer with weights in this package; a linear layer is a 1x1 convolution on a 1x1 map. It holds
-the weights of the largest layer; the LayerSpec passed to `forward` says which part is used. No architecture is "active"
-inside a module; `ElasticBatchNorm` has two switches that say how statistics are taken.
+the weights of the largest layer; the LayerSpec passed to `forward` says which part is used, the `Pass` how. Nothing of
+either is kept inside a module.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,14 +15,9 @@ from torch.nn import functional as F
 from oncequant.arch import FLOAT_BITS, LayerSpec
 from oncequant.conv import batch_norm_statistics, can_normalize, conv2d, normalized_conv2d, quantized_conv2d
 from oncequant.distributed import AllSum, world_size
-from oncequant.quantizers.batchquant import BatchQuant, RunningRange
-from oncequant.quantizers.dorefa import DoReFa
+from oncequant.quantizers import INPUT_QUANTIZERS, WEIGHT_QUANTIZERS
 from oncequant.quantizers.functional import activate
-from oncequant.quantizers.lsq import LSQ
-from oncequant.quantizers.pact import PACT
-
-WEIGHT_QUANTIZERS = {"lsq": LSQ, "dorefa": DoReFa}
-ACT_QUANTIZERS = {"lsq": LSQ, "batchquant": BatchQuant, "running": RunningRange, "pact": PACT}
+from oncequant.quantizers.quantizer import Ask, Quantizer
 
 
 @dataclass(frozen=True)
@@ -34,7 +29,7 @@ class Quantizers:
     per_bits: bool = False
     """Parameters of their own for each bit-width and kernel size, else one for all."""
     activations: str = "lsq"
-    """One of ACT_QUANTIZERS."""
+    """One of INPUT_QUANTIZERS."""
     weights: str = "lsq"
     """One of WEIGHT_QUANTIZERS."""
 
@@ -42,6 +37,46 @@ class Quantizers:
         """Slot by (bit-width, kernel size), None if one serves all."""
         pairs = [(b, k) for b in sorted(bits) if b < FLOAT_BITS for k in sorted(kernel_sizes)]
         return {pair: slot for slot, pair in enumerate(pairs)} if self.per_bits else None
+
+
+class Observer:
+    """Looks on at a forward pass; each method may be overridden. Nothing it gets may be changed."""
+
+    def inputs(self, layer: "ElasticConv", x: Tensor, spec: LayerSpec, activation: str | None) -> None:
+        """Called before a layer computes, with the arguments of its `forward`."""
+
+    def range(self, quantizer: Quantizer, images: int, found: Tensor) -> None:
+        """The range (2,) that a quantizer has taken from a batch of so many images."""
+
+    def statistics(self, norm: "ElasticBatchNorm", images: int, mean: Tensor, variance: Tensor) -> None:
+        """Mean and biased variance (C,) by which a batch norm normalises a batch of so many images."""
+
+
+@dataclass(frozen=True)
+class Pass:
+    """How one forward pass computes. The default: a network alone, in the type of its images; in training mode with
+    the statistics of the batch, in evaluation with stored ones."""
+
+    shared: "SharedWeights | None" = None
+    """Weights that several subnets of a step use."""
+    compute: torch.dtype | None = None
+    """Type of what passes between the layers; by default that of the images."""
+    mixture: Mapping[str, Tensor] | None = None
+    """By choice, the share of each of its values, (K,): what the choice decides is mixed (DNAS)."""
+    recompute: bool = False
+    """Activation checkpointing: blocks keep only their inputs for the backward pass of a training step."""
+    sync_norms: bool = False
+    """Batch norm in training takes its statistics from the batch of all processes, which have equal parts."""
+    sync_ranges: bool = False
+    """Ranges in training are those of the batch of all processes."""
+    batch_norms: bool = False
+    """Batch norm takes its statistics from the batch in evaluation mode, too."""
+    batch_ranges: bool = False
+    """Ranges are taken from the batch in evaluation mode, too."""
+    observer: Observer | None = None
+
+
+ALONE = Pass()
 
 
 class ElasticConv(nn.Module):
@@ -61,12 +96,15 @@ class ElasticConv(nn.Module):
         self.bias = nn.Parameter(torch.zeros(largest.out_channels)) if largest.bias else None
         self.kernel_transforms = nn.ParameterDict({str(k): nn.Parameter(torch.eye(k * k)) for k in kernel_sizes[:-1]})
         self.norm = ElasticBatchNorm(largest.out_channels) if largest.batch_norm else None
-        self.weight_quantizer = self.act_quantizer = self.weight_slots = self.act_slots = None
+        self.weight_quantizer: Quantizer | None = None
+        self.act_quantizer: Quantizer | None = None
+        self.weight_slots = self.act_slots = None
         if quantizers is not None:
             self.weight_slots = quantizers.slots(quantizers.weight_bits, kernel_sizes)
             self.act_slots = quantizers.slots(quantizers.act_bits, kernel_sizes)
-            self.weight_quantizer = WEIGHT_QUANTIZERS[quantizers.weights](_count(self.weight_slots))
-            self.act_quantizer = ACT_QUANTIZERS[quantizers.activations](_count(self.act_slots))
+            channels = largest.out_channels
+            self.weight_quantizer = WEIGHT_QUANTIZERS[quantizers.weights](_count(self.weight_slots), channels)
+            self.act_quantizer = INPUT_QUANTIZERS[quantizers.activations](_count(self.act_slots), channels)
         if largest.role == "classifier":
             nn.init.kaiming_uniform_(self.weight, a=5**0.5)  # U(+-1/sqrt(fan_in)), as the official code
             nn.init.uniform_(self.bias, -(largest.in_channels**-0.5), largest.in_channels**-0.5)
@@ -78,36 +116,41 @@ class ElasticConv(nn.Module):
         x: Tensor,
         spec: LayerSpec,
         activation: str | None,
-        shared: "SharedWeights | None" = None,
+        how: Pass = ALONE,
         norm_before: "ElasticBatchNorm | None" = None,
         defer_norm: bool = False,
     ) -> Tensor:
         """The layer that `spec` describes, applied to activation(x); activation is relu, hardswish or None.
 
-        With `defer_norm` its batch norm is left to the layer that reads the result, which gets it as `norm_before`. Its
-        weights come from `shared` where several subnets of a step use them. With x in bfloat16 the convolution and
-        the result are, too, except that depthwise convolutions of 5x5 and more on the CPU, which would be slower, are
-        computed in float32.
+        With `defer_norm` its batch norm is left to the layer that reads the result, which gets it as `norm_before`.
+        With x in bfloat16 the convolution and the result are, too, except that depthwise convolutions of 5x5 and more
+        on the CPU, which would be slower, are computed in float32.
         """
-        weight = self.quantized_weight(spec) if shared is None else shared.weight(self, spec)
-        y = self._convolved(x, spec, weight, activation, norm_before)
-        return y if self.norm is None or defer_norm else self.norm(y)
+        if how.observer is not None:
+            how.observer.inputs(self, x, spec, activation)
+        weight = self.quantized_weight(spec) if how.shared is None else how.shared.weight(self, spec)
+        y = self._convolved(x, spec, weight, activation, how, norm_before)
+        return y if self.norm is None or defer_norm else self.norm(y, how)
 
-    def mixed(self, x: Tensor, specs: Sequence[LayerSpec], mask: Tensor, activation: str | None) -> Tensor:
+    def mixed(
+        self, x: Tensor, specs: Sequence[LayerSpec], mask: Tensor, activation: str | None, how: Pass = ALONE
+    ) -> Tensor:
         """sum_k mask[k] conv_k(activation(x)), then batch norm, where conv_k has the bit-widths of specs[k].
 
         A convolution is linear in its weights, so layers with equal inputs are one convolution with the sum of their
         weights: one for each bit-width of the input.
         """
         assert self.bias is None  # it would be added once for each of them
+        if how.observer is not None:
+            how.observer.inputs(self, x, specs[-1], activation)
         branches: dict[int, tuple[LayerSpec, Tensor]] = {}
         for share, spec in zip(mask.unbind(), specs):
             weight = share * self.quantized_weight(spec)
             before = branches.get(spec.act_bits)
             branches[spec.act_bits] = spec, weight if before is None else before[1] + weight
-        parts = [self._convolved(x, spec, weight, activation) for spec, weight in branches.values()]
+        parts = [self._convolved(x, spec, weight, activation, how) for spec, weight in branches.values()]
         y = sum(parts[1:], parts[0])
-        return y if self.norm is None else self.norm(y)
+        return y if self.norm is None else self.norm(y, how)
 
     def _convolved(
         self,
@@ -115,6 +158,7 @@ class ElasticConv(nn.Module):
         spec: LayerSpec,
         weight: Tensor,
         activation: str | None,
+        how: Pass,
         norm_before: "ElasticBatchNorm | None" = None,
     ) -> Tensor:
         """The convolution of the quantized activation(norm_before(x)) with `weight`, and the bias."""
@@ -123,42 +167,59 @@ class ElasticConv(nn.Module):
         if x.dtype == torch.bfloat16 and not slow_in_half:
             weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
         conv = dict(stride=spec.stride, padding=spec.kernel_size // 2, groups=spec.groups)
-        if spec.act_bits == FLOAT_BITS:
-            x = x if norm_before is None else norm_before(x)
+        quantizer = self.act_quantizer
+        if spec.act_bits == FLOAT_BITS or quantizer is None:
+            x = x if norm_before is None else norm_before(x, how)
             return conv2d(activate(x, activation).to(weight.dtype), weight, bias, conv).to(x.dtype)
-        slot = slot_of(self.act_slots, spec.act_bits, spec.kernel_size)
-        if isinstance(self.act_quantizer, PACT):
-            dtype = x.dtype
-            x, activation = self.act_quantizer.clamped(x, spec.signed_input, slot, activation)
-            x = x.to(dtype)  # the clip level is float32
-        how = spec.act_bits, spec.signed_input, slot, activation
-        if norm_before is None:
-            grid = self.act_quantizer.grid(x, *how, shards=world_size())
+        statistics = None
+        if norm_before is not None:
+            norm_weight, norm_bias, eps = norm_before.parameters_of(x)
+            statistics = batch_norm_statistics(x, norm_weight, norm_bias, eps, quantizer.needs_extremes)
+        x, ask = quantizer.prepare(x, self.ask(spec, activation, how, statistics))
+        grid = quantizer.grid(x, ask)
+        if statistics is None:
             y = quantized_conv2d(x, grid, weight, bias, conv)
         else:
-            norm_weight, norm_bias, eps = norm_before.parameters_of(x)
-            extremes = isinstance(self.act_quantizer, BatchQuant)
-            statistics = batch_norm_statistics(x, norm_weight, norm_bias, eps, extremes)
-            grid = self.act_quantizer.grid(x, *how, norm=statistics, shards=world_size())
             y = normalized_conv2d(x, norm_weight, norm_bias, statistics, grid, weight, bias, conv)
         return y.to(x.dtype)
 
-    def norm_to_defer(self, x: Tensor, reader: "ElasticConv", spec: LayerSpec) -> "ElasticBatchNorm | None":
+    def ask(
+        self, spec: LayerSpec, activation: str | None = None, how: Pass = ALONE, statistics: Tensor | None = None
+    ) -> Ask:
+        """What the quantizer of this layer's input is asked for, in the forward pass `how` of the layer `spec`."""
+        return Ask(
+            spec.act_bits,
+            spec.signed_input,
+            slot_of(self.act_slots, spec.act_bits, spec.kernel_size),
+            activation,
+            statistics,
+            self.training or how.batch_ranges,
+            world_size(),
+            how.sync_ranges,
+            None if how.observer is None else how.observer.range,
+        )
+
+    def ask_of_weight(self, spec: LayerSpec) -> Ask:
+        """What the quantizer of this layer's weights is asked for."""
+        return Ask(spec.weight_bits, True, slot_of(self.weight_slots, spec.weight_bits, spec.kernel_size))
+
+    def norm_to_defer(self, x: Tensor, reader: "ElasticConv", spec: LayerSpec, how: Pass) -> "ElasticBatchNorm | None":
         """The batch norm, if the layer `reader`, of `spec`, can apply it to this one's result with its quantizer.
 
         In training steps only, on the CPU, where that saves time and memory; the result differs by rounding.
         """
-        usual = self.training and torch.is_grad_enabled() and not (self.norm.store or self.norm.synchronised)
-        fitting = spec.act_bits < FLOAT_BITS and not isinstance(reader.act_quantizer, (RunningRange, PACT))
-        return self.norm if usual and fitting and can_normalize(x, self.norm.weight, self.norm.bias) else None
+        usual = self.training and torch.is_grad_enabled() and not (how.sync_norms or how.observer)
+        if not usual or self.norm is None or spec.act_bits == FLOAT_BITS or reader.act_quantizer is None:
+            return None
+        fitting = not reader.act_quantizer.needs_result
+        return self.norm if fitting and can_normalize(x, self.norm.weight, self.norm.bias) else None
 
     def quantized_weight(self, spec: LayerSpec, all_channels: bool = False) -> Tensor:
         """`sliced_weight`, fake-quantized."""
         weight = self.sliced_weight(spec, all_channels)
-        if spec.weight_bits == FLOAT_BITS:
+        if spec.weight_bits == FLOAT_BITS or self.weight_quantizer is None:
             return weight
-        slot = slot_of(self.weight_slots, spec.weight_bits, spec.kernel_size)
-        return self.weight_quantizer(weight, spec.weight_bits, True, slot)
+        return self.weight_quantizer(weight, self.ask_of_weight(spec))
 
     def sliced_weight(self, spec: LayerSpec, all_channels: bool = False) -> Tensor:  # (C_out, C_in / groups, K, K)
         """The first output and input channels, or all of them; kernel reduced step by step to the spec's size."""
@@ -180,41 +241,47 @@ class ElasticConv(nn.Module):
                 mine.copy_(theirs[: spec.out_channels])
         if self.weight_quantizer is not None and spec.weight_bits < FLOAT_BITS:
             slot = slot_of(source.weight_slots, spec.weight_bits, spec.kernel_size)
-            self.weight_quantizer.copy_slot(source.weight_quantizer, slot)
+            self.weight_quantizer.copy_slot(source.weight_quantizer, slot, spec.out_channels)
         if self.act_quantizer is not None and spec.act_bits < FLOAT_BITS:
             slot = slot_of(source.act_slots, spec.act_bits, spec.kernel_size)
-            self.act_quantizer.copy_slot(source.act_quantizer, slot)
-
-
-def elastic_layers(net: nn.Module) -> list[tuple[str, ElasticConv]]:
-    """(layer name as in the specs, layer) in network order."""
-    return [(name, module) for name, module in net.named_modules() if isinstance(module, ElasticConv)]
+            self.act_quantizer.copy_slot(source.act_quantizer, slot, spec.out_channels)
 
 
 class ElasticBatchNorm(nn.Module):
     """Batch norm over the first C channels of its parameters.
 
-    Training uses the statistics of the batch; evaluation uses the stored ones, which belong to one subnet, set by
-    `oncequant.calibrate.calibrate`. Training stores nothing unless `store` is set, and then those of the last batch.
-    With `synchronised`, the batch is that of all processes.
+    Training uses the statistics of the batch and stores nothing; evaluation uses the stored ones, which belong to one
+    subnet, set by `oncequant.calibrate.calibrate`, unless the `Pass` says otherwise.
     """
+
+    running_mean: Tensor
+    running_var: Tensor
 
     def __init__(self, channels: int, eps: float = 1e-5):
         super().__init__()
-        self.eps, self.store, self.synchronised = eps, False, False
+        self.eps = eps
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
 
-    def forward(self, x: Tensor) -> Tensor:  # (N, C, H, W)
+    def forward(self, x: Tensor, how: Pass = ALONE) -> Tensor:  # (N, C, H, W)
         """Normalise with batch statistics in training, with the stored ones in evaluation."""
-        c = x.shape[1]
-        if self.synchronised and self.training and world_size() > 1:
+        c, of_batch = x.shape[1], self.training or how.batch_norms
+        if how.sync_norms and self.training and world_size() > 1:
             return _batch_norm_of_all(x, self.weight[:c], self.bias[:c], self.eps)
-        stored = (self.running_mean[:c], self.running_var[:c]) if self.store or not self.training else (None, None)
+        mean: Tensor | None = None
+        variance: Tensor | None = None
+        if not of_batch:
+            mean, variance = self.running_mean[:c], self.running_var[:c]
+        elif how.observer is not None:
+            mean, variance = torch.zeros_like(self.running_mean[:c]), torch.ones_like(self.running_var[:c])
         weight, bias = _first(self.weight, c), _first(self.bias, c)
-        return F.batch_norm(x, *stored, weight, bias, self.training, 1.0, self.eps)
+        y = F.batch_norm(x, mean, variance, weight, bias, of_batch, 1.0, self.eps)
+        if of_batch and how.observer is not None and mean is not None and variance is not None:
+            values = y.numel() // c  # of a channel; batch norm gives the unbiased variance
+            how.observer.statistics(self, len(y), mean, variance * ((values - 1) / values))
+        return y
 
     def parameters_of(self, x: Tensor) -> tuple[Tensor, Tensor, float]:
         """Weight and bias of the channels of x (N, C, H, W), and eps."""

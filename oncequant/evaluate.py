@@ -6,7 +6,8 @@ import torch
 
 from oncequant.arch import Arch
 from oncequant.calibrate import Batches, calibrate
-from oncequant.models import Network, extract_subnet
+from oncequant.models import extract_subnet
+from oncequant.network import Network
 
 
 @torch.no_grad()

@@ -8,8 +8,9 @@ import tyro
 
 from oncequant.arch import FLOAT_BITS
 from oncequant.cost import Budget
+from oncequant.family import NetworkConfig
 from oncequant.methods import baselines, dnas, oqat, qfa
-from oncequant.models import ModelConfig, mobilenet_v3, resnet
+from oncequant.models import mobilenet_v3, resnet
 from oncequant.search import SearchConfig
 from oncequant.train import TrainingOptions
 
@@ -42,7 +43,7 @@ class ModelOptions:
     signed_activations: bool = True
     """Signed grid after linear bottlenecks; --no-signed-activations clips at zero, as the official code."""
 
-    def config(self, preset: str, num_classes: int, channels: int) -> ModelConfig:
+    def config(self, preset: str, num_classes: int, channels: int) -> NetworkConfig:
         """Configuration for a data set. Raises ValueError if an option is not one of the preset's model."""
         if preset in resnet.PRESETS:
             return self._resnet(resnet.PRESETS[preset], num_classes, channels)

@@ -22,9 +22,9 @@ import numpy as np
 from oncequant.arch import FLOAT_BITS, LayerSpec
 from oncequant.checkpoint import load_space
 from oncequant.cost import layer_macs, weight_bytes
+from oncequant.family import ElasticConfig, with_bits
 from oncequant.files import RECORDS, FileError, read_lines, read_object, read_records, write_atomically, write_csv
-from oncequant.models import MODELS, config_from_json, model_name
-from oncequant.models.mobilenet_v3 import MobileNetV3Config, with_bits
+from oncequant.models import config_from_json
 from oncequant.report_distribution import draw_distribution, sharpening
 from oncequant.report_mixed import bits_by_role, draw_bits, draw_predictions, mixed_stages
 from oncequant.run_folder import commands_of
@@ -207,9 +207,9 @@ def layer_tables(run: Run, records: list[dict]) -> tuple[list[tuple], list[list[
         except (KeyError, TypeError, ValueError, FileError) as error:
             raise ReportError(f"{run.folder / 'run.json'}: model.config does not fit: {error!r}") from error
         bits = FLOAT_BITS if stage == "float" else int((re.match(r"(\d+)bit", stage) or "00")[1])
-        if bits and isinstance(config, MobileNetV3Config):  # otherwise bits are choices of the space
+        if bits and isinstance(config, ElasticConfig):  # otherwise bits are choices of the space
             config = with_bits(config, bits)
-        return MODELS[model_name(config)][1](config)
+        return space_of(config)
 
     def row_of(name: str, s: LayerSpec) -> tuple:
         shape = (name, s.role, s.in_channels, s.out_channels, s.kernel_size, s.stride, s.out_size)

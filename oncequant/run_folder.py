@@ -29,8 +29,9 @@ from filelock import FileLock, Timeout
 
 from oncequant import distributed
 from oncequant.data import Data, load_data
+from oncequant.family import NetworkConfig
 from oncequant.files import FileError, append_line, package_version, read_object, read_records, write_json
-from oncequant.models import ModelConfig, config_from_json, config_to_json, model_name
+from oncequant.models import config_from_json, config_to_json, family_of
 from oncequant.progress import console
 
 LOCK_SECONDS = 10  # as long as a folder may stay locked after a kill: loader workers outlive their process by five
@@ -42,7 +43,7 @@ class RunSettings:
 
     data: str
     preset: str
-    model: ModelConfig
+    model: NetworkConfig
     method: str
     method_config: dict[str, Any]
     seed: int
@@ -134,7 +135,7 @@ def create_run(run_dir: Path, settings: RunSettings, data: Data, command: str) -
                 "fingerprint": data.fingerprint,
             },
             "model": {
-                "name": model_name(settings.model),
+                "name": family_of(settings.model),
                 "preset": settings.preset,
                 "config": config_to_json(settings.model),
             },

@@ -5,16 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from oncequant import distributed
 from oncequant.arch import Arch
 from oncequant.data import Data, eval_batches
-from oncequant.elastic import ElasticBatchNorm, SharedWeights
+from oncequant.elastic import ALONE, Pass, SharedWeights
 from oncequant.evaluate import measure
-from oncequant.models import Network
-from oncequant.quantizers.batchquant import BatchQuant
+from oncequant.network import Network
 from oncequant.space import SearchSpace
 from oncequant.train import StepFunction, TrainingOptions, fit
 
@@ -24,9 +23,20 @@ def sandwich_training(supernet: Network, cfg: TrainingOptions) -> StepFunction:
 
     def step(images: Tensor, labels: Tensor, rng: np.random.Generator, done: float) -> Tensor:
         archs = sandwich_archs(supernet.space, cfg.random_subnets, own_rng(cfg, rng))
-        return sandwich_step(supernet, images, labels, archs, cfg.label_smoothing, getattr(torch, cfg.precision))
+        return sandwich_step(supernet, images, labels, archs, cfg.label_smoothing, pass_of_step(cfg))
 
     return step
+
+
+def pass_of_step(cfg: TrainingOptions) -> Pass:
+    """How the subnets of a training step compute; each step has shared weights of its own."""
+    return Pass(
+        shared=SharedWeights(),
+        compute=getattr(torch, cfg.precision),
+        recompute=cfg.checkpoint_activations,
+        sync_norms=cfg.sync_batch_norm,
+        sync_ranges=cfg.shares_ranges,
+    )
 
 
 def own_rng(cfg: TrainingOptions, rng: np.random.Generator) -> np.random.Generator:
@@ -48,12 +58,6 @@ def train_supernet(
 
     A step trains these and `random_subnets`, by default as many as `cfg` says.
     """
-    supernet.checkpoint_blocks = cfg.checkpoint_activations
-    for module in supernet.modules():
-        if isinstance(module, ElasticBatchNorm):
-            module.synchronised = cfg.sync_batch_norm
-        if isinstance(module, BatchQuant):
-            module.synchronised = cfg.shares_ranges
     calibration = cfg.calibration(data)
 
     def top1(arch: Arch) -> float:
@@ -78,27 +82,27 @@ def train_supernet(
 
 
 def sandwich_step(
-    net: nn.Module,
+    net: Network,
     images: Tensor,
     labels: Tensor,
     archs: list[Arch],
     label_smoothing: float = 0.0,
-    compute: torch.dtype | None = None,
+    how: Pass = ALONE,
 ) -> Tensor:
     """Sandwich rule with in-place distillation (BigNAS, 2003.11142): gradients of all `archs`, averaged.
 
     The first architecture, the largest, learns from the labels; the others learn from its soft answers. Subnets run
-    one after the other, so that memory is that of the largest alone. The networks compute in the type `compute` (by
-    default that of the images), weights and their gradients stay as they are. Returns the loss of the largest, 0-dim.
+    one after the other, so that memory is that of the largest alone. Where `how` has shared weights,
+    they get the gradients of all subnets before the parameters do. Returns the loss of the largest, 0-dim.
     """
-    shared = SharedWeights()
-    logits = net(images, archs[0], shared, compute)  # (N, classes)
+    logits = net(images, archs[0], how)  # (N, classes)
     largest_loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
     (largest_loss / len(archs)).backward()
     teacher = logits.detach().softmax(1)
     for arch in archs[1:]:
-        (F.cross_entropy(net(images, arch, shared, compute), teacher) / len(archs)).backward()
-    shared.backward()
+        (F.cross_entropy(net(images, arch, how), teacher) / len(archs)).backward()
+    if how.shared is not None:
+        how.shared.backward()
     return largest_loss.detach()
 
 

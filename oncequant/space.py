@@ -1,17 +1,18 @@
 """Search spaces: which choices there are, and the vector view that search needs.
 
-A `SearchSpace` is a value: an ordered mapping of choices, and the function that turns an architecture into
-`LayerSpec`s. `codes` are the architecture as indices into the allowed values, one column per choice with more than
+A `SearchSpace` is a value: an ordered mapping of choices, and the function that turns an architecture into a
+`Plan`. `codes` are the architecture as indices into the allowed values, one column per choice with more than
 one value; inactive genes (blocks beyond the depth) are kept at 0 by `canonical`, so that equal networks are equal.
 """
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 
 from oncequant.arch import Arch, LayerSpec, Number
+from oncequant.plan import Plan
 
 
 class ArchError(ValueError):
@@ -20,15 +21,15 @@ class ArchError(ValueError):
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """Allowed values of every choice, and the layers that a selection of them has.
+    """Allowed values of every choice, and the network that a selection of them describes.
 
-    `layer_function(values)` maps choice values (ints, or NumPy vectors for a batch) to LayerSpecs by layer name.
+    `describe(values)` is the Plan of choice values (ints, or NumPy vectors for a batch, see oncequant.plan).
     `gate(name)` names the choice and the least value of it that make the choice `name` matter: for a choice of block 3
     of stage 1 it is `("stage1.depth", 3)`; None means always.
     """
 
     choices: Mapping[str, tuple[int, ...]]
-    layer_function: Callable[[Mapping[str, Number]], dict[str, LayerSpec]] = field(repr=False)
+    describe: Callable[[Mapping[str, Number]], Plan] = field(repr=False)
     gate: Callable[[str], tuple[str, int] | None] = field(repr=False)
 
     @cached_property
@@ -74,9 +75,13 @@ class SearchSpace:
 
         return Arch({name: arch[name] for name in self.free if active(self.gate(name))})
 
-    def layers(self, arch: Mapping[str, Number]) -> dict[str, LayerSpec]:
+    def plan(self, arch: Mapping[str, Number]) -> Plan:
+        """Layers and operations of an architecture; those of the last few are kept, since batches share them."""
+        return _described(self.describe, arch) if isinstance(arch, Arch) else self.describe(arch)
+
+    def layers(self, arch: Mapping[str, Number]) -> Mapping[str, LayerSpec]:
         """LayerSpec of every layer; absent layers have `present` 0."""
-        return self.layer_function(arch)
+        return self.plan(arch).layers
 
     def smallest(self) -> Arch:
         """Every choice at its smallest value."""
@@ -119,9 +124,9 @@ class SearchSpace:
             values[name] = np.asarray(self.choices[name], dtype=np.int64).take(codes[:, column])
         return values
 
-    def layers_batch(self, codes: np.ndarray) -> dict[str, LayerSpec]:
+    def layers_batch(self, codes: np.ndarray) -> Mapping[str, LayerSpec]:
         """LayerSpecs whose numeric fields are vectors over the architectures of `codes` (n, len(free))."""
-        return self.layer_function(self.decode_batch(codes))
+        return self.describe(self.decode_batch(codes)).layers
 
     def sample_codes(self, rng: np.random.Generator, n: int) -> np.ndarray:
         """`n` uniform architectures, shape (n, len(free))."""
@@ -174,3 +179,8 @@ class SearchSpace:
                 total += product
             ungated = ungated // len(self.choices[gate_name]) * total
         return ungated
+
+
+@lru_cache(maxsize=64)
+def _described(describe: Callable[[Mapping[str, Number]], Plan], arch: Arch) -> Plan:
+    return describe(arch)

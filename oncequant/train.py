@@ -208,6 +208,7 @@ def fit(
     evaluations: int = 4,
     subnets: int = 1,
     checkpoint_seconds: float = 60.0,
+    neighbours: int = 1,
 ) -> None:
     """Train `net` in place for `schedule.steps` steps, resuming from the stage's checkpoint if there is one.
 
@@ -220,6 +221,7 @@ def fit(
         evaluate: metrics by name, measured `evaluations` times in the stage and logged; all processes call it.
         subnets: how many of them a step trains, for the count of training images in the log.
         checkpoint_seconds: time between checkpoints; 0 writes one every step.
+        neighbours: trainings side by side on this machine, which share the cores that decode streamed images.
 
     Raises:
         TrainingError: the loss or a gradient is not finite. The last checkpoint is from before that.
@@ -239,7 +241,7 @@ def fit(
     start = _load_checkpoint(checkpoint, net, optimizers, settings) if resume else 0
     distributed.broadcast_state(net)
     log = _MetricsLog(run_dir, stage, start) if distributed.is_main() else None
-    neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", processes))
+    neighbours = max(neighbours, int(os.environ.get("LOCAL_WORLD_SIZE", processes)))  # torchrun sets it
     workers = max(1, min(8, distributed.cores() // neighbours))  # they decode streamed images
     shard = rank, processes
     batches = train_batches(data, schedule.batch_size, seed=seed, start_step=start, workers=workers, shard=shard)

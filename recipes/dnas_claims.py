@@ -25,6 +25,7 @@ import tyro
 from tables import over_seeds, publish
 
 from oncequant.alone import train_alone
+from oncequant.arch import pair as precision
 from oncequant.checkpoint import load_supernet
 from oncequant.cost import COSTS
 from oncequant.data import Data, eval_batches
@@ -32,7 +33,8 @@ from oncequant.evaluate import measure
 from oncequant.files import read_json, write_csv, write_json
 from oncequant.methods import dnas
 from oncequant.methods.baselines import training_images
-from oncequant.models.resnet import PRESETS, ResNetConfig, precision, resnet_space
+from oncequant.models import space_of
+from oncequant.models.resnet import PRESETS, ResNetConfig
 from oncequant.run_folder import RunSettings, device_name
 from oncequant.search import SearchConfig
 from oncequant.search.budget import cost_batch
@@ -84,11 +86,11 @@ def main(options: Options) -> None:
     for pair in UNIFORM[cfg.cost]:
         lsq = replace(cfg, weight_quantizer="lsq", act_quantizer="lsq", precisions=(precision(*pair),))
         config = lsq.supernet_model(model)
-        rows.append(trained(f"uniform-{pair[0]}", lsq, config, resnet_space(config), data, out))
+        rows.append(trained(f"uniform-{pair[0]}", lsq, config, space_of(config), data, out))
     config = cfg.supernet_model(model)
     for draw, name in enumerate(("MA", "ME")):
         arch = of_equal_cost(config, cfg, family[name]["costs"][cfg.cost], draw)
-        rows.append(trained(f"random-{name}", cfg, config, resnet_space(config).restrict(arch), data, out))
+        rows.append(trained(f"random-{name}", cfg, config, space_of(config).restrict(arch), data, out))
     about = dict(data=data.name, train=len(data.train), test=len(data.test), preset=options.preset, seed=cfg.seed)
     about |= dict(resolution=options.resolution, device=device_name(data.device), cost=cfg.cost)
     about |= dict(steps={stage: cfg.schedule(stage, data).steps for stage in ("float", "search")})
@@ -119,7 +121,7 @@ def row(name: str, data: Data, cfg: dnas.Config, out: Path, stage: str) -> dict:
 
 def of_equal_cost(config: ResNetConfig, cfg: dnas.Config, cost: float, draw: int) -> dict[str, int]:
     """A uniform draw among the architectures within 3 percent of a cost."""
-    space, rng = resnet_space(config), np.random.default_rng([cfg.seed, 2, draw])
+    space, rng = space_of(config), np.random.default_rng([cfg.seed, 2, draw])
     for _ in range(1000):
         codes = space.sample_codes(rng, 4096)
         near = codes[np.abs(cost_batch(space, cfg.cost, codes) / cost - 1) < 0.03]

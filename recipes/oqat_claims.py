@@ -25,9 +25,11 @@ from oncequant.arch import Arch
 from oncequant.checkpoint import load_supernet
 from oncequant.data import calibration_batches, eval_batches, native_size
 from oncequant.evaluate import measure
+from oncequant.family import with_bits
 from oncequant.files import read_json, write_json
 from oncequant.methods import oqat
-from oncequant.models.mobilenet_v3 import MobileNetV3, mobilenet_v3_space, with_bits
+from oncequant.models import build_network, space_of
+from oncequant.network import Network
 from oncequant.options import ModelOptions
 from oncequant.run_folder import RunSettings, device_name, preset_for
 from oncequant.train import Schedule
@@ -65,12 +67,12 @@ def main(options: Options) -> None:
 
     calibration = calibration_batches(data, cfg.calibration_images, 250, cfg.seed)
     test = list(eval_batches(data, data.test))
-    space = mobilenet_v3_space(with_bits(model, 2))
+    space = space_of(with_bits(model, 2))
     rng = np.random.default_rng(cfg.seed)
     archs = [space.largest(), space.smallest(), *(space.sample(rng) for _ in range(options.random_archs))]
     archs = [space.brief(arch) for arch in archs]  # without bits: the same networks at every bit-width
 
-    def accuracies(supernet: MobileNetV3, which: list[Arch]) -> list[float]:
+    def accuracies(supernet: Network, which: list[Arch]) -> list[float]:
         return [measure(supernet, supernet.space.complete(arch), calibration, test) for arch in which]
 
     rows = []
@@ -95,7 +97,7 @@ def main(options: Options) -> None:
     record("C1", "inherited 4-3-2", 2, archs, accuracies(inherited["2bit"], archs))
     record("C1", "direct", 2, archs, accuracies(direct[2], archs))
 
-    calibrated = MobileNetV3(with_bits(model, 3))
+    calibrated = build_network(with_bits(model, 3))
     oqat.inherit_bits(inherited["4bit"], calibrated, data, cfg)
     record("C2", "4 -> 3, calibration only", 3, archs, accuracies(calibrated, archs))
     record("C2", "4 -> 3, fine-tuned", 3, archs, accuracies(inherited["3bit"], archs))

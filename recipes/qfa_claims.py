@@ -31,8 +31,9 @@ from oncequant.data import Data, eval_batches, native_size
 from oncequant.evaluate import accuracy, calibrated_subnet
 from oncequant.files import read_json, write_json
 from oncequant.methods import qfa
-from oncequant.models import extract_subnet
-from oncequant.models.mobilenet_v3 import MobileNetV3, MobileNetV3Config
+from oncequant.models import build_network, extract_subnet
+from oncequant.models.mobilenet_v3 import MobileNetV3Config
+from oncequant.network import Network
 from oncequant.options import ModelOptions
 from oncequant.run_folder import RunSettings, device_name, preset_for
 from oncequant.sandwich import train_supernet
@@ -141,7 +142,7 @@ def measure_variant(
     drawn = [reference.sample(rng) for _ in range(options.random_archs + options.mixed)]
     rows = []
 
-    def record(kind: str, net: MobileNetV3, arch: Arch) -> None:
+    def record(kind: str, net: Network, arch: Arch) -> None:
         for fold in (True, False) if cfg.activations != "lsq" else (True,):  # LSQ has no zero points
             subnet = calibrated_subnet(net, arch, calibration, fold)
             split = {"top1": data.test, "validation": data.validation}
@@ -157,7 +158,7 @@ def measure_variant(
             record("mixed", supernet, Arch(allowed))
     else:  # the last stage's weights without quantizers
         config, whole = qfa.mixed_precision(cfg, model, with_float=True)
-        net = MobileNetV3(config, whole)
+        net = build_network(config, whole)
         net.load_state_dict(supernet.state_dict())
         record("32 bits", net, qfa.with_uniform_bits(whole, whole.largest(), FLOAT_BITS))
     return rows

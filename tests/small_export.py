@@ -9,11 +9,13 @@ from sklearn.datasets import load_digits
 from torch.nn import functional as F
 
 from oncequant.calibrate import calibrate
-from oncequant.elastic import elastic_layers
 from oncequant.export.lower import lower
-from oncequant.models import extract_subnet
-from oncequant.models.mobilenet_v3 import PRESETS, MobileNetV3, with_bits
+from oncequant.family import with_bits
+from oncequant.models import build_network, extract_subnet
+from oncequant.models.mobilenet_v3 import PRESETS
+from oncequant.network import elastic_layers
 from oncequant.quantizers.functional import activate
+from oncequant.quantizers.quantizer import Ask
 
 MEAN, STD = {1: (0.3,), 3: (0.31, 0.28, 0.33)}, {1: (0.37,), 3: (0.35, 0.4, 0.38)}
 CLASSES = tuple("0123456789")
@@ -40,8 +42,8 @@ def initialise(net, arch, images):
             x = activate(x, activation)
             if layer.act_quantizer is not None:  # other subnets may quantize what this one keeps in float
                 act_bits, weight_bits = (4 if b == 32 else b for b in (spec.act_bits, spec.weight_bits))
-                layer.act_quantizer.initialise(x, act_bits, spec.signed_input)
-                layer.weight_quantizer.initialise(layer.sliced_weight(spec), weight_bits, True)
+                layer.act_quantizer.initialise(x, Ask(act_bits, spec.signed_input))
+                layer.weight_quantizer.initialise(layer.sliced_weight(spec), Ask(weight_bits, True))
 
         return start
 
@@ -61,7 +63,7 @@ def subnet_of(config, seed=0, resolution=None):
     """A random subnet of an untrained supernet, calibrated; (subnet, arch)."""
     torch.manual_seed(seed)
     images, _ = digits(config.image_channels)
-    supernet = MobileNetV3(config)
+    supernet = build_network(config)
     initialise(supernet, supernet.space.largest(), images[:32])
     arch = supernet.space.sample(np.random.default_rng(seed))
     if resolution:

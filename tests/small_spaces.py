@@ -6,12 +6,14 @@ from dataclasses import replace
 import numpy as np
 
 from oncequant.cost import COSTS, Budget
-from oncequant.models.mobilenet_v3 import PRESETS, mobilenet_v3_space, with_bits
+from oncequant.family import with_bits
+from oncequant.models import space_of
+from oncequant.models.mobilenet_v3 import PRESETS
 from oncequant.search.measurements import Measurement, all_costs
 
-NANO = mobilenet_v3_space(with_bits(PRESETS["nano"], 4))
-MIXED = mobilenet_v3_space(replace(PRESETS["nano"], weight_bits=(2, 3, 4), act_bits=(2, 4, 8), edge_bits=8, se_bits=8))
-IMAGENET = mobilenet_v3_space(with_bits(PRESETS["imagenet"], 4))
+NANO = space_of(with_bits(PRESETS["nano"], 4))
+MIXED = space_of(replace(PRESETS["nano"], weight_bits=(2, 3, 4), act_bits=(2, 4, 8), edge_bits=8, se_bits=8))
+IMAGENET = space_of(with_bits(PRESETS["imagenet"], 4))
 # 216 architectures: few enough to know the optimum
 SMALL = NANO.restrict(
     {f"stage{s}.depth": 1 for s in (1, 2, 3)} | {"stage1.block1.kernel_size": 3, "stage1.block1.expand_ratio": (2, 4)}

@@ -6,9 +6,11 @@ import torch
 
 from oncequant.calibrate import initialise_quantizers
 from oncequant.data import load_data
+from oncequant.family import with_bits
 from oncequant.files import read_tensors
 from oncequant.methods import oqat
-from oncequant.models.mobilenet_v3 import PRESETS, MobileNetV3, with_bits
+from oncequant.models import build_network
+from oncequant.models.mobilenet_v3 import PRESETS
 from oncequant.sandwich import sandwich_step
 from oncequant.train import Schedule, fit
 
@@ -40,7 +42,7 @@ class Interrupted(Exception):
 
 def small_fit(tmp_path, step=None, steps=3, **schedule):
     torch.manual_seed(0)
-    net = MobileNetV3(TINY)
+    net = build_network(TINY)
     step = step or (lambda images, labels, rng, done: sandwich_step(net, images, labels, [net.space.smallest()]))
     fit(net, step, digits(), Schedule(steps, 16, **{"lr": 1e-3, **schedule}), stage="s", run_dir=tmp_path, seed=0,
         checkpoint_seconds=0)  # fmt: skip
@@ -48,7 +50,7 @@ def small_fit(tmp_path, step=None, steps=3, **schedule):
 
 def supernet(bits, seed=0):
     torch.manual_seed(seed)
-    net = MobileNetV3(with_bits(TINY, bits))
+    net = build_network(with_bits(TINY, bits))
     if bits < 32:
         initialise_quantizers(net, torch.randn(16, 1, 8, 8))
     return net

@@ -14,12 +14,16 @@ from oncequant import native
 from oncequant.arch import LayerSpec
 from oncequant.calibrate import _merged, calibrate, initialise_quantizers
 from oncequant.conv import batch_norm_statistics
-from oncequant.elastic import ACT_QUANTIZERS, ElasticBatchNorm, ElasticConv, Quantizers, elastic_layers
+from oncequant.elastic import ElasticConv, Pass, Quantizers
 from oncequant.evaluate import accuracy, calibrated_subnet
-from oncequant.models import extract_subnet
-from oncequant.models.mobilenet_v3 import PRESETS, MobileNetV3, mobilenet_v3_space
-from oncequant.quantizers.batchquant import BatchQuant, NotCalibrated, RunningRange, batch_range
+from oncequant.models import build_network, extract_subnet, space_of
+from oncequant.models.mobilenet_v3 import PRESETS
+from oncequant.network import elastic_layers
+from oncequant.quantizers import INPUT_QUANTIZERS
+from oncequant.quantizers.batchquant import BatchQuant, batch_range
 from oncequant.quantizers.functional import activate, fake_quantize, integer_range
+from oncequant.quantizers.quantizer import Ask, NotCalibrated
+from oncequant.quantizers.running import RunningRange
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "quantizers_qfa.json").read_text())
 MIXED = replace(
@@ -51,7 +55,7 @@ def test_matches_the_official_outputs_and_all_gradients(case, kernels):
     with torch.no_grad():
         quantizer.scale.fill_(case["scale_parameter"])
         quantizer.offset.fill_(case["offset_parameter"])
-    grid = quantizer.grid(x, case["bits"], case["signed"])
+    grid = quantizer.grid(x, Ask(case["bits"], case["signed"], of_batch=True))
     y = fake_quantize(x, grid.step_size, grid.bits, grid.signed, grid.grad_scale, grid.offset)
     y.backward(torch.tensor(GOLDEN["upstream_gradient"]).view(x.shape))
     assert_close(y.flatten(), torch.tensor(case["output"]), atol=2e-6, rtol=1e-5)
@@ -67,7 +71,7 @@ def test_weights_are_quantized_as_in_the_official_code(case):
     with torch.no_grad():
         layer.weight.copy_(torch.tensor(GOLDEN["input"]).view(24, 1, 1, 1))
     slot = layer.weight_slots[case["bits"], 1]
-    layer.weight_quantizer.initialise(layer.weight, case["bits"], True, slot)
+    layer.weight_quantizer.initialise(layer.weight, Ask(case["bits"], True, slot))
     y = layer.quantized_weight(spec)
     y.backward(torch.tensor(GOLDEN["upstream_gradient"]).view(y.shape))
     step_size = layer.weight_quantizer.step_size
@@ -143,12 +147,11 @@ def test_values_lie_on_the_grid_and_a_folded_grid_holds_zero(bits, signed, p, de
         quantizer.scale.fill_(p)
         quantizer.offset.fill_(delta)
     quantizer.range.copy_(batch_range(x, None, None, False))
-    quantizer.eval()
-    before = quantizer.grid(x, bits, signed, 0)
+    before = quantizer.grid(x, Ask(bits, signed, 0))
     y = fake_quantize(x, before.step_size, before.bits, before.signed, 1.0, before.offset)
     assert y.unique().numel() <= 2**bits
     moved = quantizer.fold_offset(bits, signed)
-    after = quantizer.grid(x, bits, signed, 0)
+    after = quantizer.grid(x, Ask(bits, signed, 0))
     assert after.offset == after.offset.round() and torch.equal(after.step_size, before.step_size)
     q_min, q_max = integer_range(bits, signed and bits > 1)
     assert q_min <= after.offset <= q_max
@@ -163,29 +166,29 @@ def test_behind_relu_a_folded_grid_begins_at_zero():
     with torch.no_grad():
         quantizer.offset.fill_(1.3)
     quantizer.range.copy_(torch.tensor([0.0, 2.0]))
-    quantizer.eval().fold_offset(4, False)
-    assert quantizer.grid(torch.zeros(1, 1), 4, False, 0).offset == 0
+    quantizer.fold_offset(4, False)
+    assert quantizer.grid(torch.zeros(1, 1), Ask(4, False, 0)).offset == 0
 
 
 def test_a_constant_tensor_has_a_grid(kernels):
-    grid = BatchQuant().grid(torch.zeros(2, 3, 4, 4), 4, False)
+    grid = BatchQuant().grid(torch.zeros(2, 3, 4, 4), Ask(4, False, of_batch=True))
     assert grid.step_size == 1 and grid.offset == 0
 
 
 @pytest.mark.parametrize("kind", [BatchQuant, RunningRange])
 def test_evaluation_before_calibration_is_an_error(kind):
     with pytest.raises(NotCalibrated):
-        kind().eval().grid(torch.randn(2, 3, 4, 4), 4, False)
+        kind().grid(torch.randn(2, 3, 4, 4), Ask(4, False))
 
 
 def test_running_ranges_move_towards_those_of_the_batches():
     quantizer = RunningRange(2)
     for scale in (1.0, 3.0):
         x = torch.tensor([-1.0, 0.5, 2.0]).view(1, 1, 3, 1) * scale
-        quantizer.grid(x, 4, False, 1)
+        quantizer.grid(x, Ask(4, False, 1, of_batch=True))
     assert_close(quantizer.range[1], torch.tensor([-1.02, 2.04]))
     assert quantizer.range[0].isnan().all()
-    grid = quantizer.eval().grid(x, 4, False, 1)
+    grid = quantizer.grid(x, Ask(4, False, 1))
     assert_close(grid.step_size.item(), 3.06 / 15)
     assert grid.offset == 5  # 1.02 / 0.204
 
@@ -196,7 +199,7 @@ def test_running_ranges_move_towards_those_of_the_batches():
 def mixed_net(**changes):
     torch.manual_seed(0)
     config = replace(MIXED, **changes)
-    net = MobileNetV3(config, mobilenet_v3_space(config)).to(memory_format=torch.channels_last)
+    net = build_network(config, space_of(config)).to(memory_format=torch.channels_last)
     for name, parameter in net.named_parameters():  # not at their start values, so that mix-ups show
         if name.endswith((".scale", ".offset")):
             torch.nn.init.normal_(parameter, std=0.3)
@@ -210,7 +213,7 @@ def random_arch(net, seed):
     return net.space.sample(np.random.default_rng(seed))
 
 
-@pytest.mark.parametrize("kind", sorted(ACT_QUANTIZERS))
+@pytest.mark.parametrize("kind", sorted(INPUT_QUANTIZERS))
 def test_a_subnet_is_a_slice_of_the_supernet(kind):
     net, images = mixed_net(act_quantizer=kind), torch.randn(8, 1, 12, 12)
     for seed in range(3):
@@ -218,9 +221,11 @@ def test_a_subnet_is_a_slice_of_the_supernet(kind):
         with torch.no_grad():
             net.train()(images, arch)  # running ranges need a batch
         subnet = extract_subnet(net, arch)
-        for module in [*net.modules(), *subnet.modules()]:
-            if isinstance(module, RunningRange):
-                module.eval()  # as they are, or the two would see different batches
+        if INPUT_QUANTIZERS[kind].counts_batches:  # as they are, or the two would see different batches
+            net.eval(), subnet.eval()
+            for module in [*net.modules(), *subnet.modules()]:
+                if hasattr(module, "running_mean"):
+                    torch.nn.init.constant_(module.running_mean, 0.1)
         assert torch.equal(net(images, arch), subnet(images, arch))
 
 
@@ -231,11 +236,6 @@ def test_every_step_size_is_initialised_and_belongs_to_its_bits_and_kernel():
     assert set(depthwise.weight_slots) == {(b, k) for b in (2, 3, 4) for k in (3, 5)}
     steps = depthwise.weight_quantizer.step_size
     assert steps[depthwise.weight_slots[2, 3]] > steps[depthwise.weight_slots[4, 3]]
-    tied = MobileNetV3(net.config, net.space)
-    initialise_quantizers(tied, torch.randn(8, 1, 12, 12), tied=True)
-    layer = tied.stage1["block1"].expand
-    two, four = (layer.weight_quantizer.step_size[layer.weight_slots[b, 1]] for b in (2, 4))
-    assert two == 4 * four
 
 
 def test_only_the_parameters_of_the_bits_and_kernels_that_ran_get_gradients():
@@ -272,7 +272,7 @@ def test_a_layer_equals_plain_pytorch(kernel, kernels):
     torch.manual_seed(1)
     spec = LayerSpec("x", 8, 8, kernel, weight_bits=4, act_bits=3, depthwise=kernel > 1, signed_input=True)
     layer = ElasticConv(spec, (kernel,), Quantizers((2, 4), (2, 3), True, "batchquant"))
-    layer.weight_quantizer.initialise(layer.weight, 4, True, layer.weight_slots[4, kernel])
+    layer.weight_quantizer.initialise(layer.weight, Ask(4, True, layer.weight_slots[4, kernel]))
     slot = layer.act_slots[3, kernel]
     with torch.no_grad():
         layer.act_quantizer.scale[slot], layer.act_quantizer.offset[slot] = 0.4, 0.3
@@ -296,7 +296,7 @@ def test_statistics_belong_to_the_subnet_and_folding_is_calibrated():
     with pytest.raises(NotCalibrated):
         accuracy(folded, arch, [(images, torch.zeros(64, dtype=torch.long))])
     with torch.no_grad():
-        x = [F.hardswish(folded.stem.norm.train()(stem_of(folded, part, arch))) for part, _ in batches]
+        x = [F.hardswish(folded.stem.norm(stem_of(folded, part, arch), Pass(batch_norms=True))) for part, _ in batches]
     seen = [batch_range(part, None, None, False) for part in x]
     calibrate(learned, arch, batches, fold=False)
     calibrate(folded, arch, batches)
@@ -304,11 +304,7 @@ def test_statistics_belong_to_the_subnet_and_folding_is_calibrated():
     offsets = []
     for net_of in (learned, folded):
         layers = [(layer, net.space.layers(arch)[name]) for name, layer in elastic_layers(net_of)]
-        grids = [
-            layer.act_quantizer.grid(images, spec.act_bits, spec.signed_input, 0)
-            for layer, spec in layers
-            if spec.present
-        ]
+        grids = [layer.act_quantizer.grid(images, layer.ask(spec)) for layer, spec in layers if spec.present]
         offsets.append(torch.stack([grid.offset.detach() for grid in grids]))
     assert not torch.equal(offsets[0], offsets[0].round()) and torch.equal(offsets[1], offsets[1].round())
     names = [name for name, layer in elastic_layers(folded) if layer.norm]
@@ -316,10 +312,8 @@ def test_statistics_belong_to_the_subnet_and_folding_is_calibrated():
     assert not torch.equal(*means) and not torch.equal(learned(images, arch), folded(images, arch))
     # batch norm was estimated with the ranges of evaluation, over both batches at once
     with torch.no_grad():
-        for module in folded.modules():
-            if isinstance(module, ElasticBatchNorm):
-                module.train()
-        assert_close(folded(images, arch), folded.eval()(images, arch), atol=1e-3, rtol=1e-3)
+        of_batch = folded(images, arch, Pass(batch_norms=True))
+        assert_close(of_batch, folded(images, arch), atol=1e-3, rtol=1e-3)
     for name, tensor in net.state_dict().items():  # the supernet has noticed nothing
         assert torch.equal(tensor.nan_to_num(), before[name].nan_to_num()), name
 
@@ -329,7 +323,10 @@ def test_ranges_are_means_over_the_first_eight_batches():
     batches, arch = [(torch.randn(16, 1, 12, 12) * (1 + i), None) for i in range(10)], random_arch(net, 2)
     subnet = extract_subnet(net, arch)
     with torch.no_grad():
-        x = [F.hardswish(subnet.stem.norm.train()(stem_of(subnet, part, arch))) for part, _ in batches[:8]]
+        x = [
+            F.hardswish(subnet.stem.norm(stem_of(subnet, part, arch), Pass(batch_norms=True)))
+            for part, _ in batches[:8]
+        ]
     seen = [batch_range(part, None, None, False) for part in x]
     calibrate(subnet, arch, batches)
     assert_close(subnet.block0.depthwise.act_quantizer.range, sum(seen) / 8, atol=1e-4, rtol=1e-4)

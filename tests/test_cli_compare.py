@@ -6,9 +6,11 @@ import shutil
 from commands import call, fails
 
 from oncequant.cost import COSTS
+from oncequant.family import with_bits
 from oncequant.files import read_json, read_lines
 from oncequant.methods.baselines import uniform_archs
-from oncequant.models.mobilenet_v3 import PRESETS, mobilenet_v3_space, with_bits
+from oncequant.models import space_of
+from oncequant.models.mobilenet_v3 import PRESETS
 
 
 def test_compare_counts_accuracy_and_training_images(digits_run, monkeypatch, capsys):
@@ -50,7 +52,7 @@ def test_compare_needs_the_supernet(digits_run, tmp_path, monkeypatch, capsys):
 
 
 def test_hand_scaled_networks_are_alike_in_all_blocks():
-    space = mobilenet_v3_space(with_bits(PRESETS["nano"], 2))
+    space = space_of(with_bits(PRESETS["nano"], 2))
     archs = uniform_archs(space)
     assert len(archs) == 3 * 2 * 2 * 3  # resolutions, depths, kernels, ratios
     assert [cost for _, cost in archs] == sorted(cost for _, cost in archs)

@@ -9,11 +9,13 @@ import numpy as np
 from commands import call, fails
 
 from oncequant.cost import COSTS
-from oncequant.models.mobilenet_v3 import PRESETS, mobilenet_v3_space, with_bits
+from oncequant.family import with_bits
+from oncequant.models import space_of
+from oncequant.models.mobilenet_v3 import PRESETS
 
 
 def test_cost_command_reads_files_and_standard_input(tmp_path, monkeypatch, capsys):
-    space = mobilenet_v3_space(with_bits(replace(PRESETS["imagenet"], width=1.2), 3))
+    space = space_of(with_bits(replace(PRESETS["imagenet"], width=1.2), 3))
     archs = [space.sample(np.random.default_rng(i)) for i in range(3)]
     (tmp_path / "archs.jsonl").write_text("".join(space.brief(a).to_json() + "\n" for a in archs))
     call(monkeypatch, "cost", tmp_path / "archs.jsonl", "--width", "1.2", "--bits", "3")

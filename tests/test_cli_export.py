@@ -8,8 +8,9 @@ import pytest
 from commands import call, fails, model_of
 
 from oncequant import progress
+from oncequant.family import with_bits
 from oncequant.files import read_json
-from oncequant.models.mobilenet_v3 import mobilenet_v3_space, with_bits
+from oncequant.models import space_of
 
 
 def test_a_failed_verification_does_not_stop_the_run(digits_run, monkeypatch, capsys):
@@ -47,7 +48,7 @@ def test_evaluate_prints_one_json_line(digits_run, monkeypatch, capsys):
 
 
 def test_an_architecture_in_a_file_is_measured_and_exported(digits_run, tmp_path, monkeypatch, capsys):
-    space = mobilenet_v3_space(with_bits(model_of(digits_run), 4))
+    space = space_of(with_bits(model_of(digits_run), 4))
     arch = space.sample(np.random.default_rng(5))
     file = tmp_path / "mine.json"
     file.write_text(space.brief(arch).to_json())

@@ -6,12 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from oncequant.cost import COSTS, Budget, readable
+from oncequant.family import with_bits
 from oncequant.files import read_json, read_lines
-from oncequant.models.mobilenet_v3 import mobilenet_v3_space, with_bits
+from oncequant.models import space_of
 
 
 def test_search_under_budgets_keeps_them(digits_run, monkeypatch):
-    space = mobilenet_v3_space(with_bits(model_of(digits_run), 4))
+    space = space_of(with_bits(model_of(digits_run), 4))
     smallest = {name: cost(space.layers(space.smallest())) for name, cost in COSTS.items()}
     budgets = [f"bitops<={readable(1.5 * smallest['bitops'])}", f"params<={readable(1.3 * smallest['params'])}"]
     flags = [word for budget in budgets for word in ("--budget", budget)]
@@ -26,7 +27,7 @@ def test_search_under_budgets_keeps_them(digits_run, monkeypatch):
 def test_bit_widths_too_large_for_a_budget_are_left_out(digits_run, monkeypatch, capsys):
     least = {}
     for bits in (4, 2):
-        space = mobilenet_v3_space(with_bits(model_of(digits_run), bits))
+        space = space_of(with_bits(model_of(digits_run), bits))
         least[bits] = COSTS["weight_bytes"](space.layers(space.smallest()))
     limit = round((least[4] + least[2]) / 2)
     call(monkeypatch, "search", digits_run, "--budget", f"weight_bytes<={limit}", "--evaluations", "6")
@@ -40,7 +41,7 @@ def test_bit_widths_too_large_for_a_budget_are_left_out(digits_run, monkeypatch,
 def test_impossible_budgets_are_refused_at_once_with_the_smallest_value(digits_run, monkeypatch, capsys):
     lines = len(read_lines(digits_run / "measurements.jsonl"))
     message = fails(monkeypatch, capsys, "search", digits_run, "--budget", "params<=10")
-    space = mobilenet_v3_space(with_bits(model_of(digits_run), 4))
+    space = space_of(with_bits(model_of(digits_run), 4))
     assert str(COSTS["params"](space.layers(space.smallest()))) in message
     assert len(read_lines(digits_run / "measurements.jsonl")) == lines
 

@@ -16,7 +16,7 @@ from oncequant import distributed, sandwich
 from oncequant.data import train_batches
 from oncequant.files import read_tensors
 from oncequant.methods import oqat, qfa
-from oncequant.quantizers.batchquant import BatchQuant
+from oncequant.quantizers import batchquant
 from oncequant.sandwich import sandwich_archs
 from oncequant.search import SearchConfig
 from oncequant.search.measurements import read_measurements
@@ -149,18 +149,21 @@ def test_two_processes_equal_one_with_mixed_precision(tmp_path):
 
 def ranges_of_last_stage(folder, shared):
     """Ranges that this process used in training with mixed precision, all layers and steps."""
-    original, seen = qfa.train_supernet, []
+    original, range_of, seen = qfa.train_supernet, batchquant.batch_range, []
 
     def record(supernet, step, cfg, data, run_dir, stage, *rest):
-        quantizers = [module for module in supernet.modules() if isinstance(module, BatchQuant)]
-        for module in quantizers:
-            module.observed = seen if stage == "mixed" else None
+        def noted(x, *rest):
+            found = range_of(x, *rest)
+            seen.append((len(x), found))
+            return found
+
+        batchquant.batch_range = noted if stage == "mixed" else range_of
         original(supernet, step, cfg, data, run_dir, stage, *rest)
 
     qfa.train_supernet = record
     options = dict(batch_size=16, min_steps=2, epochs=1, float_epochs=1, calibration_images=16, mixed_subnets=0)
     qfa.train(qfa.Config(**options, sync_ranges=shared), TINY, digits(train=48), folder)
-    qfa.train_supernet = original
+    qfa.train_supernet, batchquant.batch_range = original, range_of
     return [found for images, found in seen if images == 8]  # half of the batch; measuring has other batches
 
 

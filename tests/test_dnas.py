@@ -14,13 +14,17 @@ import torch
 from small_dnas import FAST, MODEL
 
 from oncequant import alone
+from oncequant.arch import FLOAT_PAIR as FLOAT
+from oncequant.arch import SKIP
 from oncequant.checkpoint import load_supernet
 from oncequant.cost import Budget
 from oncequant.data import load_data
 from oncequant.distributed import cores
+from oncequant.elastic import ALONE
 from oncequant.files import FileError, read_json, read_lines
 from oncequant.methods import dnas
-from oncequant.models.resnet import FLOAT, SKIP, ResNet, resnet_space
+from oncequant.models import build_network, space_of
+from oncequant.network import Network
 from oncequant.search import SearchConfig
 from oncequant.search.budget import BudgetError
 from oncequant.train import fit
@@ -35,7 +39,7 @@ def searched(digits, tmp_path, precisions, **options):
     """Probabilities (choices, candidates) after a search."""
     cfg = dnas.Config(**{**FAST, "precisions": precisions, **options})
     config = cfg.supernet_model(MODEL)
-    dnas.train_search(cfg, config, resnet_space(config), digits, tmp_path)
+    dnas.train_search(cfg, config, space_of(config), digits, tmp_path)
     last = read_lines(tmp_path / "distribution.jsonl")[-1]
     assert last["step"] == last["steps"]
     return np.array(list(last["probabilities"].values()))
@@ -118,7 +122,7 @@ def test_a_killed_search_goes_on_bit_for_bit(stage, run, digits, tmp_path, monke
 
 
 def test_every_network_starts_from_given_weights(digits, tmp_path):
-    source = ResNet(MODEL)
+    source = build_network(MODEL)
     names = {"stem": "conv1", "stem.norm": "bn1", "classifier": "fc"}
     for s in (1, 2, 3):
         for i in (1, 2):
@@ -131,7 +135,7 @@ def test_every_network_starts_from_given_weights(digits, tmp_path):
     torch.save(state, tmp_path / "net.pth")
     cfg = dnas.Config(**FAST, init=str(tmp_path / "net.pth"))
     config = cfg.supernet_model(MODEL)
-    net = alone.new_network(config, resnet_space(config), digits, 0, cfg.init)
+    net = alone.new_network(config, space_of(config), digits, 0, cfg.init)
     assert torch.equal(net.stage2["block1"].conv1.weight, source.stage2["block1"].conv1.weight)
     wrong = replace(MODEL, stage_widths=(8, 12, 20))
     with pytest.raises(FileError, match=r"net.pth: layer3.0.conv1.weight has shape"):
@@ -193,7 +197,7 @@ from oncequant.methods import dnas
 if __name__ == "__main__":
     cfg = dnas.Config(**dict(FAST, jobs=2, float_epochs=3000))
     config = cfg.supernet_model(MODEL)
-    space, run = dnas.resnet_space(config), Path({str(tmp_path)!r})
+    space, run = dnas.space_of(config), Path({str(tmp_path)!r})
     row = dict(step=1, steps=1, probabilities=dict.fromkeys(space.free, [1 / 7] * 7))
     (run / "distribution.jsonl").write_text(json.dumps(row) + chr(10))
     dnas.train_samples(cfg, config, space, load_data("digits", size=8, max_train=200), run)
@@ -216,13 +220,13 @@ if __name__ == "__main__":
 
 def test_training_in_bfloat16(digits, tmp_path, monkeypatch):
     """Steps of networks and of the search compute in it; what is stored and measured is float32; and it learns."""
-    seen, forward = set(), ResNet.forward
+    seen, forward = set(), Network.forward
 
-    def spy(self, images, arch, shared=None, compute=None, mixture=None):
-        seen.add((self.training, mixture is not None, compute))
-        return forward(self, images, arch, shared, compute, mixture)
+    def spy(self, images, arch, how=ALONE):
+        seen.add((self.training, how.mixture is not None, how.compute))
+        return forward(self, images, arch, how)
 
-    monkeypatch.setattr(ResNet, "forward", spy)
+    monkeypatch.setattr(Network, "forward", spy)
     cfg = dnas.Config(**{**FAST, "min_steps": 80, "samples": 1, "precision": "bfloat16", "precisions": (332, FLOAT)})
     dnas.train(cfg, MODEL, digits, tmp_path)
     half = torch.bfloat16

@@ -12,11 +12,14 @@ from hypothesis import strategies as st
 from small_dnas import MODEL, supernet
 
 from oncequant import alone
+from oncequant.arch import FLOAT_PAIR as FLOAT
+from oncequant.arch import SKIP
 from oncequant.calibrate import initialise_quantizers
 from oncequant.cost import COSTS, Budget
 from oncequant.files import FileError
 from oncequant.methods import dnas
-from oncequant.models.resnet import FLOAT, SKIP, ResNet, resnet_space
+from oncequant.models import build_network, space_of
+from oncequant.network import elastic_layers
 from oncequant.search import SearchConfig
 from oncequant.search.budget import BudgetError
 
@@ -81,7 +84,7 @@ def test_most_accurate_and_most_efficient():
 
 def test_budgets_are_held_against_the_cheapest_network():
     cfg = dnas.Config(precisions=(132, 404))  # 4 x 4 bits are fewer bit operations than 1 x 32
-    space = resnet_space(cfg.supernet_model(MODEL))
+    space = space_of(cfg.supernet_model(MODEL))
     archs = [space.decode(np.array(codes)) for codes in np.ndindex(2, 2, 2)]
     for cost in ("bitops", "weight_bytes"):
         least = min(COSTS[cost](space.layers(arch)) for arch in archs)
@@ -93,7 +96,7 @@ def test_budgets_are_held_against_the_cheapest_network():
 
 def test_samples_are_different_and_follow_the_distribution(tmp_path):
     cfg = dnas.Config(samples=5)
-    space = resnet_space(cfg.supernet_model(MODEL))
+    space = space_of(cfg.supernet_model(MODEL))
     sure = np.full((3, 7), 0.02)
     sure[:, 4] = 0.88
     rows = [
@@ -129,10 +132,10 @@ def test_impossible_options_are_refused():
 
 
 def test_pact_clip_levels_are_penalised():
-    net = ResNet(replace(MODEL, precisions=(404, FLOAT)))
+    net = build_network(replace(MODEL, precisions=(404, FLOAT)))
     initialise_quantizers(net, torch.randn(8, 1, 8, 8))
-    clips = alone.pact_clips(net)
+    clips = [layer.act_quantizer.clip for _, layer in elastic_layers(net)]
     assert len(clips) == 6 + 2  # three blocks of two, and the edges
-    assert alone.clip_penalty(clips, 0.5).item() == pytest.approx(
+    assert alone.quantizer_penalty(net, 0.5).item() == pytest.approx(
         0.5 * sum(clip.square().sum().item() for clip in clips)
     )

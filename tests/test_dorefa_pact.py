@@ -11,8 +11,9 @@ from oncequant.arch import FLOAT_BITS, LayerSpec
 from oncequant.elastic import ElasticConv, Quantizers
 from oncequant.quantizers import functional
 from oncequant.quantizers.dorefa import DoReFa
-from oncequant.quantizers.functional import fake_quantize, integer_range
+from oncequant.quantizers.functional import integer_range
 from oncequant.quantizers.pact import PACT
+from oncequant.quantizers.quantizer import Ask
 
 
 def dorefa_reference(w, bits):
@@ -35,7 +36,7 @@ def test_dorefa_equals_its_formulas(bits, scale, seed):
     generator = torch.Generator().manual_seed(seed)
     w, grad = scale * torch.randn(6, 4, 3, 3, generator=generator), torch.randn(6, 4, 3, 3, generator=generator)
     leaves = [w.clone().requires_grad_() for _ in range(2)]
-    outputs = [DoReFa()(leaves[0], bits), dorefa_reference(leaves[1], bits)]
+    outputs = [DoReFa()(leaves[0], Ask(bits, True)), dorefa_reference(leaves[1], bits)]
     for y in outputs:
         y.backward(grad)
     step = 2 * w.tanh().abs().max() / (2**bits - 1)
@@ -48,7 +49,7 @@ def test_dorefa_equals_its_formulas(bits, scale, seed):
 
 def test_dorefa_has_no_other_bits():
     with pytest.raises(ValueError, match="from 1 to 8, not 9"):
-        DoReFa()(torch.randn(3), 9)
+        DoReFa()(torch.randn(3), Ask(9, True))
 
 
 def pact_reference(x, clip, bits, signed):
@@ -69,9 +70,7 @@ def test_pact_equals_its_formulas(bits, signed, clip, seed):
         leaf, level = x.clone().requires_grad_(), torch.tensor(clip).requires_grad_()
         if mine:
             quantizer.clip = torch.nn.Parameter(level.detach().clone())
-            clamped, activation = quantizer.clamped(leaf, signed, None, None)
-            step, offset, scale, *_ = quantizer.grid(clamped, bits, signed, None, activation)
-            y = fake_quantize(clamped, step, bits, signed, scale, offset, activation)
+            y = quantizer(leaf, Ask(bits, signed))
         else:
             y = pact_reference(leaf, level, bits, signed)
         y.backward(grad)
@@ -85,7 +84,7 @@ def test_pact_starts_from_data_and_says_when_it_did_not():
     x = torch.randn(100)
     quantizer = PACT(2)
     assert quantizer.clip.isnan().all()
-    quantizer.initialise(x, 4, False, 1)
+    quantizer.initialise(x, Ask(4, False, 1))
     assert quantizer.clip[0].isnan() and quantizer.clip[1] == 8 * x.abs().mean()
 
 

@@ -8,7 +8,7 @@ from small_training import TINY, digits
 
 from oncequant.evaluate import calibrated_subnet, measure
 from oncequant.methods import oqat
-from oncequant.models.mobilenet_v3 import MobileNetV3
+from oncequant.models import build_network
 
 
 def test_measuring_never_changes_the_supernet(trained):
@@ -23,7 +23,7 @@ def test_measuring_never_changes_the_supernet(trained):
 def test_calibrated_subnet_repeats_the_forward_with_batch_statistics():
     """One calibration batch: every layer's stored mean and biased variance are those of that batch."""
     torch.manual_seed(0)
-    net = MobileNetV3(replace(TINY, dropout=0.0))
+    net = build_network(replace(TINY, dropout=0.0))
     images, arch = torch.randn(32, 1, 8, 8), net.space.sample(np.random.default_rng(0))
     subnet = calibrated_subnet(net, arch, [(images, None)])
     with torch.no_grad():
@@ -34,7 +34,7 @@ def test_calibrated_subnet_repeats_the_forward_with_batch_statistics():
 
 
 def test_calibration_weighs_batches_by_images():
-    net = MobileNetV3(TINY)
+    net = build_network(TINY)
     images, arch = torch.randn(30, 1, 8, 8), net.space.largest()
     subnet = calibrated_subnet(net, arch, [(images[:24], None), (images[24:], None)])
     with torch.no_grad():

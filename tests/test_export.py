@@ -14,7 +14,6 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from oncequant.calibrate import calibrate
-from oncequant.elastic import elastic_layers
 from oncequant.export.graph import Grid, Weights
 from oncequant.export.lower import grid_over, lower, network_input
 from oncequant.export.onnx_writer import onnx_model, write_onnx
@@ -30,7 +29,8 @@ from oncequant.export.verify import (
     session,
     verify,
 )
-from oncequant.models.mobilenet_v3 import MobileNetV3, mobilenet_v3_space
+from oncequant.models import build_network, space_of
+from oncequant.network import elastic_layers
 from oncequant.quantizers.functional import activate
 
 
@@ -237,7 +237,7 @@ def test_sums_of_the_simulator_are_exact(inputs):
 
 def test_lowering_names_a_forgotten_initialisation():
     config = preset("nano", 4)
-    subnet = MobileNetV3(config, mobilenet_v3_space(config).restrict(mobilenet_v3_space(config).smallest())).eval()
+    subnet = build_network(config, space_of(config).restrict(space_of(config).smallest())).eval()
     with pytest.raises(ValueError, match="stem: the step size of its .* is nan"):
         lowered(subnet, subnet.space.smallest())
 
@@ -257,11 +257,11 @@ def test_lowering_refuses_binary_networks_and_missing_images():
 def trained(steps=90):
     """A 4-bit nano subnet that tells digits apart; (subnet, arch)."""
     config = preset("nano", 4)
-    space = mobilenet_v3_space(config)
+    space = space_of(config)
     arch = space.smallest()
     images, labels = digits(1)
     torch.manual_seed(0)
-    net = MobileNetV3(config, space.restrict(arch))
+    net = build_network(config, space.restrict(arch))
     initialise(net, arch, images[:100])
     optimizer = torch.optim.Adam(net.parameters(), 3e-3)
     for step in range(steps):

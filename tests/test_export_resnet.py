@@ -3,12 +3,14 @@
 import pytest
 import torch
 
-from oncequant.arch import FLOAT_BITS
+from oncequant.arch import FLOAT_BITS, SKIP
+from oncequant.arch import FLOAT_PAIR as FLOAT
 from oncequant.calibrate import initialise_quantizers
 from oncequant.evaluate import calibrated_subnet
 from oncequant.export.package import load_package
 from oncequant.export.verify import export_network
-from oncequant.models.resnet import FLOAT, SKIP, ResNet, ResNetConfig
+from oncequant.models import build_network
+from oncequant.models.resnet import ResNetConfig
 
 # one for each of the four blocks: weights of 0 to 8 bits and float with float inputs, and pairs
 PRECISIONS = [(132, 232, 332, 432), (832, SKIP, FLOAT, 432), (104, 204, 303, 404), (808, SKIP, 102, 3208)]
@@ -32,7 +34,7 @@ def test_residual_networks_of_all_precisions(precisions, shape, quantizers, tmp_
         large_stem=shape == "large stem",
     )
     torch.manual_seed(0)
-    net, images = ResNet(config), torch.randn(40, 3, 16, 16)
+    net, images = build_network(config), torch.randn(40, 3, 16, 16)
     for name, parameter in net.named_parameters():
         if ".norm." in name:
             torch.nn.init.uniform_(parameter, -0.5 if "bias" in name else 0.5, 1.2)

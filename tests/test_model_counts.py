@@ -8,7 +8,9 @@ import torch
 
 from oncequant.arch import Arch
 from oncequant.cost import COSTS, bitops, layer_macs, macs, params, weight_bytes
-from oncequant.models.mobilenet_v3 import PRESETS, mobilenet_v3_space, with_bits
+from oncequant.family import with_bits
+from oncequant.models import space_of
+from oncequant.models.mobilenet_v3 import PRESETS
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -28,7 +30,7 @@ OFA = json.loads((GOLDEN / "ofa_counts.json").read_text())
 
 @pytest.mark.parametrize("row", OQA, ids=lambda r: f"{r['bits']}bit-{r['resolution']}")
 def test_published_oqa_subnets_have_the_published_counts(row):
-    space = mobilenet_v3_space(with_bits(PRESETS["imagenet"], row["bits"]))
+    space = space_of(with_bits(PRESETS["imagenet"], row["bits"]))
     specs = space.layers(published_arch(space, row["resolution"], row["ks"], row["expand"], row["depth"]))
     assert macs(specs) == row["flops_computed"]
     assert params(specs) == row["params_computed"]
@@ -40,7 +42,7 @@ def test_published_oqa_subnets_have_the_published_counts(row):
 
 @pytest.mark.parametrize("row", OFA, ids=lambda r: f"w{r['width_mult']}-{r['name']}")
 def test_ofa_counts(row):
-    space = mobilenet_v3_space(replace(PRESETS["imagenet"], width=row["width_mult"]))
+    space = space_of(replace(PRESETS["imagenet"], width=row["width_mult"]))
     for resolution, expected in row["macs"].items():
         specs = space.layers(published_arch(space, int(resolution), row["ks"], row["e"], row["d"]))
         assert macs(specs) == expected
@@ -48,7 +50,7 @@ def test_ofa_counts(row):
 
 
 def test_batch_equals_one_by_one():
-    space = mobilenet_v3_space(replace(PRESETS["imagenet"], weight_bits=(2, 3, 4), act_bits=(2, 3, 4)))
+    space = space_of(replace(PRESETS["imagenet"], weight_bits=(2, 3, 4), act_bits=(2, 3, 4)))
     codes = space.sample_codes(np.random.default_rng(0), 20)
     for cost in COSTS.values():
         batch = cost(space.layers_batch(codes))
@@ -57,7 +59,7 @@ def test_batch_equals_one_by_one():
 
 def test_costs_of_expectations_are_differentiable():
     """Bits as torch tensors: an expectation over precisions has gradients, and integer values give the same cost."""
-    space = mobilenet_v3_space(with_bits(PRESETS["nano"], 4))
+    space = space_of(with_bits(PRESETS["nano"], 4))
     arch = space.largest()
     specs = space.layers(arch)
     bits = {name: torch.tensor(4.0, requires_grad=True) for name in specs}
@@ -74,7 +76,7 @@ def test_costs_of_expectations_are_differentiable():
 
 
 def test_arch_round_trips():
-    space = mobilenet_v3_space(with_bits(PRESETS["cifar"], 4))
+    space = space_of(with_bits(PRESETS["cifar"], 4))
     arch = space.sample(np.random.default_rng(1))
     assert Arch.from_json(arch.to_json()) == arch
     assert space.decode(space.encode(arch)) == arch

@@ -7,14 +7,15 @@ import pytest
 import torch
 from small_training import CONFIG, TINY, digits, supernet
 
-from oncequant.elastic import elastic_layers
+from oncequant.family import with_bits
 from oncequant.methods import oqat
-from oncequant.models.mobilenet_v3 import MobileNetV3, with_bits
+from oncequant.models import build_network
+from oncequant.network import elastic_layers
 
 
 @pytest.mark.parametrize("high, low", [(4, 3), (3, 2), (8, 2), (6, 5)])
 def test_inheritance_copies_weights_and_doubles_the_steps_of_falling_layers_only(high, low):
-    higher, lower = supernet(high), MobileNetV3(with_bits(TINY, low))
+    higher, lower = supernet(high), build_network(with_bits(TINY, low))
     oqat.inherit_bits(higher, lower, digits(), CONFIG)
     specs = lower.space.layers(lower.space.largest())
     theirs = dict(elastic_layers(higher))
@@ -27,7 +28,7 @@ def test_inheritance_copies_weights_and_doubles_the_steps_of_falling_layers_only
 
 
 def test_inheritance_from_float_initialises_every_step():
-    lower = MobileNetV3(with_bits(TINY, 4))
+    lower = build_network(with_bits(TINY, 4))
     oqat.inherit_bits(supernet(32), lower, digits(), CONFIG)
     steps = [p for n, p in lower.named_parameters() if n.endswith("step_size")]
     assert steps and all(s.isfinite() and s > 0 for s in steps)
@@ -48,8 +49,8 @@ def test_direct_start_and_long_schedules_train(tmp_path):
 
 
 def test_one_architecture_can_be_trained_alone(tmp_path):
-    arch = MobileNetV3(TINY).space.sample(np.random.default_rng(0))
-    only = MobileNetV3(TINY).space.brief(arch)
+    arch = build_network(TINY).space.sample(np.random.default_rng(0))
+    only = build_network(TINY).space.brief(arch)
     oqat.train(CONFIG, TINY, digits(), tmp_path, only)
     net = oqat.load_supernet(tmp_path, "2bit")
     assert net.space.size() == 1 and dict(only).items() <= dict(net.space.largest()).items()

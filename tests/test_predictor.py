@@ -11,7 +11,8 @@ from scipy.stats import kendalltau
 
 from oncequant.cost import COSTS, Budget
 from oncequant.files import FileError, write_tensors
-from oncequant.models.mobilenet_v3 import PRESETS, mobilenet_v3_space
+from oncequant.models import space_of
+from oncequant.models.mobilenet_v3 import PRESETS
 from oncequant.search import predicted
 from oncequant.search.budget import BudgetError, cost_batch, within
 from oncequant.search.pareto import hypervolume, pareto_front
@@ -28,8 +29,8 @@ from oncequant.space import ArchError
 
 BITS = (2, 3, 4)
 CONFIG = replace(PRESETS["nano"], weight_bits=BITS, act_bits=BITS, edge_bits=8)
-NANO = mobilenet_v3_space(CONFIG)
-WIDER = mobilenet_v3_space(replace(CONFIG, width=1.5))
+NANO = space_of(CONFIG)
+WIDER = space_of(replace(CONFIG, width=1.5))
 BIT_CHOICES = [name for name in NANO.free if name.endswith("bits")]
 # 1,944 architectures: few enough to know the front
 SMALL = NANO.restrict(
@@ -157,7 +158,7 @@ def test_equal_accuracies_are_learned_as_such(top1):
 
 
 def test_uniform_bits_and_other_collinear_inputs():
-    space = mobilenet_v3_space(replace(CONFIG, weight_bits=(4,), act_bits=(4,)))  # BitOPs and MACs rise together
+    space = space_of(replace(CONFIG, weight_bits=(4,), act_bits=(4,)))  # BitOPs and MACs rise together
     codes = sample(space, 200, seed=0)
     predictor = fit_predictor(space, codes, accuracy(space, codes), seed=0)
     test = sample(space, 200, seed=1)

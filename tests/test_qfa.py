@@ -15,7 +15,8 @@ from oncequant.evaluate import calibrated_subnet, measure
 from oncequant.export.verify import export_network
 from oncequant.files import read_tensors
 from oncequant.methods import qfa
-from oncequant.models.mobilenet_v3 import PRESETS, MobileNetV3, mobilenet_v3_space
+from oncequant.models import build_network, space_of
+from oncequant.models.mobilenet_v3 import PRESETS
 from oncequant.quantizers.batchquant import BatchQuant
 
 
@@ -43,7 +44,7 @@ def test_restricted_spaces(preset):
     assert all(name.endswith("_bits") for name in space(space="precision").free)
     assert not any(name.endswith("_bits") for name in space(space="architecture").free)
     full, precision, architecture = (space(space=s).size() for s in ("full", "precision", "architecture"))
-    assert architecture == mobilenet_v3_space(PRESETS[preset]).size()
+    assert architecture == space_of(PRESETS[preset]).size()
     assert full > precision * 10 and full > architecture * 10
     floor = space(depthwise_floor=3)
     depthwise = [name for name in floor.choices if name.endswith(".depthwise.weight_bits")]
@@ -68,15 +69,6 @@ def test_the_subnets_of_a_step(seed, with_float, floor, subnets):
         assert len({arch[name] for name in space.free if name.endswith("kernel_size")}) == 1
         widths = {arch[n] for n in space.free if n.endswith("_bits") and "depthwise.weight" not in n}
         assert len(widths) == 1
-
-
-def test_in_a_chain_the_teacher_has_the_most_bits_and_the_last_pupil_the_fewest():
-    cfg = qfa.Config(mixed_subnets=1, distillation="chain")
-    _, space = qfa.mixed_precision(cfg, TINY)
-    for seed in range(10):
-        archs = qfa.step_archs(space, cfg, np.random.default_rng(seed))
-        ends = [{arch[name] for name in qfa.bit_choices(space)} for arch in (archs[0], archs[-1])]
-        assert ends == [{4}, {2}]
 
 
 @pytest.mark.parametrize("kind", ["full", "precision", "architecture"])
@@ -134,11 +126,11 @@ def test_a_step_adds_the_gradients_of_its_subnets():
     torch.manual_seed(0)
     cfg = qfa.Config(mixed_subnets=2)
     config, space = qfa.mixed_precision(cfg, replace(TINY, dropout=0.0))
-    net, plain = (MobileNetV3(config, space).train() for _ in range(2))
+    net, plain = (build_network(config, space).train() for _ in range(2))
     images, labels = torch.randn(16, 1, 10, 10), torch.arange(16) % 10
     qfa.initialise_quantizers(net, images)
     plain.load_state_dict(net.state_dict())
-    teacher_net = MobileNetV3(TINY)
+    teacher_net = build_network(TINY)
     teacher = qfa.Teacher(teacher_net, (8, 10), [(images, labels)])
     loss = qfa.training_step(net, teacher, cfg, is_last=True)(images, labels, np.random.default_rng(3), 0.0)
     archs, losses = qfa.step_archs(space, cfg, np.random.default_rng(3)), []
@@ -154,32 +146,6 @@ def test_a_step_adds_the_gradients_of_its_subnets():
         if mine.grad is None or name.endswith("weight_quantizer.step_size"):
             continue  # whose gradient scale counts the whole weight (docs/oqat.md, number 7)
         assert (mine.grad - theirs.grad).norm() <= 0.02 * theirs.grad.norm() + 1e-5, name
-
-
-@pytest.mark.parametrize("stabiliser", ["kurtosis", "dampening"])
-def test_regularisers_are_part_of_the_step(stabiliser):
-    config, space = qfa.mixed_precision(qfa.Config(), replace(TINY, dropout=0.0))
-    images, labels = torch.randn(16, 1, 10, 10), torch.arange(16) % 10
-
-    def net():
-        torch.manual_seed(0)
-        made = MobileNetV3(config, space).train()
-        qfa.initialise_quantizers(made, images)
-        return made
-
-    def gradient(cfg):
-        trained = net()
-        torch.manual_seed(1)
-        teacher = qfa.Teacher(MobileNetV3(TINY), (8, 10), [(images, labels)])
-        qfa.training_step(trained, teacher, cfg, is_last=True)(images, labels, np.random.default_rng(3), 1.0)
-        return trained.final_expand.weight.grad
-
-    plain, alone = qfa.Config(mixed_subnets=1), net()
-    cfg = replace(plain, **{stabiliser: 0.5})
-    qfa.regularise([m for _, m in qfa.elastic_layers(alone) if m.weight_quantizer is not None], cfg, 1.0)
-    own = alone.final_expand.weight.grad
-    assert own.norm() > 1e-3
-    assert_close(gradient(cfg), gradient(plain) + own, atol=1e-5, rtol=1e-3)
 
 
 def starts_of_stages(cfg, folder, monkeypatch):
@@ -204,17 +170,6 @@ def test_step_sizes_are_initialised_once(tmp_path, monkeypatch):
         assert torch.equal(value.nan_to_num(), before[name].nan_to_num()), name
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_step_sizes_start_tied_if_wanted(tied, tmp_path, monkeypatch):
-    found = starts_of_stages(qfa.Config(**QUICK, tied_steps=tied), tmp_path, monkeypatch)["mixed-float"]
-    layer = MobileNetV3(*qfa.mixed_precision(qfa.Config(), TINY, with_float=True)).final_expand
-    slots = {
-        bits: found["final_expand.weight_quantizer.step_size"][slot] for (bits, _), slot in layer.weight_slots.items()
-    }
-    doubled = [float(slots[bits] / slots[4]) == pytest.approx(2 ** (4 - bits)) for bits in (3, 2)]
-    assert all(doubled) if tied else not any(doubled)
-
-
 def test_the_stage_with_float_is_half_as_long():
     cfg, data = qfa.Config(**{**QUICK, "min_steps": 40}), digits()
     assert {stage: cfg.schedule(stage, data).steps for stage in cfg.stages} == {
@@ -224,74 +179,31 @@ def test_the_stage_with_float_is_half_as_long():
     }
 
 
-def soft_targets(distillation, monkeypatch):
+def soft_targets(monkeypatch):
     """The soft answers that each subnet of one step learns from."""
     torch.manual_seed(0)
-    cfg = qfa.Config(mixed_subnets=2, distillation=distillation)
+    cfg = qfa.Config(mixed_subnets=2)
     config, space = qfa.mixed_precision(cfg, TINY)
-    net, images = MobileNetV3(config, space), torch.randn(16, 1, 10, 10)
+    net, images = build_network(config, space), torch.randn(16, 1, 10, 10)
     qfa.initialise_quantizers(net, images)
-    teacher = qfa.Teacher(MobileNetV3(TINY), (8, 10), [(images, None)])
-    asked, answers, original = [], [], qfa.F.cross_entropy
+    teacher = qfa.Teacher(build_network(TINY), (8, 10), [(images, None)])
+    asked, original = [], qfa.F.cross_entropy
 
     def record(logits, target, **options):
         if target.dim() == 2:
             asked.append(target)
-            answers.append(logits.detach().softmax(1))
         return original(logits, target, **options)
 
     monkeypatch.setattr(qfa.F, "cross_entropy", record)
     qfa.training_step(net.train(), teacher, cfg, True)(images, torch.arange(16) % 10, np.random.default_rng(0), 0.0)
     archs = qfa.step_archs(space, cfg, np.random.default_rng(0))
-    return asked, answers, [teacher(images, arch["resolution"]) for arch in archs]
+    return asked, [teacher(images, arch["resolution"]) for arch in archs]
 
 
 def test_the_float_network_teaches_at_each_resolution(monkeypatch):
-    asked, _, teacher = soft_targets("float", monkeypatch)
+    asked, teacher = soft_targets(monkeypatch)
     assert len(asked) == 4 and all(map(torch.equal, asked, teacher))
     assert not torch.equal(asked[0], asked[-1])
-
-
-def test_in_a_chain_the_largest_teaches_the_random_ones_and_they_the_smallest(monkeypatch):
-    asked, answers, teacher = soft_targets("chain", monkeypatch)
-    assert torch.equal(asked[0], teacher[0])
-    assert torch.equal(asked[1], answers[0]) and torch.equal(asked[2], answers[0])
-    assert_close(asked[3], (answers[1] + answers[2]) / 2)
-
-
-def test_regularisers_move_weights_where_they_should():
-    torch.manual_seed(0)
-    config, space = qfa.mixed_precision(qfa.Config(), TINY)
-    net = MobileNetV3(config, space)
-    qfa.initialise_quantizers(net, torch.randn(16, 1, 10, 10))
-    layers = [net.final_expand]
-    weight = net.final_expand.weight
-
-    def gradient(**options):
-        weight.grad = None
-        qfa.regularise(layers, qfa.Config(**options), done=1.0)
-        return weight.grad
-
-    def kurtosis(w):
-        c = w - w.mean()
-        return (c.pow(4).mean() / c.square().mean().square()).item()
-
-    assert gradient() is None
-    before = kurtosis(weight.detach())  # about 3 for normal weights, 1.8 for uniform ones
-    after = kurtosis(weight.detach() - 0.05 * gradient(kurtosis=1.0) / weight.grad.norm())
-    assert 1.8 < after < before
-    step = net.final_expand.weight_quantizer.step_size
-    pull = gradient(dampening=1.0)
-    assert step.grad is None and pull.abs().sum() > 0
-    with torch.no_grad():  # on a level of all three grids nothing pulls
-        step.fill_(0.25)
-        weight.zero_()
-    assert gradient(dampening=1.0).abs().sum() == 0
-    with torch.no_grad():
-        weight.normal_()
-    weight.grad = None
-    qfa.regularise(layers, qfa.Config(dampening=1.0), done=0.0)
-    assert weight.grad.abs().sum() == 0  # it begins at nothing
 
 
 def test_offsets_end_at_zero_where_they_are_not_learned_to_the_end(tmp_path):

@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from oncequant.cost import Budget, bitops, qfa_mflops
-from oncequant.models.mobilenet_v3 import PRESETS, mobilenet_v3_space, with_bits
+from oncequant.family import with_bits
+from oncequant.models import space_of
+from oncequant.models.mobilenet_v3 import PRESETS
 from oncequant.search import SEARCHERS
 from oncequant.search.budget import (
     BudgetError,
@@ -57,7 +59,7 @@ PUBLISHED_PARTS = {
 
 
 def test_cheapest_published_network_costs_what_is_published_part_by_part():
-    space = mobilenet_v3_space(QFA)
+    space = space_of(QFA)
     bits = {
         f"{block}.{layer}.{what}_bits": value
         for block, layers in PUBLISHED_BITS.items()
@@ -83,7 +85,7 @@ def test_cheapest_published_network_costs_what_is_published_part_by_part():
     ],
 )
 def test_bounds_of_the_published_space(bits, size, expected):
-    space = mobilenet_v3_space(with_bits(QFA, bits))
+    space = space_of(with_bits(QFA, bits))
     assert qfa_mflops(space.layers(getattr(space, size)())) == pytest.approx(expected, abs=1e-9)
 
 
@@ -91,7 +93,7 @@ def test_sizes_that_do_not_divide():
     """One stage at 10 px, by hand: maps of 5 and then 3 px, where the table has 10 // 4 = 2 px after the stage."""
     config = replace(PRESETS["nano"], stage_widths=(16,), stage_strides=(2,), stage_se=(False,), stage_hswish=(False,))
     config = replace(config, stem_stride=2, depths=(1,), kernel_sizes=(3,), expand_ratios=(2,), resolutions=(10,))
-    space = mobilenet_v3_space(with_bits(config, 4))
+    space = space_of(with_bits(config, 4))
     specs = space.layers(space.smallest())
     assert specs["stage1.block1.project"].out_size == 3
     low = (9 + 2) * 16 * 5**2 + (16 + 2) * 16 * 5**2  # block 0
@@ -103,12 +105,10 @@ def test_sizes_that_do_not_divide():
 
 
 SPACES = {
-    "qfa": mobilenet_v3_space(QFA),
-    "imagenet, all bits": mobilenet_v3_space(
-        replace(PRESETS["imagenet"], weight_bits=(1, 2, 8, 32), act_bits=(2, 4, 8, 32))
-    ),
-    "cifar": mobilenet_v3_space(replace(PRESETS["cifar"], width=0.7, weight_bits=(2, 4), act_bits=(2, 4))),
-    "nano": mobilenet_v3_space(with_bits(PRESETS["nano"], 2)),
+    "qfa": space_of(QFA),
+    "imagenet, all bits": space_of(replace(PRESETS["imagenet"], weight_bits=(1, 2, 8, 32), act_bits=(2, 4, 8, 32))),
+    "cifar": space_of(replace(PRESETS["cifar"], width=0.7, weight_bits=(2, 4), act_bits=(2, 4))),
+    "nano": space_of(with_bits(PRESETS["nano"], 2)),
 }
 
 
@@ -123,7 +123,7 @@ def test_batch_equals_one_by_one_exactly(space, seed):
 
 
 def test_expected_cost_has_gradients():
-    space = mobilenet_v3_space(with_bits(PRESETS["nano"], 2))
+    space = space_of(with_bits(PRESETS["nano"], 2))
     specs = space.layers(space.largest())
     bits = {name: torch.tensor(2.0, dtype=torch.float64, requires_grad=True) for name in specs}
     expected = qfa_mflops({name: replace(s, weight_bits=bits[name]) for name, s in specs.items()})
@@ -142,7 +142,7 @@ def test_expected_cost_has_gradients():
 @pytest.mark.parametrize("bits", [2, 4])
 def test_smallest_architecture_of_every_preset_is_the_cheapest(preset, width, bits):
     """Though of the resolutions from 128 to 224, 160, 192 and 224 can cost less at 2 bits than the ones before."""
-    space = mobilenet_v3_space(with_bits(replace(PRESETS[preset], width=width), bits))
+    space = space_of(with_bits(replace(PRESETS[preset], width=width), bits))
     costs = [qfa_mflops(space.layers(space.smallest().replace(resolution=r))) for r in space.choices["resolution"]]
     assert min(costs) == costs[0]
     fall = {r for r, cost, before in zip(space.choices["resolution"][1:], costs[1:], costs) if cost < before}
@@ -150,7 +150,7 @@ def test_smallest_architecture_of_every_preset_is_the_cheapest(preset, width, bi
 
 
 # 48 architectures, of which the smallest is not the cheapest
-FALLING = mobilenet_v3_space(with_bits(PRESETS["imagenet"], 2))
+FALLING = space_of(with_bits(PRESETS["imagenet"], 2))
 FALLING = FALLING.restrict(
     dict(FALLING.smallest())
     | {"resolution": (156, 160), "stage1.depth": (2, 3), "stage1.block3.expand_ratio": (3, 6)}

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from oncequant.cost import COSTS
-from oncequant.models.mobilenet_v3 import PRESETS, mobilenet_v3_space, with_bits
+from oncequant.family import with_bits
+from oncequant.models import space_of
+from oncequant.models.mobilenet_v3 import PRESETS
 from oncequant.report import COST_LABELS, ReportError, page_data, read_run, stretch, top1_axis, write_report
 from oncequant.search.measurements import Measurement, all_costs
 from oncequant.search.pareto import spread
@@ -25,7 +27,7 @@ def make_run_folder(folder: Path, measurements: int = 60, seed: int = 0) -> Path
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
     config = PRESETS["nano"]
-    spaces = {stage: mobilenet_v3_space(with_bits(config, bits)) for stage, bits in STAGES.items()}
+    spaces = {stage: space_of(with_bits(config, bits)) for stage, bits in STAGES.items()}
 
     def measure(stage, searcher, arch):
         space = spaces[stage]
@@ -236,7 +238,7 @@ def test_torn_last_line_and_diverged_loss(run_folder, tmp_path):
 
 def test_mixed_precision_stage_keeps_bits_as_choices(tmp_path):
     config = replace(PRESETS["nano"], weight_bits=(2, 4), act_bits=(2, 4), edge_bits=8)
-    space = mobilenet_v3_space(config)
+    space = space_of(config)
     arch = space.sample(np.random.default_rng(0))
     costs = {name: cost(space.layers(arch)) for name, cost in COSTS.items()}
     line = {"stage": "mixed", "searcher": "nsga2", "arch": dict(space.brief(arch)), "top1": 0.9, "costs": costs}
@@ -249,7 +251,7 @@ def test_mixed_precision_stage_keeps_bits_as_choices(tmp_path):
 
 def test_bits_by_role_are_of_networks_with_mixed_precision(tmp_path):
     config = replace(PRESETS["nano"], weight_bits=(2, 4), act_bits=(2, 4), edge_bits=8)
-    space, lines = mobilenet_v3_space(config), []
+    space, lines = space_of(config), []
     bits = [name for name in space.free if name.endswith("_bits")]
     mixed = space.largest().replace(**{name: 2 for name in bits if name.endswith("depthwise.weight_bits")})
     for arch, top1 in ((space.largest(), 0.9), (mixed, 0.8), (space.smallest(), 0.5)):

@@ -10,11 +10,15 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+from oncequant.arch import FLOAT_PAIR as FLOAT
+from oncequant.arch import SKIP
+from oncequant.arch import pair as precision
 from oncequant.calibrate import calibrate, initialise_quantizers
 from oncequant.cost import COSTS, bitops, macs, params, weight_bytes
+from oncequant.elastic import ALONE, Pass
 from oncequant.files import FileError, write_tensors
-from oncequant.models import config_from_json, config_to_json, extract_subnet
-from oncequant.models.resnet import FLOAT, PRESETS, SKIP, ResNet, ResNetConfig, precision, resnet_space
+from oncequant.models import build_network, config_from_json, config_to_json, extract_subnet, space_of
+from oncequant.models.resnet import PRESETS, ResNetConfig
 from oncequant.models.standard_resnet import import_standard, read_standard
 
 SMALL = ResNetConfig(stage_blocks=(2, 1, 1), stage_widths=(8, 16, 16), resolutions=(12,))
@@ -34,7 +38,7 @@ PAIRS = (SKIP, 104, 204, 303, 808, FLOAT)
     ],
 )
 def test_counts_of_the_standard_networks(preset, projections, parameters, multiplications):
-    space = resnet_space(replace(PRESETS[preset], projections=projections))
+    space = space_of(replace(PRESETS[preset], projections=projections))
     specs = space.layers(space.largest())
     assert params(specs) == parameters and macs(specs) == multiplications
     assert bitops(specs) == multiplications * 32 * 32
@@ -48,7 +52,7 @@ def test_a_mixture_in_bfloat16_is_close_to_one_in_float32(edge_bits):
     hook = net.stage2["block1"].conv2.register_forward_hook(lambda layer, inputs, y: seen.add(y.dtype))
     for compute in (torch.float32, torch.bfloat16):
         net.zero_grad()
-        mixed, plain = (net(images, net.space.largest(), compute=compute, mixture=m) for m in (masks, None))
+        mixed, plain = (net(images, net.space.largest(), Pass(compute=compute, mixture=m)) for m in (masks, None))
         assert mixed.dtype == plain.dtype == torch.float32
         F.cross_entropy(mixed, torch.arange(len(images)) % 10).backward()
         assert all(p.grad.dtype == torch.float32 for p in net.parameters() if p.grad is not None)
@@ -62,15 +66,15 @@ def test_a_mixture_in_bfloat16_is_close_to_one_in_float32(edge_bits):
 def test_the_papers_spaces():
     weights = (SKIP, 132, 232, 332, 432, 832, FLOAT)
     for preset, blocks in (("resnet20", 9), ("resnet56", 27), ("resnet110", 54)):
-        assert resnet_space(replace(PRESETS[preset], precisions=weights)).size() == 7**blocks
+        assert space_of(replace(PRESETS[preset], precisions=weights)).size() == 7**blocks
     per_layer = replace(PRESETS["resnet20"], precisions=weights[1:], per_layer=True)
-    assert resnet_space(per_layer).size() == 6**18
+    assert space_of(per_layer).size() == 6**18
 
 
 def make(config, seed=0):
     """A network with initialised quantizers, random norms, and images for it."""
     torch.manual_seed(seed)
-    net, images = ResNet(config).to(memory_format=torch.channels_last), torch.randn(16, 3, 12, 12)
+    net, images = build_network(config).to(memory_format=torch.channels_last), torch.randn(16, 3, 12, 12)
     for name, parameter in net.named_parameters():
         if ".norm." in name:
             torch.nn.init.uniform_(parameter, 0.3, 1.2)
@@ -145,7 +149,9 @@ def test_a_block_of_no_bits_is_its_shortcut():
 
 def branches(layer, x, specs, mask, activation):
     """The mixture by definition: every candidate's own convolution, summed by share."""
-    parts = [m * layer._convolved(x, spec, layer.quantized_weight(spec), activation) for m, spec in zip(mask, specs)]
+    parts = [
+        m * layer._convolved(x, spec, layer.quantized_weight(spec), activation, ALONE) for m, spec in zip(mask, specs)
+    ]
     return layer.norm(sum(parts))
 
 
@@ -177,7 +183,7 @@ def test_one_hot_mixture_is_the_architecture(precisions):
             name: torch.tensor([float(value == arch[name]) for value in net.space.choices[name]])
             for name in net.space.free
         }
-        mixed = net(images, net.space.largest(), mixture=mixture)
+        mixed = net(images, net.space.largest(), Pass(mixture=mixture))
         assert_close(mixed, net(images, arch), atol=2e-5, rtol=1e-5)
 
 
@@ -191,13 +197,13 @@ def test_impossible_options_are_refused():
         (dict(edge_bits=4), "edge_bits"),
         (dict(stage_blocks=(3, 3)), "stage_blocks"),
         (dict(weight_quantizer="pact"), "dorefa"),
-        (dict(act_quantizer="batchquant"), "pact or lsq"),
+        (dict(act_quantizer="dorefa"), "lsq, batchquant, running, pact"),
     ):
         with pytest.raises(ValueError, match=text):
             replace(PRESETS["resnet20"], **change)
     net, images = make(replace(SMALL, precisions=PAIRS))
     with pytest.raises(ValueError, match=r"2 shares for 6 values"):
-        net(images, net.space.largest(), mixture={"stage1.block1.precision": torch.ones(2)})
+        net(images, net.space.largest(), Pass(mixture={"stage1.block1.precision": torch.ones(2)}))
 
 
 def test_configuration_through_json():
@@ -215,7 +221,7 @@ def test_configuration_through_json():
 @given(seed=st.integers(0, 10**6), projections=st.booleans(), per_layer=st.booleans())
 def test_costs_are_the_same_for_one_and_for_many(seed, projections, per_layer):
     allowed = PAIRS[1:] if per_layer else PAIRS
-    space = resnet_space(replace(SMALL, precisions=allowed, projections=projections, per_layer=per_layer, edge_bits=8))
+    space = space_of(replace(SMALL, precisions=allowed, projections=projections, per_layer=per_layer, edge_bits=8))
     codes = space.sample_codes(np.random.default_rng(seed), 20)
     for cost in COSTS.values():
         together = np.broadcast_to(cost(space.layers_batch(codes)), 20)
@@ -257,13 +263,13 @@ def test_standard_weights_are_imported(preset):
     config = replace(PRESETS[preset], stage_widths=widths, num_classes=7, precisions=(SKIP, 404, FLOAT))
     names = dict(shortcut="shortcut", classifier="linear") if preset == "resnet20" else {}
     state = standard_state(config, **names)
-    net = ResNet(config)
+    net = build_network(config)
     import_standard(net, {f"module.{name}": tensor for name, tensor in state.items()})
     assert_close(net.stem.weight, state["conv1.weight"])
     assert_close(net.get_submodule("stage2.block1.conv2").norm.running_var, state["layer2.0.bn2.running_var"])
     parameters = sum(t.numel() for n, t in state.items() if "running" not in n and "tracked" not in n)
     assert parameters == params(net.space.layers(net.space.largest()))
-    some = ResNet(config, net.space.restrict({"stage1.block1.precision": SKIP}))
+    some = build_network(config, net.space.restrict({"stage1.block1.precision": SKIP}))
     import_standard(some, state)
     assert_close(some.classifier.weight.flatten(1), state[f"{names.get('classifier', 'fc')}.weight"])
     for change, text in (
@@ -292,7 +298,7 @@ def test_standard_files_are_read_without_executing_code(tmp_path):
 
 def test_packed_bytes_by_hand():
     config = replace(PRESETS["resnet20"], precisions=(SKIP, 132, 432, FLOAT))
-    space = resnet_space(config)
+    space = space_of(config)
     one = space.decode(np.full(9, 1))
     weights = 9 * 3 * 16 * 4 + 640 * 4  # stem and classifier in float
     blocks = 268_336 - 9 * 3 * 16 - 640

@@ -15,10 +15,11 @@ from small_training import CONFIG, TINY, Interrupted, assert_equal_runs, digits,
 
 from oncequant.calibrate import initialise_quantizers
 from oncequant.data import load_data
-from oncequant.elastic import SharedWeights
+from oncequant.elastic import Pass, SharedWeights
 from oncequant.files import read_lines, read_tensors
 from oncequant.methods import oqat, qfa
-from oncequant.models.mobilenet_v3 import PRESETS, MobileNetV3
+from oncequant.models import build_network
+from oncequant.models.mobilenet_v3 import PRESETS
 from oncequant.sandwich import sandwich_step
 from oncequant.train import Schedule, fit, make_optimizers
 
@@ -74,7 +75,7 @@ def test_interruption_inside_a_stage_resumes_bit_identically(tmp_path, at):
 
     def run(folder, stop_at=None):
         torch.manual_seed(0)
-        net = MobileNetV3(replace(TINY, dropout=0.5)).to(memory_format=torch.channels_last)
+        net = build_network(replace(TINY, dropout=0.5)).to(memory_format=torch.channels_last)
         calls = 0
 
         def step(images, labels, rng, done):
@@ -100,7 +101,7 @@ def test_interruption_inside_a_stage_resumes_bit_identically(tmp_path, at):
 def test_what_decays_and_what_learns_at_its_own_rate():
     """Convolution and linear weights decay; norms, biases, step sizes, scales and offsets do not."""
     config, space = qfa.mixed_precision(qfa.Config(), PRESETS["nano"])
-    net = MobileNetV3(config, space)
+    net = build_network(config, space)
     (optimizer,) = make_optimizers(net, Schedule(1, 2, 0.1, weight_decay=0.5, step_size_lr=0.25))
     names = {parameter: name for name, parameter in net.named_parameters()}
     groups = {(g["weight_decay"], g["scale"]): {names[p] for p in g["params"]} for g in optimizer.param_groups}
@@ -127,7 +128,7 @@ def test_metrics_are_complete(trained):
 
 
 def test_sandwich_step_accumulates_the_average_gradient():
-    net = MobileNetV3(replace(TINY, dropout=0.0))
+    net = build_network(replace(TINY, dropout=0.0))
     images, labels = torch.randn(8, 1, 8, 8), torch.arange(8)
     archs = [net.space.largest(), net.space.smallest()]
     sandwich_step(net, images, labels, archs)
@@ -155,7 +156,7 @@ def test_shared_weights_give_the_gradients_of_separate_subnets():
         for shared in (SharedWeights(), None):
             net.zero_grad()
             for arch in choice:
-                torch.nn.functional.cross_entropy(net(images, arch, shared), labels).backward()
+                torch.nn.functional.cross_entropy(net(images, arch, Pass(shared=shared)), labels).backward()
             if shared:
                 assert all(p.grad is None for n, p in net.named_parameters() if n.endswith("stem.weight"))
                 shared.backward()

@@ -5,7 +5,7 @@ import torch
 from small_training import TINY, Interrupted, digits, small_fit
 
 from oncequant.files import FileError
-from oncequant.models.mobilenet_v3 import MobileNetV3
+from oncequant.models import build_network
 from oncequant.sandwich import sandwich_step
 from oncequant.train import Schedule, TrainingError, TrainingOptions, fit
 
@@ -38,7 +38,7 @@ def test_impossible_options_are_refused(options):
 @pytest.mark.parametrize("at", [3, 5])
 def test_a_gradient_that_is_not_finite_stops_too(tmp_path, at):
     """The loss of the largest subnet is still finite when a smaller one's backward pass goes wrong, at the end too."""
-    net = MobileNetV3(TINY)
+    net = build_network(TINY)
     calls = []
 
     def step(images, labels, rng, done):

@@ -12,7 +12,7 @@ from oncequant.data import Data, eval_batches
 from oncequant.evaluate import calibrated_subnet
 from oncequant.export.verify import VerificationError, export_network
 from oncequant.files import read_json, read_records, write_json
-from oncequant.models import Network
+from oncequant.network import Network
 from oncequant.progress import track
 
 

@@ -15,13 +15,11 @@ from torch import Tensor
 
 from oncequant.arch import FLOAT_BITS, Arch, LayerSpec
 from oncequant.calibrate import Batches
-from oncequant.elastic import ElasticConv, elastic_layers, slot_of
+from oncequant.elastic import ElasticConv
 from oncequant.export.graph import Graph, Grid, Node, Weights
 from oncequant.export.simulate import float_parameters, float_values
 from oncequant.images import resize
-from oncequant.models import Network
-from oncequant.models.mobilenet_v3 import Block, MobileNetV3
-from oncequant.models.resnet import ResNet
+from oncequant.network import Network, elastic_layers
 from oncequant.quantizers.functional import integer_range
 
 
@@ -62,11 +60,19 @@ def network_input(graph: Graph, images: Tensor) -> Tensor:  # (N, C, S, S) -> (N
 
 
 def _training_graph(subnet: Network, arch: Arch, preprocessing: tuple, as_float: bool) -> Graph:
-    build = _GraphBuilder(subnet, subnet.space.layers(arch), as_float)
-    networks = {MobileNetV3: _mobilenet_v3, ResNet: _resnet}
-    features = networks[type(subnet)](build, subnet, arch)
-    # flattened before the classifier's quantizer: between the two, ONNX Runtime would not see its QGemm pattern
-    build.conv("classifier", build.add("flat", "flatten", features), op="linear")
+    plan = subnet.space.plan(arch)
+    build, names = _GraphBuilder(subnet, plan.layers, as_float), {"images": "normalised"}
+    for node in plan.nodes:
+        inputs = [names[name] for name in node.inputs]
+        if node is plan.nodes[-1]:
+            # flattened before the classifier's quantizer: between the two, ONNX Runtime would not see its QGemm pattern
+            names[node.name] = build.conv(node.name, build.add("flat", "flatten", *inputs), op="linear")
+        elif node.op == "layer":
+            names[node.name] = build.conv(node.name, *inputs)
+        elif node.op in ("dropout", "optional"):
+            names[node.name] = inputs[0]
+        else:
+            names[node.name] = build.add(node.name, node.op, *inputs, channels=node.channels)
     mean, std, classes, image_size = preprocessing
     return Graph(tuple(build.nodes), arch, tuple(mean), tuple(std), tuple(classes), image_size)
 
@@ -96,68 +102,15 @@ class _GraphBuilder:
             weights = replace(weights, weight=weights.weight.flatten(1))
         return self.add(name, op, x, weights=weights)
 
-    def activation(self, x: str, kind: str) -> str:
-        """relu or hardswish."""
-        return self.add(f"{x}.act", kind, x)
-
-
-def _mobilenet_v3(build: _GraphBuilder, subnet: MobileNetV3, arch: Arch) -> str:
-    def block(name: str, module: Block, x: str) -> str:
-        h = x
-        if module.has_expand:
-            h = build.activation(build.conv(f"{name}.expand", h), module.activation)
-        h = build.activation(build.conv(f"{name}.depthwise", h), module.activation)
-        if module.has_se:
-            gate = build.add(f"{name}.se_mean", "mean", h)
-            gate = build.activation(build.conv(f"{name}.se_reduce", gate), "relu")
-            gate = build.add(f"{name}.se_gate", "hardsigmoid", build.conv(f"{name}.se_expand", gate))
-            h = build.add(f"{name}.se", "multiply", h, gate)
-        h = build.conv(f"{name}.project", h)
-        return build.add(f"{name}.sum", "add", x, h) if module.residual else h
-
-    x = build.activation(build.conv("stem", "normalised"), "hardswish")
-    x = block("block0", subnet.block0, x)
-    for s in range(1, len(subnet.config.stage_widths) + 1):
-        for b in range(1, arch[f"stage{s}.depth"] + 1):
-            x = block(f"stage{s}.block{b}", getattr(subnet, f"stage{s}")[f"block{b}"], x)
-    x = build.activation(build.conv("final_expand", x), "hardswish")
-    x = build.add("pool", "mean", x)
-    return build.activation(build.conv("feature_mix", x), "hardswish")
-
-
-def _resnet(build: _GraphBuilder, subnet: ResNet, arch: Arch) -> str:
-    x = build.activation(build.conv("stem", "normalised"), "relu")
-    x = build.add("maxpool", "maxpool", x) if subnet.config.large_stem else x
-    for s, blocks in enumerate(subnet.config.stage_blocks, start=1):
-        for b in range(1, blocks + 1):
-            name = f"stage{s}.block{b}"
-            block, shortcut = subnet.get_submodule(name), x
-            if f"{name}.shortcut" in build.layers:
-                shortcut = build.conv(f"{name}.shortcut", x)
-            else:
-                before = block.added_channels // 2
-                added = before, block.added_channels - before
-                shortcut = build.add(f"{name}.subsample", "subsample", x) if block.stride > 1 else x
-                if block.added_channels:
-                    shortcut = build.add(f"{name}.pad", "pad_channels", shortcut, channels=added)
-            if not build.specs[f"{name}.{block.residual[0]}"].present:
-                # what an identity passes on is positive already
-                x = build.activation(shortcut, "relu") if f"{name}.shortcut" in build.layers else shortcut
-                continue
-            for i, layer in enumerate(block.residual):
-                x = build.conv(f"{name}.{layer}", build.activation(x, "relu") if i else x)
-            x = build.activation(build.add(f"{name}.sum", "add", shortcut, x), "relu")
-    return build.add("pool", "mean", x)
-
 
 def _input_grid(name: str, layer: ElasticConv, spec: LayerSpec) -> Grid | None:
     """The grid of a layer's input with codes from 0, as in evaluation."""
     if spec.act_bits == FLOAT_BITS:
         return None
     _check_bits(name, "input", spec.act_bits)
-    slot = slot_of(layer.act_slots, spec.act_bits, spec.kernel_size)
-    grid = layer.act_quantizer.eval().grid(torch.zeros(1, 1), spec.act_bits, spec.signed_input, slot)
-    step = _checked_step(name, "input", grid.step_size)
+    assert layer.act_quantizer is not None
+    grid = layer.act_quantizer.grid(torch.zeros(1, 1), layer.ask(spec)._replace(of_batch=False))
+    step = _checked_steps(name, "input", grid.step_size).item()
     offset = 0.0 if grid.offset is None else grid.offset.item()
     if offset != round(offset):
         raise ValueError(f"{name}: the zero point of its input is {offset}, not a whole number: fold offsets first")
@@ -180,9 +133,9 @@ def _folded(name: str, layer: ElasticConv, spec: LayerSpec, grid: Grid | None) -
     if spec.weight_bits == FLOAT_BITS:
         return Weights((weight * gain.view(-1, 1, 1, 1)).float(), bias.float(), None, **shape)
     _check_bits(name, "weight", spec.weight_bits)
-    slot = slot_of(layer.weight_slots, spec.weight_bits, spec.kernel_size)
-    codes, step, odd = deepcopy(layer.weight_quantizer).cpu().deployed(weight, spec.weight_bits, slot)
-    codes, step = codes.to(torch.int8), _checked_step(name, "weight", step)
+    assert layer.weight_quantizer is not None
+    codes, steps, odd = deepcopy(layer.weight_quantizer).cpu().levels(weight, layer.ask_of_weight(spec))
+    codes, step = codes.to(torch.int8), _checked_steps(name, "weight", steps)
     shape["odd"] = odd
     if grid is None:
         return Weights(codes, bias.float(), (step * gain).float(), spec.weight_bits, **shape)
@@ -210,11 +163,12 @@ def _check_bits(name: str, what: str, bits: int) -> None:
         raise ValueError(f"{name}: {what} bit-width {bits} cannot be exported; {least} to 8 and 32 can")
 
 
-def _checked_step(name: str, what: str, step_size: Tensor) -> float:
-    step = step_size.detach().abs().item()
-    if not 0 < step < float("inf"):
-        raise ValueError(f"{name}: the step size of its {what} is {step}; was the quantizer ever initialised?")
-    return step
+def _checked_steps(name: str, what: str, step_size: Tensor) -> Tensor:
+    """Step sizes, () or (C_out,), as positive float64."""
+    steps = step_size.detach().abs().cpu().double()
+    if not ((steps > 0) & (steps < float("inf"))).all():
+        raise ValueError(f"{name}: the step size of its {what} is {step_size}; was the quantizer ever initialised?")
+    return steps
 
 
 # -- 8-bit grids between the layers

@@ -27,7 +27,7 @@ from oncequant.export.onnx_writer import codes_name, write_onnx
 from oncequant.export.package import DESCRIPTION, TENSORS, load_package, write_package
 from oncequant.export.simulate import float_parameters, float_values, run_integer
 from oncequant.files import write_json
-from oncequant.models import Network
+from oncequant.network import Network
 
 NEAR_TIE = 1e-3  # of a step: farther from a rounding boundary, summation order cannot change a code
 NEAR_EQUAL = 1e-5  # of the largest logit: logits this close have no order in float32

@@ -27,10 +27,10 @@ from oncequant.checkpoint import load_supernet, save_supernet
 from oncequant.cost import Budget, bitops
 from oncequant.data import Data, eval_batches
 from oncequant.evaluate import measure
+from oncequant.family import ElasticConfig
 from oncequant.files import FileError, read_lines, write_csv, write_json
 from oncequant.methods import oqat
 from oncequant.models import extract_subnet
-from oncequant.models.mobilenet_v3 import MobileNetV3Config
 from oncequant.progress import track
 from oncequant.search import SearchConfig
 from oncequant.search.measurements import MeasurementFile, read_measurements
@@ -58,7 +58,7 @@ class Deployment:
 
 def compare(
     cfg: oqat.Config,
-    model: MobileNetV3Config,
+    model: ElasticConfig,
     data: Data,
     run_dir: Path,
     bits: int,

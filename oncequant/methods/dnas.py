@@ -29,14 +29,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from oncequant import distributed
-from oncequant.alone import Job, clip_penalty, import_file, new_network, pact_clips, train_alone, train_side_by_side
-from oncequant.arch import FLOAT_BITS, Arch, LayerSpec
+from oncequant.alone import Job, import_file, new_network, quantizer_penalty, train_alone, train_side_by_side
+from oncequant.arch import FLOAT_BITS, FLOAT_PAIR, SKIP, Arch, LayerSpec
 from oncequant.checkpoint import load_supernet, save_supernet
 from oncequant.cost import COSTS, Specs, expected_layer
 from oncequant.data import Data, eval_batches, train_batches
+from oncequant.elastic import Pass
 from oncequant.evaluate import measure
+from oncequant.family import NetworkConfig
 from oncequant.files import FileError, append_line, read_json, read_lines, write_atomically, write_json
-from oncequant.models.resnet import FLOAT, SKIP, ResNet, ResNetConfig, choice_of, resnet_space
+from oncequant.models import build_network, space_of
+from oncequant.network import Network
 from oncequant.search import SearchConfig
 from oncequant.search.budget import BudgetError
 from oncequant.search.measurements import MeasurementFile, all_costs
@@ -45,8 +48,8 @@ from oncequant.space import SearchSpace
 from oncequant.train import Schedule, StepFunction, TrainingOptions, check_shares, fit
 
 PRECISIONS = {  # candidates of the paper by the cost that it saves: 100 x weight bits + input bits
-    "weight_bytes": (SKIP, 132, 232, 332, 432, 832, FLOAT),
-    "bitops": (104, 204, 303, 404, 808, FLOAT),
+    "weight_bytes": (SKIP, 132, 232, 332, 432, 832, FLOAT_PAIR),
+    "bitops": (104, 204, 303, 404, 808, FLOAT_PAIR),
 }
 
 
@@ -118,14 +121,13 @@ class Config(TrainingOptions, OwnOptions):
                     f"{name} {getattr(self, name)}: not an option of DNAS, whose networks train from scratch by --lr, "
                     "one architecture at a time"
                 )
-        self.supernet_model(ResNetConfig())  # refuses impossible precisions
 
     @property
     def stages(self) -> tuple[str, ...]:
         """Names of the stages in training order; each sample that is drawn is one more (`sample_stage`)."""
         return ("float", "search")
 
-    def supernet_model(self, model: ResNetConfig) -> ResNetConfig:
+    def supernet_model(self, model: NetworkConfig) -> NetworkConfig:
         """`model`, a float network, with the candidates of the search."""
         projections = model.projections if self.projections is None else self.projections
         default = tuple(p for p in PRECISIONS[self.cost] if p != SKIP or not self.per_layer)
@@ -158,7 +160,7 @@ def sample_stage(i: int) -> str:
 class StochasticSupernet(nn.Module):
     """A network and the logits theta of the precision of each of its free choices, (choices, candidates)."""
 
-    def __init__(self, net: ResNet):
+    def __init__(self, net: Network):
         super().__init__()
         self.net = net
         self.arch_logits = nn.Parameter(torch.zeros(len(net.space.free), int(max(net.space.cardinalities, default=1))))
@@ -175,13 +177,14 @@ class StochasticSupernet(nn.Module):
         return torch.as_tensor(COSTS[name](expected_layers(self.net, masks)))  # a number if there is nothing to choose
 
 
-def expected_layers(net: ResNet, masks: Mapping[str, Tensor]) -> Specs:
+def expected_layers(net: Network, masks: Mapping[str, Tensor]) -> Specs:
     """Expectation of every layer: of its candidates, weighted by the mask of the choice that decides."""
 
     def layer(name: str, candidates: Sequence[LayerSpec]) -> LayerSpec:
-        mask = masks.get(choice_of(net.config, name))
+        mask = masks.get(decided.get(name, ""))
         return candidates[0] if mask is None else expected_layer(candidates, mask)
 
+    decided = {node.name: node.choice for node in net.space.plan(net.space.largest()).nodes if node.choice}
     return {name: layer(name, candidates) for name, candidates in net.candidates.items()}
 
 
@@ -193,7 +196,7 @@ def search_step(supernet: StochasticSupernet, cfg: Config, data: Data, schedule:
     weights = [p for p in supernet.net.parameters() if p.requires_grad]
     first, shard = round(cfg.warmup_share * schedule.steps), (distributed.rank(), distributed.world_size())
     arch_batches: Iterator[tuple[Tensor, Tensor]] | None = None
-    largest, clips = supernet.net.space.largest(), pact_clips(supernet.net)
+    largest = supernet.net.space.largest()
     with torch.no_grad():
         uniform = {name: row.softmax(0) for name, row in zip(supernet.net.space.free, supernet.arch_logits * 0)}
         factor = cost_factor(supernet.cost(uniform, cfg.cost), cfg.gamma)
@@ -219,13 +222,13 @@ def search_step(supernet: StochasticSupernet, cfg: Config, data: Data, schedule:
             return torch.zeros(())
         loss = factor(supernet.cost(masks, cfg.cost))
         if cfg.cross_entropy:
-            compute = getattr(torch, cfg.precision)
-            logits = supernet.net(images, largest, compute=compute, mixture=masks)  # (N, classes)
+            how = Pass(compute=getattr(torch, cfg.precision), mixture=masks)
+            logits = supernet.net(images, largest, how)  # (N, classes)
             loss = F.cross_entropy(logits, labels, label_smoothing=cfg.label_smoothing) * loss
         if is_arch_step(number):
             loss.backward(inputs=[supernet.arch_logits])
         else:
-            (loss + clip_penalty(clips, cfg.pact_decay)).backward(inputs=weights)
+            (loss + quantizer_penalty(supernet.net, cfg.pact_decay)).backward(inputs=weights)
         return loss.detach()
 
     return step
@@ -246,18 +249,18 @@ def temperature_at(cfg: Config, done: float) -> float:
 # -- training
 
 
-def train(cfg: Config, model: ResNetConfig, data: Data, run_dir: Path) -> None:
+def train(cfg: Config, model: NetworkConfig, data: Data, run_dir: Path) -> None:
     """Train every stage that has no checkpoint yet: the float network, the stochastic supernet, the samples."""
-    if not isinstance(model, ResNetConfig):
-        raise ValueError("DNAS searches the precisions of residual networks: use --preset resnet20, for example")
+    if not hasattr(model, "precisions"):
+        raise ValueError("DNAS searches networks whose blocks choose precisions: use --preset resnet20, for example")
     searched = distributed.from_main((run_dir / "search.safetensors").exists)
     if not searched:  # parts of the training images train weights and distribution, and small ones are one batch each
         for images in (len(data.train) - arch_images(cfg, data), arch_images(cfg, data)):
             check_shares(cfg.batch_size, images)
     config = cfg.supernet_model(model)
-    space = resnet_space(config)
-    floats = replace(config, precisions=(FLOAT,), per_layer=False)
-    baseline = job(cfg, floats, resnet_space(floats), data, run_dir, "float")
+    space = space_of(config)
+    floats = replace(config, precisions=(FLOAT_PAIR,), per_layer=False)
+    baseline = job(cfg, floats, space_of(floats), data, run_dir, "float")
     if not baseline.is_done():
         train_alone(baseline, data)
     if not searched:
@@ -270,7 +273,7 @@ def arch_images(cfg: Config, data: Data) -> int:
     return max(1, round(cfg.arch_share * len(data.train)))
 
 
-def train_search(cfg: Config, config: ResNetConfig, space: SearchSpace, data: Data, run_dir: Path) -> None:
+def train_search(cfg: Config, config: NetworkConfig, space: SearchSpace, data: Data, run_dir: Path) -> None:
     """Train weights and distribution; `distribution.jsonl` keeps how that sharpened."""
     order = torch.from_numpy(np.random.default_rng(cfg.seed).permutation(len(data.train)))
     count = arch_images(cfg, data)
@@ -335,7 +338,7 @@ def sampled_archs(cfg: Config, space: SearchSpace, path: Path) -> list[Arch]:
     return [*found, last]
 
 
-def train_samples(cfg: Config, config: ResNetConfig, space: SearchSpace, data: Data, run_dir: Path) -> None:
+def train_samples(cfg: Config, config: NetworkConfig, space: SearchSpace, data: Data, run_dir: Path) -> None:
     """Train the sampled architectures from scratch, side by side; `samples.json` says what became of them."""
     archs = distributed.from_main(lambda: sampled_archs(cfg, space, run_dir / "distribution.jsonl"))
     jobs = [job(cfg, config, space.restrict(arch), data, run_dir, sample_stage(i)) for i, arch in enumerate(archs)]
@@ -351,7 +354,7 @@ def train_samples(cfg: Config, config: ResNetConfig, space: SearchSpace, data: D
     distributed.from_main(lambda: write_json(run_dir / "samples.json", rows))
 
 
-def job(cfg: Config, config: ResNetConfig, space: SearchSpace, data: Data, run_dir: Path, stage: str) -> Job:
+def job(cfg: Config, config: NetworkConfig, space: SearchSpace, data: Data, run_dir: Path, stage: str) -> Job:
     """The training of one network, that of the one-point `space`, from scratch."""
     return Job(config, space, run_dir, stage, cfg.schedule(stage, data), cfg, cfg.init, cfg.pact_decay)
 
@@ -359,19 +362,19 @@ def job(cfg: Config, config: ResNetConfig, space: SearchSpace, data: Data, run_d
 # -- what is handed out
 
 
-def check_budgets(cfg: Config, options: SearchConfig, model: ResNetConfig) -> None:
+def check_budgets(cfg: Config, options: SearchConfig, model: NetworkConfig) -> None:
     """Before anything is trained, raise BudgetError if a budget is below the cheapest network, FileError if `init` does
     not fit the network, ValueError for options of a search that DNAS does not have."""
-    if not isinstance(model, ResNetConfig):
-        raise ValueError("DNAS searches the precisions of residual networks: use --preset resnet20, for example")
-    space = resnet_space(cfg.supernet_model(model))
+    if not hasattr(model, "precisions"):
+        raise ValueError("DNAS searches networks whose blocks choose precisions: use --preset resnet20, for example")
+    space = space_of(cfg.supernet_model(model))
     check_search(options)
     for budget in options.budgets:
         least = COSTS[budget.cost](space.layers(cheapest(space, budget.cost)))
         if least > budget.limit:
             raise BudgetError(f"budget {budget} cannot be met: the least {budget.cost} of this space is {least:.15g}")
     if cfg.init:
-        import_file(ResNet(cfg.supernet_model(model)), cfg.init)
+        import_file(build_network(cfg.supernet_model(model)), cfg.init)
 
 
 def check_search(options: SearchConfig) -> None:

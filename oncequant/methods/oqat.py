@@ -28,9 +28,10 @@ from oncequant.calibrate import initialise_quantizers
 from oncequant.checkpoint import load_supernet, save_supernet
 from oncequant.cost import Budget
 from oncequant.data import Data, eval_batches, train_batches
-from oncequant.elastic import elastic_layers
 from oncequant.evaluate import measure
-from oncequant.models.mobilenet_v3 import MobileNetV3, MobileNetV3Config, mobilenet_v3_space, with_bits
+from oncequant.family import ElasticConfig, with_bits
+from oncequant.models import build_network, space_of
+from oncequant.network import Network, elastic_layers
 from oncequant.progress import console
 from oncequant.sandwich import sandwich_training, train_supernet
 from oncequant.search import SearchConfig
@@ -66,9 +67,7 @@ def stage_name(bits: int) -> str:
     return "float" if bits == FLOAT_BITS else f"{bits}bit"
 
 
-def train(
-    cfg: Config, model: MobileNetV3Config, data: Data, run_dir: Path, only: Mapping[str, Any] | None = None
-) -> None:
+def train(cfg: Config, model: ElasticConfig, data: Data, run_dir: Path, only: Mapping[str, Any] | None = None) -> None:
     """Train every stage that has no checkpoint yet; each stage leaves `<stage>.safetensors` in `run_dir`.
 
     `only` restricts the space (names of choices to values): with a whole architecture it is trained alone, the
@@ -80,7 +79,7 @@ def train(
         if not distributed.from_main((run_dir / f"{stage}.safetensors").exists):
             torch.manual_seed(cfg.seed)
             config = with_bits(model, bits)
-            supernet = MobileNetV3(config, mobilenet_v3_space(config).restrict(only or {}))
+            supernet = build_network(config, space_of(config).restrict(only or {}))
             supernet = supernet.to(data.device, memory_format=torch.channels_last)
             if bits < FLOAT_BITS:
                 inherit_bits(load_supernet(run_dir, stage_name(previous), data.device), supernet, data, cfg)
@@ -89,14 +88,14 @@ def train(
         previous = bits
 
 
-def inherit_bits(higher: MobileNetV3, lower: MobileNetV3, data: Data, cfg: Config) -> None:
+def inherit_bits(higher: Network, lower: Network, data: Data, cfg: Config) -> None:
     """Bit inheritance: start a supernet from the one of the next higher bit-width.
 
     W_{K-1} = W_K and s_{K-1} = 2 s_K, so that |Q_{K-1}(v; 2s) - Q_K(v; s)| <= s for every v. From float, the step
     sizes are initialised from data. Layers that keep their bits (the 8-bit edges) keep their step sizes.
     """
     missing = lower.load_state_dict(higher.state_dict(), strict=False).missing_keys
-    assert all(key.endswith("step_size") for key in missing), missing  # from float there are no step sizes
+    assert all("_quantizer." in key for key in missing), missing  # the float supernet has none
     if higher.config.is_float:
         images, _ = next(train_batches(data, 256, seed=cfg.seed, crop="none"))
         initialise_quantizers(lower, images)
@@ -104,21 +103,20 @@ def inherit_bits(higher: MobileNetV3, lower: MobileNetV3, data: Data, cfg: Confi
     arch_high, arch_low = higher.space.largest(), lower.space.largest()
     for name, layer in elastic_layers(lower):
         spec_high, spec_low = higher.space.layers(arch_high)[name], lower.space.layers(arch_low)[name]
-        if layer.weight_quantizer is not None:
-            with torch.no_grad():
-                layer.weight_quantizer.step_size.mul_(2 ** (spec_high.weight_bits - spec_low.weight_bits))
-                layer.act_quantizer.step_size.mul_(2 ** (spec_high.act_bits - spec_low.act_bits))
+        if layer.weight_quantizer is not None and layer.act_quantizer is not None:
+            layer.weight_quantizer.drop_bits(spec_high.weight_bits - spec_low.weight_bits)
+            layer.act_quantizer.drop_bits(spec_high.act_bits - spec_low.act_bits)
 
 
 SEARCHER, EVALUATIONS = "coarse_to_fine", 60  # where the options leave them open: the paper's, and ours
 SEARCH_OPTIONS = ("budgets", "searcher", "evaluations", "cost")
 
 
-def check_budgets(cfg: Config, options: SearchConfig, model: MobileNetV3Config) -> None:
+def check_budgets(cfg: Config, options: SearchConfig, model: ElasticConfig) -> None:
     """Before anything is trained, raise BudgetError if no bit-width has a subnet within the budgets, ValueError for
     options of another method's search."""
     options.refuse_all_but(*SEARCH_OPTIONS)
-    reachable({bits: mobilenet_v3_space(with_bits(model, bits)) for bits in cfg.bit_schedule}, options.budgets)
+    reachable({bits: space_of(with_bits(model, bits)) for bits in cfg.bit_schedule}, options.budgets)
 
 
 def reachable(spaces: Mapping[int, SearchSpace], budgets: Sequence[Budget]) -> list[int]:

@@ -28,13 +28,13 @@ from oncequant.arch import FLOAT_BITS, Arch
 from oncequant.calibrate import initialise_quantizers
 from oncequant.checkpoint import load_supernet, save_supernet
 from oncequant.data import Data, eval_batches, train_batches
-from oncequant.elastic import SharedWeights, elastic_layers
 from oncequant.evaluate import calibrated_subnet, measure
+from oncequant.family import ElasticConfig
 from oncequant.files import read_records
-from oncequant.models.mobilenet_v3 import MobileNetV3, MobileNetV3Config, mobilenet_v3_space
-from oncequant.quantizers.batchquant import BatchQuant
-from oncequant.quantizers.functional import integer_range
-from oncequant.sandwich import own_rng, sandwich_training, train_supernet
+from oncequant.models import build_network, space_of
+from oncequant.network import Network, elastic_layers
+from oncequant.quantizers import INPUT_QUANTIZERS
+from oncequant.sandwich import own_rng, pass_of_step, sandwich_training, train_supernet
 from oncequant.search import SearchConfig
 from oncequant.search.budget import check_reachable
 from oncequant.search.fronts import learned_from, measure_predicted
@@ -67,17 +67,8 @@ class OwnOptions:
     """Random subnets per step of mixed precision, beside the largest and the smallest."""
     activations: Literal["batchquant", "lsq", "running"] = "batchquant"
     """Activation quantizer: QFA's; learned step sizes; moving averages of the range."""
-    distillation: Literal["float", "chain"] = "float"
-    """Who teaches subnets beside the labels. float: the float supernet's largest subnet, as in the paper. chain: it
-    teaches the largest, at the most bits, that the random ones, they the smallest, at the fewest."""
     depthwise_floor: int = 1
     """Least bit-width of depthwise weights; 1: all of `bits`."""
-    tied_steps: bool = False
-    """Start step sizes from that of the largest bit-width, doubled for every bit less, instead of each from data."""
-    kurtosis: float = 0.0
-    """Weight of (kurtosis(w) - 1.8)^2, mean over layers, in the loss: flat weight distributions quantize better."""
-    dampening: float = 0.0
-    """Weight, at the end, of the pull of weights towards their quantized values, which rises like a cosine."""
     range_batch: int | None = None
     """Images per batch from which the activation ranges of a subnet are estimated when it is measured. The range of a
     batch grows with it: as many as it is taken from in training. Default: the batch size, right for one process and
@@ -108,8 +99,10 @@ class Config(TrainingOptions, OwnOptions):
             raise ValueError(f"mixed_subnets {self.mixed_subnets}: use at least 0")
         if self.range_batch is not None and self.range_batch < 2:
             raise ValueError(f"range_batch {self.range_batch}: use at least 2")
-        if self.activations == "running" and self.checkpoint_activations:
-            raise ValueError("activations running: not with checkpoint_activations, which moves averages twice")
+        if INPUT_QUANTIZERS[self.activations].counts_batches and self.checkpoint_activations:
+            raise ValueError(
+                f"activations {self.activations}: not with checkpoint_activations, which moves averages twice"
+            )
         if not 0 <= self.learned_offsets <= 1:
             raise ValueError(f"learned_offsets {self.learned_offsets}: use a share from 0 to 1")
 
@@ -139,13 +132,11 @@ class Config(TrainingOptions, OwnOptions):
 # -- the space
 
 
-def mixed_precision(
-    cfg: Config, model: MobileNetV3Config, with_float: bool = False
-) -> tuple[MobileNetV3Config, SearchSpace]:
+def mixed_precision(cfg: Config, model: ElasticConfig, with_float: bool = False) -> tuple[ElasticConfig, SearchSpace]:
     """Configuration and space in which every convolution of `model` has its own bit-widths."""
     bits = tuple(sorted({*cfg.bits, FLOAT_BITS} if with_float else cfg.bits))
     config = replace(model, weight_bits=bits, act_bits=bits, steps_per_bits=True, act_quantizer=cfg.activations)
-    space = mobilenet_v3_space(config)
+    space = space_of(config)
     kept = {
         name: tuple(b for b in bits if b >= cfg.depthwise_floor)
         for name in space.choices
@@ -162,9 +153,7 @@ def mixed_precision(
 # -- training
 
 
-def train(
-    cfg: Config, model: MobileNetV3Config, data: Data, run_dir: Path, only: Mapping[str, Any] | None = None
-) -> None:
+def train(cfg: Config, model: ElasticConfig, data: Data, run_dir: Path, only: Mapping[str, Any] | None = None) -> None:
     """Train every stage that has no checkpoint yet; each stage leaves `<stage>.safetensors` in `run_dir`.
 
     The float supernet, whose largest subnet teaches; then mixed precision with float among the bit-widths, which eases
@@ -176,10 +165,10 @@ def train(
             torch.manual_seed(cfg.seed)
             if stage == "float":
                 architecture = {k: v for k, v in (only or {}).items() if not k.endswith("_bits")}
-                supernet = MobileNetV3(model, mobilenet_v3_space(model).restrict(architecture))
+                supernet = build_network(model, space_of(model).restrict(architecture))
             else:
                 config, space = mixed_precision(cfg, model, with_float=stage == "mixed-float")
-                supernet = MobileNetV3(config, space.restrict(only or {}))
+                supernet = build_network(config, space.restrict(only or {}))
             supernet = supernet.to(data.device, memory_format=torch.channels_last)
             if stage == "mixed-float":
                 start_quantizers(load_supernet(run_dir, "float", data.device), supernet, data, cfg)
@@ -198,18 +187,18 @@ def train(
             distributed.from_main(partial(save_supernet, run_dir, stage, supernet))
 
 
-def start_quantizers(float_supernet: MobileNetV3, supernet: MobileNetV3, data: Data, cfg: Config) -> None:
+def start_quantizers(float_supernet: Network, supernet: Network, data: Data, cfg: Config) -> None:
     """Weights from the float supernet; every step size from the weights and activations it will quantize."""
     missing = supernet.load_state_dict(float_supernet.state_dict(), strict=False).missing_keys
     assert all("_quantizer." in key for key in missing), missing
     images, _ = next(train_batches(data, 256, seed=cfg.seed, crop="none"))
-    initialise_quantizers(supernet, images, cfg.tied_steps)
+    initialise_quantizers(supernet, images)
 
 
 class Teacher:
     """The largest float subnet, with batch-norm statistics of its own for every resolution."""
 
-    def __init__(self, supernet: MobileNetV3, resolutions: Sequence[int], calibration: list[tuple[Tensor, Tensor]]):
+    def __init__(self, supernet: Network, resolutions: Sequence[int], calibration: list[tuple[Tensor, Tensor]]):
         largest = supernet.space.largest()
         self.archs = {r: largest.replace(resolution=r) for r in resolutions}
         self.subnets = {r: calibrated_subnet(supernet, arch, calibration) for r, arch in self.archs.items()}
@@ -220,41 +209,32 @@ class Teacher:
         return self.subnets[resolution](images, self.archs[resolution]).softmax(1)
 
 
-def training_step(supernet: MobileNetV3, teacher: Teacher, cfg: Config, is_last: bool) -> StepFunction:
+def training_step(supernet: Network, teacher: Teacher, cfg: Config, is_last: bool) -> StepFunction:
     """Six subnets accumulate gradients: the largest, random ones, the smallest; each learns labels and soft answers.
 
     Largest and smallest have one random kernel size and one random bit-width for all layers and the highest and lowest
     resolution; everything about the others is random.
     """
-    layers = [layer for _, layer in elastic_layers(supernet) if layer.weight_quantizer is not None]
-    ranges = [layer.act_quantizer for layer in layers if isinstance(layer.act_quantizer, BatchQuant)]
+    quantizers = [layer.act_quantizer for _, layer in elastic_layers(supernet) if layer.act_quantizer is not None]
+    offsets = [offset for quantizer in quantizers for offset in quantizer.free_offsets()]
 
     def step(images: Tensor, labels: Tensor, rng: np.random.Generator, done: float) -> Tensor:
         archs = step_archs(supernet.space, cfg, own_rng(cfg, rng))
-        shared, above, losses, taught = SharedWeights(), [], [], {}
-        held = is_last and done >= cfg.learned_offsets
-        if held:
-            with torch.no_grad():
-                for quantizer in ranges:
-                    quantizer.offset.zero_()
+        how, losses, taught = pass_of_step(cfg), [], {}
+        held = offsets if is_last and done >= cfg.learned_offsets else []
+        with torch.no_grad():
+            for offset in held:
+                offset.zero_()
         for arch in archs:
-            if cfg.distillation == "chain" and above:
-                is_smallest = len(above) == len(archs) - 1
-                soft = torch.stack(above[1:] or above).mean(0) if is_smallest else above[0]
-            else:
-                if (resolution := arch["resolution"]) not in taught:
-                    taught[resolution] = teacher(images, resolution)
-                soft = taught[resolution]
-            logits = supernet(images, arch, shared, getattr(torch, cfg.precision))  # (N, classes)
+            if (resolution := arch["resolution"]) not in taught:
+                taught[resolution] = teacher(images, resolution)
+            logits = supernet(images, arch, how)  # (N, classes)
             hard_loss = F.cross_entropy(logits, labels, label_smoothing=cfg.label_smoothing)
-            ((hard_loss + F.cross_entropy(logits, soft)) / len(archs)).backward()
-            above.append(logits.detach().softmax(1))
+            ((hard_loss + F.cross_entropy(logits, taught[resolution])) / len(archs)).backward()
             losses.append(hard_loss.detach())
-        shared.backward()
-        regularise(layers, cfg, done)
-        if held:
-            for quantizer in ranges:
-                quantizer.offset.grad = None
+        how.shared.backward()
+        for offset in held:
+            offset.grad = None
         return losses[0]
 
     return step
@@ -263,7 +243,7 @@ def training_step(supernet: MobileNetV3, teacher: Teacher, cfg: Config, is_last:
 def step_archs(space: SearchSpace, cfg: Config, rng: np.random.Generator) -> list[Arch]:
     """The subnets of one step: largest, random ones, smallest; each once."""
 
-    def end(arch: Arch, most: bool) -> Arch:
+    def end(arch: Arch) -> Arch:
         kernels = [name for name in space.choices if name.endswith(".kernel_size")]
         common = sorted({k for name in kernels for k in space.choices[name]})
         kernel = int(rng.choice(common)) if common else 0
@@ -272,8 +252,6 @@ def step_archs(space: SearchSpace, cfg: Config, rng: np.random.Generator) -> lis
         }
         widths = sorted(open_bits(space))
         bits = int(rng.choice(widths)) if widths else 0
-        if cfg.distillation == "chain" and widths:  # a teacher has the most bits, the last pupil the fewest
-            bits = widths[-1] if most else widths[0]
         return with_uniform_bits(space, {**arch, **one_kernel}, bits)
 
     def repaired(arch: Arch) -> Arch:
@@ -290,36 +268,8 @@ def step_archs(space: SearchSpace, cfg: Config, rng: np.random.Generator) -> lis
         return arch.replace(**changes)
 
     random = [repaired(space.sample(rng)) for _ in range(cfg.mixed_subnets)]
-    archs = [end(space.largest(), True), *random, end(space.smallest(), False)]
+    archs = [end(space.largest()), *random, end(space.smallest())]
     return list(dict.fromkeys(archs))  # a network alone: once
-
-
-def regularise(layers: list, cfg: Config, done: float) -> None:
-    """Add the gradients of the stabilisers that look at weights alone."""
-    if not (cfg.kurtosis or cfg.dampening):
-        return
-    total = torch.zeros((), device=layers[0].weight.device)
-    for layer in layers:
-        weight = layer.weight
-        if cfg.kurtosis and weight.numel() > 1:
-            centred = weight - weight.mean()
-            kurtosis = centred.pow(4).mean() / centred.square().mean().square().clamp_min(1e-12)
-            total = total + cfg.kurtosis / len(layers) * (kurtosis - 1.8).square()
-        if cfg.dampening:
-            rising = cfg.dampening * (1 - np.cos(np.pi * done)) / 2
-            for (bits, kernel), slot in layer.weight_slots.items():
-                if kernel == weight.shape[-1]:
-                    total = total + rising / len(cfg.bits) * pull(weight, layer.weight_quantizer.step_size[slot], bits)
-    total.backward()
-
-
-def pull(weight: Tensor, step_size: Tensor, bits: int) -> Tensor:
-    """Dampening (Nagel et al., 2022, https://arxiv.org/abs/2203.11086): squared distance to the quantized values."""
-    q_min, q_max = integer_range(bits, signed=True)
-    s = step_size.detach().abs()
-    inside = torch.minimum(torch.maximum(weight, q_min * s), q_max * s)
-    levels = torch.where(weight >= 0, 1.0, -1.0) if bits == 1 else (inside / s).round()
-    return (inside - levels.detach() * s).square().sum()
 
 
 # -- predictor and search
@@ -327,7 +277,7 @@ def pull(weight: Tensor, step_size: Tensor, bits: int) -> Tensor:
 EVALUATIONS = 200  # subnets measured for the predictor where the options leave it open
 
 
-def check_budgets(cfg: Config, options: SearchConfig, model: MobileNetV3Config) -> None:
+def check_budgets(cfg: Config, options: SearchConfig, model: ElasticConfig) -> None:
     """Before anything is trained, raise BudgetError if a budget is below the smallest subnet, ValueError if too few
     subnets are to be measured for a predictor, or if processes cannot share the work."""
     check_processes(cfg)
@@ -337,8 +287,8 @@ def check_budgets(cfg: Config, options: SearchConfig, model: MobileNetV3Config) 
 
 def check_processes(cfg: Config) -> None:
     """Raise ValueError if several processes cannot train this."""
-    if cfg.activations == "running" and distributed.world_size() > 1:
-        raise ValueError("activations running: moving averages are not shared by processes; use one process")
+    if INPUT_QUANTIZERS[cfg.activations].counts_batches and distributed.world_size() > 1:
+        raise ValueError(f"activations {cfg.activations}: moving averages are not shared by processes; use one process")
 
 
 def check_evaluations(options: SearchConfig) -> None:

@@ -1,41 +1,53 @@
-"""The networks, and what can be done with all of them alike."""
+"""The families of networks, and what can be done with all of them alike."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any
 
 import torch
 
 from oncequant.arch import Arch
-from oncequant.elastic import elastic_layers
-from oncequant.models.mobilenet_v3 import MobileNetV3, MobileNetV3Config, mobilenet_v3_space
-from oncequant.models.resnet import ResNet, ResNetConfig, resnet_space
+from oncequant.family import Family, NetworkConfig
+from oncequant.models import mobilenet_v3, resnet
+from oncequant.network import Network, elastic_layers
+from oncequant.space import SearchSpace
 
-Network = MobileNetV3 | ResNet
-ModelConfig = MobileNetV3Config | ResNetConfig
-
-MODELS = {  # name: configuration, its search space, the network of (configuration, space)
-    "mobilenet_v3": (MobileNetV3Config, mobilenet_v3_space, MobileNetV3),
-    "resnet": (ResNetConfig, resnet_space, ResNet),
+FAMILIES: dict[str, Family] = {
+    "mobilenet_v3": mobilenet_v3.FAMILY,
+    "resnet": resnet.FAMILY,
+}
+PRESETS: dict[str, NetworkConfig] = {
+    name: preset for family in FAMILIES.values() for name, preset in family.presets.items()
 }
 
 
-def model_name(config: ModelConfig) -> str:
-    """The key of MODELS to which a configuration belongs."""
-    return next(name for name, (kind, _, _) in MODELS.items() if isinstance(config, kind))
+def family_of(config: NetworkConfig) -> str:
+    """The key of FAMILIES to which a configuration belongs."""
+    return next(name for name, family in FAMILIES.items() if type(config) is family.Config)
 
 
-def config_to_json(config: ModelConfig) -> dict[str, Any]:
-    """The fields of a configuration and the name of its model."""
-    return {"name": model_name(config), **asdict(config)}
+def space_of(config: NetworkConfig) -> SearchSpace:
+    """The search space of a configuration."""
+    return FAMILIES[family_of(config)].space(config)
 
 
-def config_from_json(values: dict[str, Any]) -> ModelConfig:
+def build_network(config: NetworkConfig, space: SearchSpace | None = None) -> Network:
+    """A network with random weights for every architecture of `space`, by default the whole space of `config`."""
+    return Network(config, space or space_of(config))
+
+
+def config_to_json(config: NetworkConfig) -> dict[str, Any]:
+    """The fields of a configuration and the name of its family."""
+    return {"name": family_of(config), **asdict(config)}  # type: ignore[call-overload]
+
+
+def config_from_json(values: Mapping[str, Any]) -> NetworkConfig:
     """Inverse of `config_to_json` through JSON (lists become tuples). Raises ValueError on unknown names."""
     values = dict(values)
     name = values.pop("name", "mobilenet_v3")
-    if name not in MODELS:
-        raise ValueError(f"unknown model {name!r}; there are {', '.join(MODELS)}")
-    kind = MODELS[name][0]
+    if name not in FAMILIES:
+        raise ValueError(f"unknown model {name!r}; there are {', '.join(FAMILIES)}")
+    kind = FAMILIES[name].Config
     if unknown := set(values) - {field.name for field in fields(kind)}:
         raise ValueError(f"unknown option {', '.join(sorted(unknown))} of model {name}")
     return kind(**{key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
@@ -48,7 +60,7 @@ def extract_subnet(supernet: Network, arch: Arch) -> Network:
     belong to the largest architecture: calibrate before evaluating.
     """
     arch = supernet.space.complete(arch)
-    subnet = type(supernet)(supernet.config, supernet.space.restrict(arch))
+    subnet = Network(supernet.config, supernet.space.restrict(arch))
     device = next(supernet.parameters()).device
     specs = supernet.space.layers(arch)
     layers = dict(elastic_layers(supernet))

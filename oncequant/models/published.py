@@ -13,8 +13,11 @@ import torch
 from torch import Tensor
 
 from oncequant.arch import FLOAT_BITS
+from oncequant.family import with_bits
 from oncequant.files import FileError
-from oncequant.models.mobilenet_v3 import PRESETS, MobileNetV3, with_bits
+from oncequant.models import build_network
+from oncequant.models.mobilenet_v3 import PRESETS
+from oncequant.network import Network
 
 BLOCK_PARTS = {
     "inverted_bottleneck": "expand",
@@ -40,7 +43,7 @@ TENSORS = {  # last words of a published key -> ours
 }
 
 
-def read_published(path: Path, bits: int = FLOAT_BITS) -> MobileNetV3:
+def read_published(path: Path, bits: int = FLOAT_BITS) -> Network:
     """The supernet of a published `.pth` file, read without executing code.
 
     Raises FileError if the file is damaged or is not such a checkpoint.
@@ -56,7 +59,7 @@ def read_published(path: Path, bits: int = FLOAT_BITS) -> MobileNetV3:
         raise FileError(f"{path}: {error}") from error
 
 
-def import_published(state: dict[str, Tensor], bits: int = FLOAT_BITS) -> MobileNetV3:
+def import_published(state: dict[str, Tensor], bits: int = FLOAT_BITS) -> Network:
     """Our supernet with the weights of a published state dict.
 
     Args:
@@ -81,7 +84,7 @@ def import_published(state: dict[str, Tensor], bits: int = FLOAT_BITS) -> Mobile
         raise ValueError("keys do not fit: classifier.linear.bias is missing")
     classes = len(state["classifier.linear.bias"])
     config = replace(PRESETS["imagenet"], width=widths[stem.shape[0]], num_classes=classes, signed_activations=False)
-    supernet = MobileNetV3(with_bits(config, bits))
+    supernet = build_network(with_bits(config, bits))
     ours = supernet.state_dict()
     for key, tensor in renamed.items():
         if key.endswith("step_size"):

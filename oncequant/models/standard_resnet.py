@@ -4,16 +4,18 @@ ImageNet's networks have `conv1`, `bn1`, `layer1.0.conv1`, `layer1.0.bn1`, `laye
 `shortcut.0` and `linear` instead. Both are read, and a leading `module.`.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from oncequant.arch import LayerSpec
-from oncequant.elastic import elastic_layers
+from oncequant.arch import FLOAT_PAIR, LayerSpec
 from oncequant.files import FileError, read_tensors
-from oncequant.models.resnet import FLOAT, ResNet, resnet_space
+from oncequant.models import space_of
+from oncequant.models.resnet import ResNetConfig
+from oncequant.network import Network, elastic_layers
 
 STATISTICS = ("weight", "bias", "running_mean", "running_var")
 
@@ -37,7 +39,7 @@ def read_standard(path: Path) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def import_standard(net: ResNet, state: dict[str, Tensor]) -> None:
+def import_standard(net: Network, state: dict[str, Tensor]) -> None:
     """Copy the weights and statistics of `state` into `net`, whatever its precisions.
 
     Raises ValueError naming the key if one is unknown or missing, or if its shape is not the network's.
@@ -62,9 +64,10 @@ def import_standard(net: ResNet, state: dict[str, Tensor]) -> None:
         raise ValueError(f"{len(state)} tensors belong to no layer of this network, {first}")
 
 
-def standard_layers(net: ResNet) -> dict[str, LayerSpec]:
+def standard_layers(net: Network) -> Mapping[str, LayerSpec]:
     """All layers of the network in float, also those that some architectures leave out."""
-    space = resnet_space(replace(net.config, precisions=(FLOAT,), per_layer=False))
+    assert isinstance(net.config, ResNetConfig)
+    space = space_of(replace(net.config, precisions=(FLOAT_PAIR,), per_layer=False))
     return space.layers(space.largest())
 
 

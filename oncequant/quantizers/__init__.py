@@ -1,1 +1,19 @@
-"""Fake-quantizers: `grid(x, bits, signed, shards)`, `forward(x, bits, signed, activation)`, `initialise(...)`."""
+"""Quantizers of weights and of layers' inputs; `quantizer.Quantizer` is what they have in common.
+
+A new one is a module here and a line in a dictionary below. tests/test_quantizer_contract.py finds it there.
+"""
+
+from oncequant.quantizers.batchquant import BatchQuant
+from oncequant.quantizers.dorefa import DoReFa
+from oncequant.quantizers.lsq import LSQ
+from oncequant.quantizers.pact import PACT
+from oncequant.quantizers.quantizer import Quantizer
+from oncequant.quantizers.running import RunningRange
+
+WEIGHT_QUANTIZERS: dict[str, type[Quantizer]] = {"lsq": LSQ, "dorefa": DoReFa}
+INPUT_QUANTIZERS: dict[str, type[Quantizer]] = {
+    "lsq": LSQ,
+    "batchquant": BatchQuant,
+    "running": RunningRange,
+    "pact": PACT,
+}

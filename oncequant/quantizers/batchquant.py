@@ -1,4 +1,4 @@
-"""BatchQuant, and the running-range quantizer it is compared with. Bai et al., 2021. https://arxiv.org/abs/2105.08952
+"""BatchQuant. Bai et al., 2021. https://arxiv.org/abs/2105.08952
 
 The range of an activation x (N, C, H, W) is estimated from the batch, without gradient: the mean over channels of each
 channel's extremes, which one outlier moves little and which belongs to the subnet and resolution that is run.
@@ -15,6 +15,7 @@ The range of h-swish(x) in a channel is taken from the range of x in it: where t
 """
 
 import math
+from collections.abc import Sequence
 from functools import cache
 
 import torch
@@ -25,70 +26,63 @@ from torch.autograd.function import once_differentiable
 from oncequant import native
 from oncequant.distributed import world_size
 from oncequant.quantizers.functional import Grid, activate, integer_range
+from oncequant.quantizers.quantizer import Ask, NotCalibrated, Quantizer, new_parameter, of_slot
 
 TURNING_POINT, LEAST = -1.5, -0.375  # of h-swish
 
 
-class NotCalibrated(RuntimeError):
-    """A network is evaluated before the ranges of its activations were estimated."""
-
-
-class BatchQuant(nn.Module):
+class BatchQuant(Quantizer):
     """Activation quantizer with the range of the batch in training and a calibrated one in evaluation.
 
-    With `slots` there are as many learned scales and offsets, one for each bit-width and kernel size. In training mode
-    nothing is stored, except that `observed`, if it is a list, gets (images, range) of every call. The stored range,
-    NaN until it is calibrated, is that of one static subnet.
+    With `slots` there are as many learned scales and offsets, one for each bit-width and kernel size. Training stores
+    nothing. The stored range, NaN until a static subnet is calibrated, is that subnet's.
     """
 
-    def __init__(self, slots: int | None = None):
-        super().__init__()
-        shape = () if slots is None else (slots,)
-        self.scale = nn.Parameter(torch.zeros(shape))
-        self.offset = nn.Parameter(torch.zeros(shape))
-        self.register_buffer("range", torch.full((2,), math.nan))  # x_min, x_max
-        self.synchronised = False  # the batch is that of all processes
-        self.observed: list[tuple[int, Tensor]] | None = None
+    needs_extremes = True
+    is_settled = True
+    range: Tensor
 
-    def grid(
-        self,
-        x: Tensor,
-        bits: int,
-        signed: bool,
-        slot: int | None = None,
-        activation: str | None = None,
-        norm: Tensor | None = None,
-        shards: int = 1,
-    ) -> Grid:
-        """The grid for activation(x), x (N, C, ...); with `norm`, `conv.batch_norm_statistics`, x is before batch norm,
-        and not read if the statistics have its extremes.
+    def __init__(self, slots: int | None = None, channels: int = 1):
+        super().__init__()
+        self.scale = new_parameter(slots, 0.0)
+        self.offset = new_parameter(slots, 0.0)
+        self.register_buffer("range", torch.full((2,), math.nan))  # x_min, x_max
+
+    def grid(self, x: Tensor, ask: Ask) -> Grid:
+        """The grid for activation(x), x (N, C, ...); with statistics x is before batch norm, and not read.
 
         Raises NotCalibrated in evaluation without a stored range.
         """
-        if self.training:
-            found = batch_range(x, activation, norm, self.synchronised and world_size() > 1)
-            if self.observed is not None:
-                self.observed.append((len(x), found))
-        else:
-            found = self.range
-            if bool(found.isnan().any()):
-                raise NotCalibrated(
-                    "an activation range was never estimated: calibrate the subnet before its evaluation"
-                )
-        signed = signed and bits > 1  # the same values either way, but one-bit signed grids have no zero
-        step_size, offset = _RangeGrid.apply(self.scale, self.offset, slot, found, bits, signed)
-        return Grid(step_size, offset, 1.0, bits, signed, activation)
+        found = self.range
+        if ask.of_batch:
+            found = batch_range(x, ask.activation, ask.statistics, ask.synchronised and world_size() > 1)
+            if ask.observe is not None:
+                ask.observe(self, len(x), found)
+        elif bool(found.isnan().any()):
+            raise NotCalibrated("an activation range was never estimated: calibrate the subnet before its evaluation")
+        signed = ask.signed and ask.bits > 1  # the same values either way, but one-bit signed grids have no zero
+        step_size, offset = RangeGrid.apply(self.scale, self.offset, ask.slot, found, ask.bits, signed)
+        return Grid(step_size, offset, 1.0, ask.bits, signed, ask.activation)
 
     @torch.no_grad()
-    def initialise(self, x: Tensor, bits: int, signed: bool, slot: int | None = None) -> None:
-        """Nothing to estimate: scale and offset start at 0, gamma at 1."""
-
-    @torch.no_grad()
-    def copy_slot(self, source: "BatchQuant", slot: int | None) -> None:
+    def copy_slot(self, source: Quantizer, slot: int | None, channels: int) -> None:
         """Take over one slot of another quantizer, and its range."""
-        for mine, theirs in ((self.scale, source.scale), (self.offset, source.offset)):
-            mine.copy_(theirs if slot is None else theirs[slot])
+        assert isinstance(source, BatchQuant)
+        self.scale.copy_(of_slot(source.scale, slot))
+        self.offset.copy_(of_slot(source.offset, slot))
         self.range.copy_(source.range)
+
+    def free_offsets(self) -> tuple[nn.Parameter, ...]:
+        """delta."""
+        return (self.offset,)
+
+    @torch.no_grad()
+    def settle(self, found: Sequence[tuple[int, Tensor]], ask: Ask, fold: bool) -> None:
+        """The mean range, weighted by images."""
+        total = sum(count for count, _ in found)
+        self.range.copy_(sum(count * one for count, one in found) / total)
+        if fold:
+            self.fold_offset(ask.bits, ask.signed)
 
     @torch.no_grad()
     def fold_offset(self, bits: int, signed: bool) -> float:
@@ -98,61 +92,12 @@ class BatchQuant(nn.Module):
         (ReLU) the lowest code becomes zero, so that the grid does ReLU's work.
         """
         signed, none = signed and bits > 1, torch.zeros_like(self.offset)
-        _, zero = _RangeGrid.apply(self.scale, none, _only(self.offset), self.range, bits, signed)
+        _, zero = RangeGrid.apply(self.scale, none, _only(self.offset), self.range, bits, signed)
         whole = (zero + self.offset).round().clamp(*integer_range(bits, signed)) - zero
         whole = torch.where(self.range[0] < 0, whole, 0.0)
         moved = (whole - self.offset).abs().max().item()
         self.offset.copy_(whole)
         return moved
-
-
-class RunningRange(nn.Module):
-    """Activation quantizer with moving averages of the extremes of whole tensors and nothing learned.
-
-    The usual choice for networks of one architecture; QFA's comparison. One pair of averages for each slot.
-    """
-
-    MOMENTUM = 0.01
-
-    def __init__(self, slots: int | None = None):
-        super().__init__()
-        self.register_buffer("range", torch.full((slots or 1, 2), math.nan))
-
-    def grid(
-        self,
-        x: Tensor,
-        bits: int,
-        signed: bool,
-        slot: int | None = None,
-        activation: str | None = None,
-        norm: Tensor | None = None,
-        shards: int = 1,
-    ) -> Grid:
-        """The grid for activation(x); training batches move the averages. Raises NotCalibrated."""
-        stored = self.range[slot or 0]
-        if self.training:
-            with torch.no_grad():
-                low, high = x.aminmax()
-                if norm is not None:
-                    raise ValueError("the running range needs the batch norm's result")
-                low, high = _image(low, high, activation)
-                now = torch.stack([low.clamp_max(0), high.clamp_min(0)]).float()
-                stored.copy_(torch.where(stored.isnan(), now, stored + self.MOMENTUM * (now - stored)))
-        elif bool(stored.isnan().any()):
-            raise NotCalibrated("a running activation range was never updated: train the network first")
-        zero = torch.zeros((), device=x.device)
-        step_size, offset = _RangeGrid.apply(zero, zero, None, stored.clone(), bits, signed)
-        return Grid(step_size, offset, 1.0, bits, signed, activation)
-
-    @torch.no_grad()
-    def initialise(self, x: Tensor, bits: int, signed: bool, slot: int | None = None) -> None:
-        """Set a range from the values it will quantize."""
-        self.range[slot or 0] = torch.stack([x.amin().clamp_max(0), x.amax().clamp_min(0)])
-
-    @torch.no_grad()
-    def copy_slot(self, source: "RunningRange", slot: int | None) -> None:
-        """Take over one slot of another quantizer."""
-        self.range.copy_(source.range[slot or 0][None])
 
 
 @torch.no_grad()
@@ -190,11 +135,11 @@ def batch_range(x: Tensor, activation: str | None, norm: Tensor | None, of_all_p
     if norm is not None:
         ends = low * norm[2] + norm[3], high * norm[2] + norm[3]
         low, high = torch.minimum(*ends), torch.maximum(*ends)
-    low, high = _image(low, high, activation)
+    low, high = image_of(low, high, activation)
     return torch.stack([low.mean().clamp_max(0), high.mean().clamp_min(0)])
 
 
-def _image(low: Tensor, high: Tensor, activation: str | None) -> tuple[Tensor, Tensor]:
+def image_of(low: Tensor, high: Tensor, activation: str | None) -> tuple[Tensor, Tensor]:
     """Extremes of the activation over [low, high]."""
     at_low, at_high = activate(low, activation), activate(high, activation)
     least = torch.minimum(at_low, at_high)
@@ -203,7 +148,7 @@ def _image(low: Tensor, high: Tensor, activation: str | None) -> tuple[Tensor, T
     return least, torch.maximum(at_low, at_high)
 
 
-class _RangeGrid(torch.autograd.Function):
+class RangeGrid(torch.autograd.Function):
     """(S / gamma, Z + delta) of one slot, 0-dim, with gradients by the learned scale p and offset delta."""
 
     @staticmethod

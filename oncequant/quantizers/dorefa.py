@@ -11,51 +11,48 @@ with a zero among them, m round(127 t / m) / 127, because an 8-bit integer canno
 """
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from oncequant.quantizers.functional import fake_quantize, quantize
+from oncequant.quantizers.functional import Grid, fake_quantize, quantize
+from oncequant.quantizers.quantizer import Ask, Quantizer
 
 
-class DoReFa(nn.Module):
-    """Fake-quantizer of weights without parameters; `slots` is for exchange with LSQ."""
+class DoReFa(Quantizer):
+    """Fake-quantizer of weights without parameters."""
 
-    def __init__(self, slots: int | None = None):
+    half_level: Tensor
+
+    def __init__(self, slots: int | None = None, channels: int = 1):
         super().__init__()
         self.register_buffer("half_level", torch.tensor(-0.5), persistent=False)
 
-    def forward(self, weight: Tensor, bits: int, signed: bool = True, slot: int | None = None) -> Tensor:
+    def prepare(self, x: Tensor, ask: Ask) -> tuple[Tensor, Ask]:
+        """tanh(w)."""
+        return x.tanh(), ask
+
+    def grid(self, x: Tensor, ask: Ask) -> Grid:
+        """The grid of tanh(w). Raises ValueError for bits outside 2..8."""
+        if not 2 <= ask.bits <= 8:
+            raise ValueError(f"DoReFa has bit-widths from 1 to 8, not {ask.bits}")
+        largest = x.abs().amax().clamp_min(torch.finfo(x.dtype).tiny)
+        step_size = largest / 127 if ask.bits == 8 else 2 * largest / (2**ask.bits - 1)
+        return Grid(step_size, None if ask.bits == 8 else self.half_level, 1.0, ask.bits, True, None)
+
+    def forward(self, x: Tensor, ask: Ask) -> Tensor:
         """Fake-quantized weight of the same shape. Raises ValueError for bits outside 1..8."""
-        if bits == 1:
-            sign = torch.where(weight >= 0, 1.0, -1.0) * weight.detach().abs().mean()
-            return sign + (weight - weight.detach())  # exactly the sign's two values, unlike (sign - w).detach() + w
-        tanh, step_size = self._grid(weight, bits)
-        return fake_quantize(tanh, step_size, bits, True, offset=None if bits == 8 else self.half_level)
+        if ask.bits == 1:
+            sign = torch.where(x >= 0, 1.0, -1.0) * x.detach().abs().mean()
+            return sign + (x - x.detach())  # exactly the sign's two values, unlike (sign - w).detach() + w
+        return super().forward(x, ask)
 
     @torch.no_grad()
-    def deployed(self, weight: Tensor, bits: int, slot: int | None = None) -> tuple[Tensor, Tensor, bool]:
-        """(codes as floats, step size, whether the codes are odd numbers): what integer kernels are given.
-
-        Odd codes are those from -(2^b - 1) to 2^b - 1, of half a step each.
-        """
-        if bits == 1:
+    def levels(self, weight: Tensor, ask: Ask) -> tuple[Tensor, Tensor, bool]:
+        """As every quantizer's; the codes are odd multiples of half a step, but for 8 bits."""
+        if ask.bits == 1:
             return torch.where(weight >= 0, 1.0, -1.0), weight.abs().mean(), True
-        tanh, step_size = self._grid(weight, bits)
-        if bits == 8:
+        tanh, ask = self.prepare(weight, ask)
+        step_size = self.grid(tanh, ask).step_size
+        if ask.bits == 8:
             return quantize(tanh, step_size, 8, True), step_size, False
-        values = fake_quantize(tanh, step_size, bits, True, offset=self.half_level)
+        values = fake_quantize(tanh, step_size, ask.bits, True, offset=self.half_level)
         return (2 * values / step_size).round(), step_size / 2, True
-
-    def initialise(self, x: Tensor, bits: int, signed: bool, slot: int | None = None) -> None:
-        """Nothing to estimate."""
-
-    def copy_slot(self, source: "DoReFa", slot: int | None) -> None:
-        """Nothing to take over."""
-
-    @staticmethod
-    def _grid(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-        """tanh(w) and the distance of two levels."""
-        if not 2 <= bits <= 8:
-            raise ValueError(f"DoReFa has bit-widths from 1 to 8, not {bits}")
-        tanh = weight.tanh()
-        largest = tanh.abs().amax().clamp_min(torch.finfo(tanh.dtype).tiny)
-        return tanh, largest / 127 if bits == 8 else 2 * largest / (2**bits - 1)

@@ -6,59 +6,58 @@ The clip level a is learned: its gradient is that of the clamp, 1 where x >= a a
 through. The paper adds an L2 penalty on it to the loss. Inputs that can be negative are clamped to [-a, a].
 """
 
+import math
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from oncequant.quantizers.functional import Grid, activate, integer_range
+from oncequant.quantizers.quantizer import Ask, Quantizer, new_parameter, of_slot
 
 START = 8.0  # first clip level over mean |x|: LSQ's start value at 4 bits
 
 
-class PACT(nn.Module):
+class PACT(Quantizer):
     """Activation quantizer with learned clip levels: one of shape (), or with `slots` as many, (slots,)."""
 
-    def __init__(self, slots: int | None = None):
+    needs_result = True
+
+    def __init__(self, slots: int | None = None, channels: int = 1):
         super().__init__()
-        self.clip = nn.Parameter(torch.full(() if slots is None else (slots,), float("nan")))
+        self.clip = new_parameter(slots, math.nan)
 
-    def clamped(self, x: Tensor, signed: bool, slot: int | None, activation: str | None) -> tuple[Tensor, str | None]:
-        """A tensor and an activation for `grid`, which clamps numbers from 0 on by itself; others are clamped here."""
-        if not signed and activation != "hardswish":
-            return x, "relu"
-        clip = self._clip(slot).abs()
-        y = torch.minimum(activate(x, activation), clip)
-        return torch.maximum(y, -clip if signed else torch.zeros_like(clip)), None
+    def prepare(self, x: Tensor, ask: Ask) -> tuple[Tensor, Ask]:
+        """The grid clamps numbers from 0 on by itself; others are clamped here."""
+        if not ask.signed and ask.activation != "hardswish":
+            return x, ask._replace(activation="relu")
+        clip, dtype = of_slot(self.clip, ask.slot).abs(), x.dtype
+        y = torch.minimum(activate(x, ask.activation), clip)
+        y = torch.maximum(y, -clip if ask.signed else torch.zeros_like(clip))
+        return y.to(dtype), ask._replace(activation=None)  # the clip level is float32
 
-    def grid(
-        self,
-        x: Tensor,
-        bits: int,
-        signed: bool,
-        slot: int | None = None,
-        activation: str | None = None,
-        norm: Tensor | None = None,
-        shards: int = 1,
-    ) -> Grid:
-        """The grid below the clip level, for what `clamped` returns.
+    def grid(self, x: Tensor, ask: Ask) -> Grid:
+        """The grid below the clip level, for what `prepare` returns.
 
         The gradient by the offset of a grid is -s times the sum of gradients outside of it. With ReLU before an
         unsigned grid, these are the ones above, so an offset that is always zero carries them to the clip level.
         """
-        clip = self._clip(slot).abs()
+        clip = of_slot(self.clip, ask.slot).abs()
         # a hair wider, or rounding would put what was clamped outside of the grid, where no gradient passes
-        step_size = clip.detach() / integer_range(bits, signed)[1] * (1 + 2**-21)
-        offset = (clip.detach() - clip) / step_size if activation == "relu" else None
-        return Grid(step_size, offset, 1.0, bits, signed, activation)
+        step_size = clip.detach() / integer_range(ask.bits, ask.signed)[1] * (1 + 2**-21)
+        offset = (clip.detach() - clip) / step_size if ask.activation == "relu" else None
+        return Grid(step_size, offset, 1.0, ask.bits, ask.signed, ask.activation)
 
     @torch.no_grad()
-    def initialise(self, x: Tensor, bits: int, signed: bool, slot: int | None = None) -> None:
+    def initialise(self, x: Tensor, ask: Ask) -> None:
         """Set a clip level from the values it will clamp."""
-        self._clip(slot).copy_((START * x.abs().mean()).clamp_min(1e-6))
+        of_slot(self.clip, ask.slot).copy_((START * x.abs().mean()).clamp_min(1e-6))
 
     @torch.no_grad()
-    def copy_slot(self, source: "PACT", slot: int | None) -> None:
+    def copy_slot(self, source: Quantizer, slot: int | None, channels: int) -> None:
         """Take over one slot of another quantizer."""
-        self.clip.copy_(source._clip(slot))
+        assert isinstance(source, PACT)
+        self.clip.copy_(of_slot(source.clip, slot))
 
-    def _clip(self, slot: int | None) -> Tensor:
-        return self.clip if slot is None else self.clip[slot]
+    def penalty(self) -> Tensor | None:
+        """The sum of squared clip levels."""
+        return self.clip.square().sum() if self.clip.numel() else None

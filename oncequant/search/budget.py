@@ -1,10 +1,10 @@
 """Budgets on architectures: refuse what cannot be met, and find architectures that fit.
 
-Everything rests on one property of the spaces that are searched here, MobileNetV3's: at a given resolution every cost
-grows with every choice, so the smallest choices minimise all costs at once. Most costs grow with the resolution too;
-`qfa_mflops` may fall. Hence budgets are jointly reachable as soon as the smallest choices keep them at some resolution,
-and every feasible architecture is connected to those by single choices, lowered one after the other without leaving the
-budget, and the resolution last.
+Everything rests on one property of the spaces of elastic families, which are searched here: at a given resolution every
+cost grows with every choice, so the smallest choices minimise all costs at once. Most costs grow with the resolution
+too; `qfa_mflops` may fall. Hence budgets are jointly reachable as soon as the smallest choices keep them at some
+resolution, and every feasible architecture is connected to those by single choices, lowered one after the other without
+leaving the budget, and the resolution last.
 """
 
 from collections.abc import Sequence

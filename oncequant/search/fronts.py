@@ -12,7 +12,7 @@ from oncequant.arch import Arch
 from oncequant.calibrate import Batches
 from oncequant.data import Data
 from oncequant.files import write_json
-from oncequant.models import Network
+from oncequant.network import Network
 from oncequant.progress import track
 from oncequant.search import SearchConfig, predicted
 from oncequant.search.measurements import Measurement, MeasurementFile, read_measurements

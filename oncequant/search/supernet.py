@@ -14,7 +14,7 @@ from oncequant.cost import COSTS
 from oncequant.data import Data, eval_batches
 from oncequant.evaluate import accuracy, calibrated_subnet, measure
 from oncequant.files import read_records, write_json
-from oncequant.models import Network
+from oncequant.network import Network
 from oncequant.progress import track
 from oncequant.search import SEARCHERS, SearchConfig
 from oncequant.search.measurements import Measurement, MeasurementFile, all_costs, read_measurements

@@ -1,0 +1,203 @@
+"""What a family of networks is: a configuration, presets, choices, and one function that describes an architecture.
+
+A new family is a module in `oncequant/models/` with these four, and a line in `FAMILIES` of `oncequant/models`.
+Everything else (network, costs, search, export, report, commands) is made from them.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from oncequant.arch import FLOAT_BITS, Number
+from oncequant.plan import Plan
+from oncequant.quantizers import INPUT_QUANTIZERS, WEIGHT_QUANTIZERS
+from oncequant.space import SearchSpace
+
+
+class NetworkConfig(Protocol):
+    """What every configuration, a frozen dataclass, has: what is fixed for a whole supernet, and allowed values."""
+
+    @property
+    def num_classes(self) -> int:
+        """Outputs."""
+
+    @property
+    def image_channels(self) -> int:
+        """1 for greyscale, 3 for colour."""
+
+    @property
+    def resolutions(self) -> tuple[int, ...]:
+        """Input sizes in pixels to choose from."""
+
+    @property
+    def edge_bits(self) -> int:
+        """Of the first convolution and the classifier of a quantized network: 8, or 32 for float."""
+
+    @property
+    def weight_quantizer(self) -> str:
+        """One of WEIGHT_QUANTIZERS."""
+
+    @property
+    def act_quantizer(self) -> str:
+        """Of the layers' inputs: one of INPUT_QUANTIZERS."""
+
+    @property
+    def steps_per_bits(self) -> bool:
+        """Quantizer parameters of their own for each bit-width and kernel size, else one for all."""
+
+    @property
+    def is_float(self) -> bool:
+        """No layer is quantized."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of networks."""
+
+    Config: type
+    """A frozen dataclass, see NetworkConfig. OQAT and QFA train families whose configuration is an ElasticConfig, DNAS
+    those that have `precisions`."""
+    presets: Mapping[str, Any]
+    """Configurations by name."""
+    choices: Callable[[Any], dict[str, tuple[int, ...]]]
+    """The choices of a configuration with their allowed values, ascending; `resolution` is always among them."""
+    describe: Callable[[Any, Mapping[str, Number]], Plan]
+    """The Plan of a configuration and values of its choices, see oncequant.plan."""
+    gate: Callable[[str], tuple[str, int] | None] = lambda name: None
+    """Which choices matter when, see SearchSpace; by default always."""
+
+    def space(self, config: NetworkConfig) -> SearchSpace:
+        """The search space of a configuration."""
+        return SearchSpace(self.choices(config), partial(self.describe, config), self.gate)
+
+
+@dataclass(frozen=True)
+class ElasticConfig:
+    """Configuration of a family that OQAT and QFA train: stages of blocks with elastic depth, kernel size, expand ratio
+    and bit-widths. Widths are before `width`."""
+
+    num_classes: int = 10
+    image_channels: int = 3
+    width: float = 1.0
+    """Multiplies every width; results are rounded to multiples of 8."""
+    stem_width: int = 16
+    stage_widths: tuple[int, ...] = (16, 32, 64)
+    stem_stride: int = 1
+    stage_strides: tuple[int, ...] = (1, 2, 2)
+    kernel_sizes: tuple[int, ...] = (3,)
+    expand_ratios: tuple[int, ...] = (1,)
+    depths: tuple[int, ...] = (1,)
+    """Blocks per stage."""
+    resolutions: tuple[int, ...] = (32,)
+    weight_bits: tuple[int, ...] = (FLOAT_BITS,)
+    """Bit-widths of the weights of all layers but the edges; 32 = float."""
+    act_bits: tuple[int, ...] = (FLOAT_BITS,)
+    """Bit-widths of the inputs of the same layers."""
+    edge_bits: int = FLOAT_BITS
+    """Weights and inputs of the first convolution and the classifier in a quantized network: 8 or 32."""
+    steps_per_bits: bool = False
+    """Quantizer parameters of their own for each bit-width and kernel size, as QFA; else one for all, as OQAT."""
+    weight_quantizer: str = "lsq"
+    """Of weights: lsq, one learned step size per layer; lsq-channel, one per output channel; dorefa."""
+    act_quantizer: str = "lsq"
+    """Of the layers' inputs: lsq, batchquant (QFA's), running (moving averages of the range), or pact."""
+
+    def __post_init__(self) -> None:
+        """Refuse impossible options, naming the field and its allowed values."""
+        rules: dict[str, tuple[Callable[[int], bool], str]] = {
+            "kernel_sizes": (lambda v: v % 2 == 1 and v > 0, "odd numbers"),
+            "expand_ratios": (lambda v: v >= 1, "whole numbers from 1"),
+            "depths": (lambda v: 1 <= v <= 9, "whole numbers from 1 to 9"),
+            "resolutions": (lambda v: v >= 4, "pixels from 4"),
+            "weight_bits": (lambda v: 1 <= v <= 8 or v == FLOAT_BITS, "1 to 8, or 32 for float"),
+            "act_bits": (lambda v: 1 <= v <= 8 or v == FLOAT_BITS, "1 to 8, or 32 for float"),
+        }
+        for name, (allowed, text) in rules.items():
+            values = getattr(self, name)
+            if not values or not all(map(allowed, values)):
+                raise ValueError(f"{name} = {list(values)}: use {text}")
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name} = {list(values)}: name every value once")
+        if self.width <= 0:
+            raise ValueError(f"width = {self.width}: use a number above 0")
+        if len(self.stage_widths) != len(self.stage_strides):
+            raise ValueError(f"stage_strides = {list(self.stage_strides)}: use one for each of stage_widths")
+        check_common(self)
+
+    @property
+    def is_float(self) -> bool:
+        """No layer is quantized; the edges follow the blocks."""
+        return self.weight_bits == (FLOAT_BITS,) and self.act_bits == (FLOAT_BITS,)
+
+
+AnyElastic = TypeVar("AnyElastic", bound=ElasticConfig)
+
+
+def check_common(config: NetworkConfig) -> None:
+    """Raise ValueError, naming the field, for values that no family allows."""
+    if config.edge_bits not in (8, FLOAT_BITS):
+        raise ValueError(f"edge_bits = {config.edge_bits}: use 8, or 32 for float")
+    kinds: Sequence[tuple[str, Iterable[str]]]
+    kinds = (("weight_quantizer", WEIGHT_QUANTIZERS), ("act_quantizer", INPUT_QUANTIZERS))
+    for name, allowed in kinds:
+        if getattr(config, name) not in allowed:
+            raise ValueError(f"{name} = {getattr(config, name)!r}: use {', '.join(allowed)}")
+
+
+def with_bits(config: AnyElastic, bits: int) -> AnyElastic:
+    """The same configuration with one bit-width for all weights and inputs."""
+    return replace(config, weight_bits=(bits,), act_bits=(bits,))
+
+
+# -- parts of descriptions that families share
+
+
+def elastic_choices(config: ElasticConfig, layers: Iterable[str]) -> dict[str, tuple[int, ...]]:
+    """The choices of a family of elastic stages.
+
+    `layers` are those whose bits are choices, in network order. The edges, stem and classifier, have `edge_bits`.
+    """
+    choices: dict[str, tuple[int, ...]] = {"resolution": tuple(sorted(config.resolutions))}
+    blocks = [block for blocks in elastic_blocks(config).values() for block in blocks]
+    choices |= {f"{stage}.depth": tuple(sorted(config.depths)) for stage in elastic_blocks(config)}
+    choices |= {f"{block}.kernel_size": tuple(sorted(config.kernel_sizes)) for block in blocks}
+    choices |= {f"{block}.expand_ratio": tuple(sorted(config.expand_ratios)) for block in blocks}
+    edge = (FLOAT_BITS if config.is_float else config.edge_bits,)
+    for layer in ["stem", *layers, "classifier"]:
+        is_edge = layer in ("stem", "classifier")
+        choices[f"{layer}.weight_bits"] = edge if is_edge else tuple(sorted(config.weight_bits))
+        choices[f"{layer}.act_bits"] = edge if is_edge else tuple(sorted(config.act_bits))
+    return choices
+
+
+def elastic_blocks(config: ElasticConfig) -> dict[str, list[str]]:
+    """By stage, the names of its blocks: stage1: stage1.block1, ..."""
+    stages = [f"stage{s}" for s in range(1, len(config.stage_widths) + 1)]
+    return {stage: [f"{stage}.block{b}" for b in range(1, max(config.depths) + 1)] for stage in stages}
+
+
+def elastic_gate(name: str) -> tuple[str, int] | None:
+    """Choices of block b of a stage matter from depth b on."""
+    stage, _, rest = name.partition(".block")
+    return (f"{stage}.depth", int(rest[0])) if stage.startswith("stage") and rest else None
+
+
+def block_present(config: ElasticConfig, stage: str, number: int, values: Mapping[str, Number]) -> Number:
+    """0 or 1: does the depth of a stage reach its block `number`, counted from 1."""
+    return 1 if number <= min(config.depths) else (values[f"{stage}.depth"] >= number) * 1
+
+
+def make_divisible(value: float) -> int:
+    """Nearest multiple of 8, at least 8 and at least 0.9 x value."""
+    n = max(8, int(value + 4) // 8 * 8)
+    return n + 8 if n < 0.9 * value else n
+
+
+def elementwise(function: Callable[[int], int], value: Number) -> Number:
+    """A function of one small int, applied to an int or to every element of a NumPy vector (by a table)."""
+    if isinstance(value, int):
+        return function(value)
+    return np.array([function(v) for v in range(int(value.max(initial=0)) + 1)]).take(value)

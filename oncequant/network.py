@@ -1,0 +1,224 @@
+"""The network of every family: it computes what a Plan says.
+
+A batch norm and an activation are left pending for the layer that reads them, which applies them within its quantizer:
+that saves time and memory. Only within a block, so that a block can be computed again (activation checkpointing).
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from oncequant.arch import FLOAT_BITS, Arch, LayerSpec, Number
+from oncequant.elastic import ALONE, ElasticBatchNorm, ElasticConv, Pass, Quantizers
+from oncequant.family import NetworkConfig
+from oncequant.images import resize
+from oncequant.plan import ACTIVATIONS, Node, Plan
+from oncequant.quantizers.functional import activate
+from oncequant.space import SearchSpace
+
+
+@dataclass
+class Pending:
+    """A tensor (N, C, H, W), and what is still to be applied to it."""
+
+    x: Tensor
+    norm: ElasticBatchNorm | None = None
+    activation: str | None = None
+
+    def value(self, how: Pass) -> Tensor:
+        """The tensor with everything applied."""
+        return activate(self.x if self.norm is None else self.norm(self.x, how), self.activation)
+
+
+SIMPLE: dict[str, Callable[..., Tensor]] = {
+    "hardsigmoid": F.hardsigmoid,
+    "mean": lambda x: x.mean((2, 3), keepdim=True),
+    "multiply": torch.mul,
+    "add": torch.add,
+    "maxpool": lambda x: F.max_pool2d(x, 3, 2, 1),
+    "subsample": lambda x: x[:, :, ::2, ::2],
+}
+
+
+class Network(nn.Module):
+    """The network of every architecture of `space`, whatever its family; a one-point space gives a static subnet.
+
+    `net(images, arch)` takes normalised images (N, C, S, S), resizes them to the architecture's resolution and returns
+    logits (N, num_classes).
+    """
+
+    def __init__(self, config: NetworkConfig, space: SearchSpace):
+        super().__init__()
+        self.config, self.space = config, space
+        for name, (largest, kernel_sizes, quantizers) in self._layers_to_build().items():
+            *path, last = name.split(".")
+            place: nn.Module = self
+            for part in path:
+                if part not in place._modules:
+                    place.add_module(part, nn.ModuleDict())
+                place = place.get_submodule(part)
+            place.add_module(last, ElasticConv(largest, kernel_sizes, quantizers))
+
+    def forward(self, images: Tensor, arch: Mapping[str, int], how: Pass = ALONE) -> Tensor:
+        """Logits (N, num_classes) of the subnet `arch` on normalised images (N, C, S, S).
+
+        With a mixture, the layers that its choices decide compute the sum of all their candidates by share, and what
+        may be left out is added by the share of the architectures that have it; `arch` must have everything.
+
+        Raises ValueError for a mixture with another number of shares than its choice has values.
+        """
+        plan = self.space.plan(arch)
+        for choice, mask in (how.mixture or {}).items():
+            if len(mask) != len(self.space.choices[choice]):
+                raise ValueError(
+                    f"mixture of {choice}: {len(mask)} shares for {len(self.space.choices[choice])} values"
+                )
+        x = resize(images, arch["resolution"]).to(how.compute, memory_format=torch.channels_last)
+        values = {"images": Pending(x)}
+        for block, nodes in plan.segments:
+            if block and how.recompute and self.training:
+                values |= self._recomputed(nodes, values, plan, how)
+            else:
+                values |= self._segment(nodes, values, plan, how)
+            values = {name: value for name, value in values.items() if self._is_needed(name, nodes[-1], plan)}
+        return values[plan.nodes[-1].name].value(how).flatten(1).to(images.dtype)
+
+    def _segment(
+        self, nodes: tuple[Node, ...], given: Mapping[str, Pending], plan: Plan, how: Pass
+    ) -> dict[str, Pending]:
+        """What the nodes of one block compute of what is given and that is read behind them."""
+        values = dict(given)
+        for node in nodes:
+            values[node.name] = self._run(node, [values[name] for name in node.inputs], plan, how)
+            for name in node.inputs:
+                if plan.last_reader[name] is node:
+                    values.pop(name, None)
+        return {node.name: values[node.name] for node in nodes if node.name in values}
+
+    def _recomputed(
+        self, nodes: tuple[Node, ...], given: Mapping[str, Pending], plan: Plan, how: Pass
+    ) -> dict[str, Pending]:
+        """`_segment`, whose activations are computed again in the backward pass."""
+        if how.shared is not None:
+            for node in nodes:  # a weight's own graph is not to be computed twice
+                if node.op == "layer":
+                    how.shared.weight(self.layer(node.name), plan.layers[node.name])
+        inside = {node.name for node in nodes}
+        read = {name: given[name].value(how) for node in nodes for name in node.inputs if name not in inside}
+
+        def run(*tensors: Tensor) -> tuple[Tensor, ...]:
+            values = {name: Pending(x) for name, x in zip(read, tensors)}
+            return tuple(made.value(how) for made in self._segment(nodes, values, plan, how).values())
+
+        kept = [name for name in inside if self._is_needed(name, nodes[-1], plan)]
+        kept = [node.name for node in nodes if node.name in kept]
+        made = checkpoint(run, *read.values(), use_reentrant=False, preserve_rng_state=False)
+        return {name: Pending(x) for name, x in zip(kept, made, strict=True)}
+
+    @staticmethod
+    def _is_needed(name: str, after: Node, plan: Plan) -> bool:
+        """Whether a value is read behind a node, or is the result."""
+        return name == plan.nodes[-1].name or plan.position[plan.last_reader[name].name] > plan.position[after.name]
+
+    def _run(self, node: Node, inputs: list[Pending], plan: Plan, how: Pass) -> Pending:
+        first, mixture = inputs[0], how.mixture or {}
+        if node.op == "layer":
+            layer, mask = self.layer(node.name), None if node.choice is None else mixture.get(node.choice)
+            if mask is not None:
+                pairs = [(share, spec) for share, spec in zip(mask, self.candidates[node.name]) if spec.present]
+                shares = torch.stack([share for share, _ in pairs])
+                shares = shares / shares.sum().clamp_min(1e-12)  # given that the layer is there
+                x = first.x if first.norm is None else first.norm(first.x, how)
+                return Pending(layer.mixed(x, [spec for _, spec in pairs], shares, first.activation, how))
+            norm = self._norm_to_defer(layer, first.x, node, plan, how)
+            spec = plan.layers[node.name]
+            return Pending(layer(first.x, spec, first.activation, how, first.norm, norm is not None), norm)
+        if node.op in ACTIVATIONS:
+            pending = replace(first, activation=node.op)
+            return pending if self._reader_in_block(node, plan) else Pending(pending.value(how))
+        if node.op == "optional":
+            mask = mixture.get(node.choice or "")
+            may_miss = mask is not None and self.space.choices[node.choice or ""][0] == 0
+            return Pending(first.value(how) * (1 - mask[0])) if mask is not None and may_miss else first
+        if node.op == "dropout":
+            return Pending(F.dropout(first.value(how), node.rate, self.training))
+        if node.op == "pad_channels":
+            return Pending(F.pad(first.value(how), (0, 0, 0, 0, *(node.channels or (0, 0)))))
+        return Pending(SIMPLE[node.op](*(value.value(how) for value in inputs)))
+
+    def _reader_in_block(self, node: Node, plan: Plan) -> Node | None:
+        """The layer that alone reads a value in its block, and can apply what is pending."""
+        readers = plan.readers.get(node.name, ())
+        fitting = len(readers) == 1 and readers[0].op == "layer" and readers[0].block == node.block
+        return readers[0] if fitting else None
+
+    def _norm_to_defer(
+        self, layer: ElasticConv, x: Tensor, node: Node, plan: Plan, how: Pass
+    ) -> ElasticBatchNorm | None:
+        """The batch norm of a layer, if the layer that reads its activated result can apply it with its quantizer."""
+        readers = plan.readers.get(node.name, ())
+        if how.mixture or not node.block or len(readers) != 1 or readers[0].op not in ACTIVATIONS:
+            return None
+        reader = self._reader_in_block(readers[0], plan)
+        return reader and layer.norm_to_defer(x, self.layer(reader.name), plan.layers[reader.name], how)
+
+    def layer(self, name: str) -> ElasticConv:
+        """A layer by its name in the LayerSpecs."""
+        found = self.get_submodule(name)
+        assert isinstance(found, ElasticConv)
+        return found
+
+    @cached_property
+    def candidates(self) -> dict[str, list[LayerSpec]]:
+        """By layer: its LayerSpec for each value of the choice that decides its bit-widths; one where there is none."""
+        most = max(len(values) for values in self.space.choices.values())
+        plans = [
+            self.space.plan(
+                Arch({name: values[min(k, len(values) - 1)] for name, values in self.space.choices.items()})
+            )
+            for k in range(most)
+        ]
+        largest = self.space.plan(self.space.largest())
+        counts = {n.name: len(self.space.choices[n.choice]) for n in largest.nodes if n.op == "layer" and n.choice}
+        return {name: [plan.layers[name] for plan in plans[: counts.get(name, 1)]] for name in largest.layers}
+
+    def _layers_to_build(self) -> dict[str, tuple[LayerSpec, tuple[int, ...], Quantizers | None]]:
+        """By layer that some architecture has: its largest LayerSpec, kernel sizes and quantizers."""
+        gates = {gate[0] for name in self.space.choices if (gate := self.space.gate(name)) is not None}
+        most = max(len(values) for values in self.space.choices.values())
+        every = {  # architectures that show every value of every choice, where all blocks are there
+            name: max(values)
+            if len(values) == 1 or name in gates or name == "resolution"
+            else np.array([values[min(k, len(values) - 1)] for k in range(most)])
+            for name, values in self.space.choices.items()
+        }
+        largest, build = self.space.layers(self.space.largest()), {}
+        for name, spec in self.space.describe(every).layers.items():
+            if not np.any(spec.present):
+                continue
+            kernels, weight_bits, act_bits = (
+                different(value, spec.present) for value in (spec.kernel_size, spec.weight_bits, spec.act_bits)
+            )
+            config = self.config
+            kinds = config.steps_per_bits, config.act_quantizer, config.weight_quantizer
+            is_float = min(*weight_bits, *act_bits) == FLOAT_BITS
+            quantizers = None if is_float else Quantizers(weight_bits, act_bits, *kinds)
+            build[name] = largest[name], kernels, quantizers
+        return build
+
+
+def different(value: Number, present: Number) -> tuple[int, ...]:
+    """The different ints among a LayerSpec's numbers, an int or a vector, where the layer is present; ascending."""
+    values, here = np.broadcast_arrays(value, present)
+    return tuple(int(v) for v in np.unique(values[here != 0]))
+
+
+def elastic_layers(net: nn.Module) -> list[tuple[str, ElasticConv]]:
+    """(layer name as in the LayerSpecs, layer) in network order."""
+    return [(name, module) for name, module in net.named_modules() if isinstance(module, ElasticConv)]

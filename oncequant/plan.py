@@ -1,0 +1,200 @@
+"""A network described once: the layers of an architecture, and the operations between them.
+
+A family of networks is one function `describe(config, values) -> Plan`. It is written like a forward pass, on `Value`s
+instead of tensors. Costs and reports read the Plan's LayerSpecs; `oncequant.network.Network` computes its nodes, and
+`oncequant.export.lower` deploys them. `values` are ints by choice name (one architecture) or NumPy vectors (a batch of
+them, for costs): then the numeric fields of the LayerSpecs are vectors, and the nodes mean nothing.
+
+A layer is named in its block, `stage1.block1.conv1`. What lies in a block is computed as one: batch norm and activation
+may be left to the layer that reads them, and activation checkpointing keeps a block's inputs only.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from oncequant.arch import LayerSpec, Number
+
+ACTIVATIONS = ("relu", "hardswish")
+
+
+@dataclass(frozen=True)
+class Value:
+    """What a description passes on instead of a tensor (N, C, H, W) with H = W."""
+
+    name: str
+    """Of the node that computes it; `images` is the network's input."""
+    channels: Number
+    size: Number
+    """H = W."""
+    block: str = ""
+    """Where it is computed, "" outside of all blocks."""
+    present: Number = 1
+    """0 or 1: is it in the network. What is made of it is there if it is."""
+    nominal: Number | None = None
+    """Channels before rounding to multiples of 8, where a family counts them (`LayerSpec.nominal_channels`)."""
+
+    @property
+    def is_absent(self) -> bool:
+        """Not in the one architecture that is described."""
+        return isinstance(self.present, int) and not self.present
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operation on earlier nodes, by name. A `layer` has its LayerSpec under the same name."""
+
+    name: str
+    op: str
+    """layer; relu, hardswish, hardsigmoid; mean (over height and width); add, multiply; maxpool (3x3, stride 2, padding
+    1); subsample (every second pixel); pad_channels; dropout; optional (left out by a choice, see DNAS's mixture)."""
+    inputs: tuple[str, ...]
+    block: str = ""
+    channels: tuple[int, int] | None = None
+    """Of pad_channels: empty ones added before and after."""
+    choice: str | None = None
+    """Of a layer: the choice that decides its bit-widths together. Of optional: the choice whose value 0 leaves it
+    out."""
+    rate: float = 0.0
+    """Of dropout."""
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What `describe` returns: `layers` in network order, absent ones too (`present` 0), and the nodes that are there,
+    in topological order. The last node computes the logits (N, classes, 1, 1)."""
+
+    layers: Mapping[str, LayerSpec]
+    nodes: tuple[Node, ...]
+
+    @cached_property
+    def readers(self) -> Mapping[str, tuple[Node, ...]]:
+        """The nodes that read each value, one entry for each time."""
+        readers: dict[str, tuple[Node, ...]] = {}
+        for node in self.nodes:
+            for name in node.inputs:
+                readers[name] = (*readers.get(name, ()), node)
+        return readers
+
+    @cached_property
+    def segments(self) -> tuple[tuple[str, tuple[Node, ...]], ...]:
+        """The nodes in runs of one block: (block, nodes)."""
+        runs: list[tuple[str, tuple[Node, ...]]] = []
+        for node in self.nodes:
+            if runs and runs[-1][0] == node.block:
+                runs[-1] = node.block, (*runs[-1][1], node)
+            else:
+                runs.append((node.block, (node,)))
+        return tuple(runs)
+
+    @cached_property
+    def position(self) -> Mapping[str, int]:
+        """Place of each node in `nodes`."""
+        return {node.name: i for i, node in enumerate(self.nodes)}
+
+    @cached_property
+    def last_reader(self) -> Mapping[str, Node]:
+        """The last node that reads each value: after it the value can be forgotten."""
+        return {name: node for node in self.nodes for name in node.inputs}
+
+
+class PlanBuilder:
+    """Collects a Plan. Every method appends a layer or an operation on `Value`s and returns the `Value` it makes."""
+
+    def __init__(self) -> None:
+        self._layers: dict[str, LayerSpec] = {}
+        self._nodes: list[Node] = []
+
+    def plan(self) -> Plan:
+        """What was collected."""
+        return Plan(self._layers, tuple(self._nodes))
+
+    def layer(
+        self,
+        x: Value,
+        name: str,
+        role: str,
+        out: Number,
+        bits: tuple[Number, Number],
+        *,
+        kernel_size: Number = 1,
+        stride: int = 1,
+        nominal: Number | None = None,
+        choice: str | None = None,
+        **spec: bool,
+    ) -> Value:
+        """A convolution (or linear layer: 1x1 on a 1x1 map) with `out` channels.
+
+        Args:
+            x: its input.
+            name: within the block.
+            role: see LayerSpec.
+            bits: of its weights and of its input.
+            nominal: `out` before rounding, where the family counts that.
+            choice: see Node.
+            spec: depthwise, bias, batch_norm, signed_input of the LayerSpec.
+        """
+        name = f"{x.block}.{name}" if x.block else name
+        size = (x.size - 1) // stride + 1 if stride > 1 else x.size
+        self._layers[name] = LayerSpec(
+            role=role,
+            in_channels=x.channels,
+            out_channels=out,
+            kernel_size=kernel_size,
+            stride=stride,
+            in_size=x.size,
+            out_size=size,
+            weight_bits=bits[0],
+            act_bits=bits[1],
+            present=x.present,
+            nominal_channels=None if nominal is None else (x.nominal, nominal),
+            **spec,
+        )
+        made = replace(x, channels=out, size=size, nominal=nominal)
+        return self._add(Node(name, "layer", (x.name,), x.block, choice=choice), x, made)
+
+    def activation(self, x: Value, kind: str) -> Value:
+        """One of ACTIVATIONS."""
+        return self._add(Node(f"{x.name}.act", kind, (x.name,), x.block), x, x)
+
+    def operation(self, op: str, name: str, *inputs: Value) -> Value:
+        """hardsigmoid, multiply, add: of the shape of the first input; mean: of size 1; maxpool, subsample: of half the
+        size."""
+        x = inputs[0]
+        size = {"mean": 1, "maxpool": (x.size - 1) // 2 + 1, "subsample": (x.size - 1) // 2 + 1}.get(op, x.size)
+        name = f"{x.block}.{name}" if x.block else name
+        node = Node(name, op, tuple(value.name for value in inputs), x.block)
+        return self._add(node, *inputs, replace(x, size=size))
+
+    def pad_channels(self, x: Value, name: str, out: int) -> Value:
+        """Empty channels on both sides, `out` in all."""
+        before = (out - x.channels) // 2
+        name = f"{x.block}.{name}" if x.block else name
+        added = before, out - x.channels - before
+        return self._add(Node(name, "pad_channels", (x.name,), x.block, channels=added), x, replace(x, channels=out))
+
+    def dropout(self, x: Value, name: str, rate: float) -> Value:
+        """In training steps only."""
+        return self._add(Node(name, "dropout", (x.name,), x.block, rate=rate), x, x)
+
+    def optional(self, x: Value, name: str, choice: str) -> Value:
+        """x, which value 0 of `choice` leaves out: in a mixture of architectures, x by the share of the others."""
+        node = Node(f"{x.block}.{name}", "optional", (x.name,), x.block, choice=choice)
+        return self._add(node, x, x)
+
+    def _add(self, node: Node, *values: Value) -> Value:
+        """Append a node, unless something that it reads is absent. `values`: what it reads, and last what it makes."""
+        *inputs, made = values
+        if not any(value.is_absent for value in inputs):
+            self._nodes.append(node)
+        return replace(made, name=node.name)
+
+
+def enter(x: Value, block: str, present: Number = 1) -> Value:
+    """x as the input of a block, which `present` says is there."""
+    return replace(x, block=block, present=present)
+
+
+def leave(x: Value, before: Value) -> Value:
+    """x, made in a block, for what comes after the block; `before`, its input, if x is absent."""
+    return before if x.is_absent else replace(x, block=before.block, present=before.present)

@@ -1,0 +1,198 @@
+"""What every family of networks promises; a new one joins FAMILIES and SMALL."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+from oncequant.arch import FLOAT_PAIR, SKIP
+from oncequant.calibrate import initialise_quantizers
+from oncequant.cost import COSTS, macs, params
+from oncequant.elastic import Pass, SharedWeights
+from oncequant.evaluate import calibrated_subnet
+from oncequant.export.graph import OPS
+from oncequant.export.verify import export_network
+from oncequant.family import ElasticConfig, with_bits
+from oncequant.models import FAMILIES, PRESETS, build_network, extract_subnet, family_of, space_of
+from oncequant.network import elastic_layers
+
+SIZE = 12
+SMALL = {  # a small configuration of each family: mixed bit-widths, and everything elastic that it has
+    "mobilenet_v3": replace(
+        PRESETS["nano"], stage_widths=(8, 16), stage_strides=(2, 2), stage_se=(False, True), stage_hswish=(False, True)
+    ),
+    "resnet": replace(
+        PRESETS["resnet20"],
+        image_channels=1,
+        stage_blocks=(2, 1),
+        stage_widths=(8, 16),
+        resolutions=(SIZE,),
+        precisions=(SKIP, 204, 404, FLOAT_PAIR),
+        projections=True,
+    ),
+}
+for family, config in SMALL.items():
+    config = replace(config, edge_bits=8, **({"dropout": 0.0, "se_bits": 8} if hasattr(config, "dropout") else {}))
+    if isinstance(config, ElasticConfig):
+        config = replace(config, weight_bits=(2, 4), act_bits=(2, 4, 8), steps_per_bits=True)
+    SMALL[family] = config
+all_families = pytest.mark.parametrize("family", FAMILIES)
+
+
+def started(config, seed=0):
+    """A network whose quantizers have started and whose norms are not neutral, and images for it."""
+    torch.manual_seed(seed)
+    net = build_network(config).to(memory_format=torch.channels_last)
+    for name, parameter in net.named_parameters():
+        if ".norm." in name:
+            torch.nn.init.uniform_(parameter, 0.3, 1.2)
+    images = torch.randn(8, config.image_channels, SIZE, SIZE)
+    initialise_quantizers(net, images)
+    return net, images
+
+
+def some_archs(space, count=3, seed=0):
+    rng = np.random.default_rng(seed)
+    return [space.largest(), space.smallest(), *(space.sample(rng) for _ in range(count))]
+
+
+def test_every_family_is_tested():
+    assert SMALL.keys() == FAMILIES.keys()
+    assert all(family_of(config) == family for family, config in SMALL.items())
+    assert len(PRESETS) == sum(len(family.presets) for family in FAMILIES.values())  # names of presets are unique
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_plans_are_complete_and_in_order(preset):
+    space = space_of(PRESETS[preset])
+    assert all(list(values) == sorted(set(values)) for values in space.choices.values())
+    for arch in some_archs(space):
+        plan, known = space.plan(arch), {"images"}
+        for node in plan.nodes:
+            assert node.op in {*OPS, "layer", "dropout", "optional"} and known.issuperset(node.inputs)
+            assert node.name not in known
+            known.add(node.name)
+        computed = [node.name for node in plan.nodes if node.op == "layer"]
+        assert computed == [name for name, spec in plan.layers.items() if spec.present]
+        assert plan.nodes[-1].name == "classifier" and set(plan.last_reader) == known - {"classifier"}
+        assert all(node.block in ("", node.name.removesuffix(".act").rpartition(".")[0]) for node in plan.nodes)
+
+
+@all_families
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_costs_are_the_same_for_one_and_for_many(family, seed):
+    space = space_of(SMALL[family])
+    codes = space.sample_codes(np.random.default_rng(seed), 16)
+    for cost in COSTS.values():
+        together = np.broadcast_to(cost(space.layers_batch(codes)), 16).astype(float)
+        assert_close(together, np.array([float(cost(space.layers(space.decode(row)))) for row in codes]))
+
+
+@all_families
+@pytest.mark.parametrize("training", [True, False])
+def test_a_subnet_is_a_slice_of_the_supernet(family, training):
+    net, images = started(SMALL[family])
+    net.train(training)
+    for arch in some_archs(net.space):
+        subnet = extract_subnet(net, arch)
+        assert_close(subnet(images, arch), net(images, arch), atol=0, rtol=0)
+        with torch.no_grad():
+            assert torch.equal(subnet(images, arch), net(images, arch))
+        specs = {name: spec for name, spec in net.space.layers(arch).items() if spec.present}
+        assert [name for name, _ in elastic_layers(subnet)] == list(specs)
+        learned = sum(p.numel() for name, p in subnet.named_parameters() if "_quantizer." not in name)
+        assert learned == params(specs)
+
+
+@all_families
+def test_specs_describe_the_shapes_that_run(family):
+    from torch.utils.flop_counter import FlopCounterMode
+
+    net, images = started(SMALL[family])
+    for arch in some_archs(net.space):
+        seen = {}
+
+        def record(name, seen=seen):
+            return lambda layer, inputs, out: seen.update({name: (inputs[0].shape, out.shape)})
+
+        hooks = [layer.register_forward_hook(record(name)) for name, layer in elastic_layers(net)]
+        net(images, arch)
+        for hook in hooks:
+            hook.remove()
+        specs = {name: spec for name, spec in net.space.layers(arch).items() if spec.present}
+        assert list(seen) == list(specs)
+        for name, (x, y) in seen.items():
+            spec = specs[name]
+            assert x[1:] == (spec.in_channels, spec.in_size, spec.in_size)
+            assert y[1:] == (spec.out_channels, spec.out_size, spec.out_size)
+        subnet = extract_subnet(net, arch).eval()  # kernel transforms are no part of it
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            subnet(images[:1], arch)
+        assert counter.get_total_flops() == 2 * macs(specs)
+
+
+@all_families
+def test_checkpointed_blocks_give_the_same_gradients_from_less_memory(family):
+    net, images = started(SMALL[family])
+    arch, found = net.space.largest(), []
+    for recompute in (False, True):
+        net.zero_grad()
+        kept = {}
+
+        def pack(tensor, kept=kept):
+            kept[tensor.data_ptr()] = tensor
+            return tensor
+
+        how = Pass(shared=SharedWeights(), recompute=recompute)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss = net.train()(images, arch, how).square().mean()
+        loss.backward()
+        how.shared.backward()
+        found.append({name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None})
+        found.append(sum(t.numel() for t in kept.values() if t.dim() == 4 and len(t) == len(images)))
+    assert found[0].keys() == found[2].keys() and found[3] < 0.6 * found[1]
+    assert all(torch.equal(found[0][name], found[2][name]) for name in found[0])
+
+
+@all_families
+def test_in_bfloat16_and_with_shared_weights(family):
+    net, images = started(SMALL[family])
+    net.train()
+    plain, losses = None, {}
+    for compute in (torch.float32, torch.bfloat16):
+        net.zero_grad()
+        how = Pass(shared=SharedWeights(), compute=compute)
+        archs = some_archs(net.space, 1)
+        losses[compute] = sum(net(images, arch, how).square().mean() for arch in archs)
+        losses[compute].backward()
+        how.shared.backward()
+        if compute == torch.float32:
+            plain = {name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}
+            net.zero_grad()
+            sum(net(images, arch).square().mean() for arch in archs).backward()
+            for name, parameter in net.named_parameters():
+                if parameter.grad is not None and "weight_quantizer" not in name:  # whose scale counts the whole weight
+                    assert (parameter.grad - plain[name]).norm() <= 0.02 * plain[name].norm() + 1e-5, name
+    assert losses[torch.bfloat16].item() == pytest.approx(losses[torch.float32].item(), rel=0.1)
+
+
+@all_families
+@pytest.mark.parametrize("as_trained", [True, False])
+def test_exports_are_verified(family, as_trained, tmp_path):
+    """Of a subnet with mixed bit-widths, or one where all layers have two bits."""
+    config = SMALL[family]
+    if isinstance(config, ElasticConfig) and not as_trained:
+        config = with_bits(config, 2)
+    net, images = started(config)
+    arch = net.space.sample(np.random.default_rng(1)) if as_trained else net.space.largest()
+    calibration = [(torch.randn(64, config.image_channels, SIZE, SIZE), None)]
+    subnet = calibrated_subnet(net, arch, calibration)
+    test = [(torch.randn(40, config.image_channels, SIZE, SIZE), torch.randint(10, (40,)))]
+    preprocessing = (0.5,) * config.image_channels, (0.25,) * config.image_channels, tuple("0123456789"), SIZE
+    found = export_network(subnet, arch, *preprocessing, calibration, test, tmp_path)
+    assert found.problems == ()
