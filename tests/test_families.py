@@ -25,6 +25,7 @@ SMALL = {  # a small configuration of each family: mixed bit-widths, and everyth
     "mobilenet_v3": replace(
         PRESETS["nano"], stage_widths=(8, 16), stage_strides=(2, 2), stage_se=(False, True), stage_hswish=(False, True)
     ),
+    "elastic_resnet": replace(PRESETS["resnet-nano"], stage_widths=(8, 16), stage_strides=(1, 2)),
     "resnet": replace(
         PRESETS["resnet20"],
         image_channels=1,
@@ -196,3 +197,5 @@ def test_exports_are_verified(family, as_trained, tmp_path):
     preprocessing = (0.5,) * config.image_channels, (0.25,) * config.image_channels, tuple("0123456789"), SIZE
     found = export_network(subnet, arch, *preprocessing, calibration, test, tmp_path)
     assert found.problems == ()
+    if family == "elastic_resnet":  # integer arithmetic from pixels to logits
+        assert found.float_layers == 0 and found.simulator_bit_equal_images == 40

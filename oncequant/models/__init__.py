@@ -8,12 +8,13 @@ import torch
 
 from oncequant.arch import Arch
 from oncequant.family import Family, NetworkConfig
-from oncequant.models import mobilenet_v3, resnet
+from oncequant.models import elastic_resnet, mobilenet_v3, resnet
 from oncequant.network import Network, elastic_layers
 from oncequant.space import SearchSpace
 
 FAMILIES: dict[str, Family] = {
     "mobilenet_v3": mobilenet_v3.FAMILY,
+    "elastic_resnet": elastic_resnet.FAMILY,
     "resnet": resnet.FAMILY,
 }
 PRESETS: dict[str, NetworkConfig] = {
