@@ -25,6 +25,7 @@ from oncequant.arch import FLOAT_BITS, Arch
 from oncequant.checkpoint import load_supernet
 from oncequant.cost import COSTS, readable
 from oncequant.data import Data, Split, check_images, eval_batches, native_size
+from oncequant.data.sources import is_read
 from oncequant.evaluate import measure
 from oncequant.files import read_object, read_records
 from oncequant.methods import baselines, dnas, oqat, qfa
@@ -57,7 +58,6 @@ from oncequant.run_folder import (
 from oncequant.search import SEARCHERS, SearchConfig
 from oncequant.search.measurements import all_costs
 from oncequant.search.supernet import Choice, record_family
-from oncequant.sources import is_read
 
 
 def main() -> None:

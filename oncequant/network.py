@@ -15,9 +15,9 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from oncequant.arch import FLOAT_BITS, Arch, LayerSpec, Number
+from oncequant.data.images import resize
 from oncequant.elastic import ALONE, ElasticBatchNorm, ElasticConv, Pass, Quantizers
 from oncequant.family import NetworkConfig
-from oncequant.images import resize
 from oncequant.plan import ACTIVATIONS, Node, Plan
 from oncequant.quantizers.functional import activate
 from oncequant.space import SearchSpace

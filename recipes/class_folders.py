@@ -11,7 +11,7 @@ from typing import Annotated
 import tyro
 from PIL import Image
 
-from oncequant.sources import open_source
+from oncequant.data.sources import open_source
 
 
 @dataclass(frozen=True)

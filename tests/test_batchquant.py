@@ -350,7 +350,7 @@ def test_batch_norm_is_estimated_from_large_batches(sizes, merged):
 
 
 def stem_of(subnet, images, arch):
-    from oncequant.images import resize
+    from oncequant.data.images import resize
 
     spec = subnet.space.layers(arch)["stem"]
     norm, subnet.stem.norm = subnet.stem.norm, None

@@ -43,16 +43,17 @@ def test_errors_of_several_processes_are_one_line(tmp_path):
 
 
 BROKEN_IN_THE_SECOND = """
-from oncequant import cli, data, distributed
+from oncequant import cli, distributed
+from oncequant.data import DataError, batches
 
-whole = data._Pixels.__getitem__
+whole = batches._Pixels.__getitem__
 
 def part(self, batch):
     if distributed.rank():
-        raise data.DataError("image 7 is broken")
+        raise DataError("image 7 is broken")
     return whole(self, batch)
 
-data._Pixels.__getitem__ = part
+batches._Pixels.__getitem__ = part
 cli.main()
 """
 

@@ -28,7 +28,7 @@ def test_a_failed_verification_does_not_stop_the_run(digits_run, monkeypatch, ca
 
 def test_verifying_files_shows_how_many_images_are_done(digits_run, monkeypatch, capsys):
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0)
-    monkeypatch.setattr("oncequant.data.EVALUATED_PIXELS", 1)  # as few at a time as there may be: 64
+    monkeypatch.setattr("oncequant.data.batches.EVALUATED_PIXELS", 1)  # as few at a time as there may be: 64
     call(monkeypatch, "export", digits_run, "float-max")
     images = next(row["images"] for row in read_json(digits_run / "exports.json") if row["name"] == "float-max")
     shown = [line.split(",")[0] for line in capsys.readouterr().out.splitlines() if line.startswith("verify files")]

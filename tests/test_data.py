@@ -19,7 +19,7 @@ from oncequant.data import (
     steps_per_epoch,
     train_batches,
 )
-from oncequant.images import resize
+from oncequant.data.images import resize
 
 # ------------------------------------------------------------------ batches
 

@@ -7,8 +7,7 @@ import pytest
 import torch
 from pictures import arrays, picture, surroundings, write_folder  # noqa: F401 - surroundings is a fixture
 
-from oncequant import data as module
-from oncequant.data import DataError, eval_batches, load_data, train_batches
+from oncequant.data import DataError, check_images, eval_batches, load_data, train_batches
 
 
 def broken_files(tmp_path):
@@ -35,14 +34,14 @@ def test_broken_images_that_are_streamed_are_found_before_training(tmp_path, kin
     picture(0, size=(64, 64)).save(whole)
     (folder / "dog" / "000b.jpg").write_bytes(whole.read_bytes() + b"\0\0 a comment behind its end")
     picture(0).save(folder / "dog" / "000c.webp")
-    module.check_images(load_data(str(folder), size=12, resident_limit_bytes=0))
+    check_images(load_data(str(folder), size=12, resident_limit_bytes=0))
     data = load_data(str(folder), size=12, resident_limit_bytes=0)
     row = next(int(r) for r in data.train.rows[1:] if "dog" in data.train.records.rows[int(r)]["image"])
     path = Path(data.train.records.rows[row]["image"])
     path.write_bytes(broken_files(tmp_path)[kind])
     with pytest.raises(DataError, match=path.name):
-        module.check_images(data)
-    module.check_images(load_data("digits", size=8, max_train=20))  # decoded already
+        check_images(data)
+    check_images(load_data("digits", size=8, max_train=20))  # decoded already
 
 
 def test_a_loader_worker_names_the_broken_image_too(tmp_path):

@@ -6,8 +6,7 @@ import torch
 from pictures import picture, surroundings, write_folder  # noqa: F401 - surroundings is a fixture
 from PIL import Image
 
-from oncequant import data as module
-from oncequant.data import load_data
+from oncequant.data import load_data, splits
 
 
 def one_image(tmp_path, image, name="x.png", size=8, colour=True, **save):
@@ -60,7 +59,7 @@ def test_cmyk_becomes_rgb(tmp_path):
 
 
 def test_one_colour_image_makes_the_set_a_colour_set(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "HEADER_SAMPLE", 1)  # a resident set looks at every header all the same
+    monkeypatch.setattr(splits, "HEADER_SAMPLE", 1)  # a resident set looks at every header all the same
     write_folder(tmp_path, count=20, mode="L")
     assert load_data(str(tmp_path), size=12).channels == 1
     picture(0).save(tmp_path / "dog" / "007.png")
@@ -71,7 +70,7 @@ def test_one_colour_image_makes_the_set_a_colour_set(tmp_path, monkeypatch):
 
 
 def test_streaming_greyscale_is_decided_by_a_sample_and_the_rest_is_converted(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "HEADER_SAMPLE", 1)
+    monkeypatch.setattr(splits, "HEADER_SAMPLE", 1)
     train = [(picture(i, mode="RGB" if i == 11 else "L"), i % 2) for i in range(12)]
     data = load_data((train, train, train), size=12, resident_limit_bytes=0)
     assert data.channels == 1 and data.train.images(torch.tensor([11])).shape == (1, 1, 12, 12)

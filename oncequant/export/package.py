@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from oncequant.arch import FLOAT_BITS, Arch
+from oncequant.data.images import open_image, resize, square
 from oncequant.export.graph import Graph, Grid, Node, Weights, signed_codes
 from oncequant.export.packing import pack, unpack
 from oncequant.export.simulate import float_parameters, run_float
 from oncequant.files import FileError, package_version, read_json, read_tensors, write_atomically, write_tensors
-from oncequant.images import open_image, resize, square
 
 FORMAT = "oncequant package 2"
 TENSORS, DESCRIPTION = "model.safetensors", "model.json"

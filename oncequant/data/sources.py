@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from oncequant.images import DataError, open_image, square
+from oncequant.data.images import DataError, open_image, square
 
 SPLIT_NAMES = {  # compared in lower case
     **dict.fromkeys(["train", "training"], "train"),

@@ -1,37 +1,28 @@
-"""A user's labelled images in, training batches out.
+"""A source's images as a training, a validation and a test split.
 
 Splits that a source lacks are carved out of its training rows. A split is then *resident* (decoded once, one uint8
-tensor on the device) or *streaming* (decoded when asked for). Batches are augmented as a whole on the device, and every
-random choice is a function of (seed, epoch) or (seed, step), never of what ran before.
+tensor on the device) or *streaming* (decoded when asked for).
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
+from oncequant.data.images import GREY_MODES, DataError, check_whole, random_boxes
+from oncequant.data.sources import CHUNK, Records, decode, open_source
 from oncequant.distributed import rank, world_size
-from oncequant.images import GREY_MODES, DataError, check_whole, random_boxes
 from oncequant.progress import console, track
-from oncequant.sources import CHUNK, Records, decode, open_source
 
-CROPS = ("auto", "pad", "resized", "none")
 HEADER_SAMPLE = 256  # images whose headers decide between 1 and 3 channels when reading all headers costs too much
 STATISTICS_SAMPLE = 2048  # training images behind mean and std
-EVALUATED_PIXELS = 100_000  # of a batch on a CPU: with more, activations leave the caches
-
-
-# ------------------------------------------------------------------ splits and data
 
 
 @dataclass(frozen=True, eq=False)
@@ -242,7 +233,7 @@ def _ranks(labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
 
 def _carve(labels: Tensor, classes: tuple[str, ...], fractions: dict[str, float], seed: int) -> dict[str, Tensor]:
     """Rows of the splits named in `fractions` and of what they leave for "train", each in the order of the source."""
-    ranks, counts = _ranks(labels, _generator("split", seed))
+    ranks, counts = _ranks(labels, generator_of("split", seed))
     taken, rows = torch.zeros_like(counts), {}
     for split, fraction in fractions.items():
         more = taken + (counts * fraction).round().long().clamp(min=1)
@@ -262,13 +253,13 @@ def _stratified(labels: Tensor, classes: tuple[str, ...], keep: int, seed: int) 
     """Sorted indices of `keep` images in proportion to the classes, at least one of each; fewer are part of more."""
     if keep < len(classes):
         raise DataError(f"max_train={keep} is less than the number of classes, {len(classes)}")
-    ranks, counts = _ranks(labels, _generator("max_train", seed))
+    ranks, counts = _ranks(labels, generator_of("max_train", seed))
     return (ranks / counts[labels]).argsort(stable=True)[:keep].sort().values
 
 
 def _statistics(split: Split, seed: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Per-channel mean and standard deviation of pixels in [0, 1]; integer sums, so equal on every device."""
-    sample = torch.randperm(len(split), generator=_generator("statistics", seed))[:STATISTICS_SAMPLE].sort().values
+    sample = torch.randperm(len(split), generator=generator_of("statistics", seed))[:STATISTICS_SAMPLE].sort().values
     total = squares = count = 0
     for indices in sample.split(CHUNK):
         pixels = split.images(indices).long()
@@ -293,162 +284,7 @@ def _spread(total: int, count: int) -> Tensor:
     return torch.arange(count) * total // max(1, count)
 
 
-def _generator(purpose: str, *key: int) -> torch.Generator:
+def generator_of(purpose: str, *key: int) -> torch.Generator:
     """CPU generator that depends on its arguments only; on the CPU, so that every device sees the same numbers."""
     digest = hashlib.sha256(" ".join(map(str, (purpose, *key))).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little"))
-
-
-# ------------------------------------------------------------------ batches
-
-
-def steps_per_epoch(data: Data, batch_size: int) -> int:
-    """Full batches in the training split; 1 if it is smaller than a batch."""
-    return max(1, len(data.train) // batch_size)
-
-
-@dataclass(frozen=True)
-class _Pixels:
-    """Map-style dataset of whole batches, (step, indices) to uint8 (N, C, S, S): the part that loader workers do."""
-
-    split: Split
-    seed: int
-    resized: bool
-    shard: tuple[int, int]
-
-    def __getitem__(self, batch: tuple[int, list[int] | Tensor]) -> Tensor:
-        step, indices = batch
-        mine = _part(len(indices), self.shard)
-        uniform = torch.rand(len(indices), 4, generator=_generator("crop", self.seed, step)) if self.resized else None
-        return self.split.images(torch.as_tensor(indices)[mine], uniform[mine] if self.resized else None)
-
-
-def train_batches(
-    data: Data,
-    batch_size: int,
-    *,
-    seed: int,
-    start_step: int = 0,
-    crop: str = "auto",
-    workers: int = 0,
-    shard: tuple[int, int] = (0, 1),
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless augmented batches from step `start_step` on: float32 (N, C, S, S) normalised, int64 (N,), on the device.
-
-    The batch of a step is a function of (data, batch_size, seed, step) alone, so a resumed run sees what an
-    uninterrupted one sees. N = min(batch_size, training images); the incomplete batch at the end of an epoch is
-    dropped. `crop`: "pad" shifts by up to S / 8 with reflection, "resized" cuts out 1/4 to all of the area, "none";
-    "auto" is "pad" for resident and "resized" for streaming data. `workers` processes decode streaming data. `shard`
-    (i, n) yields the i-th of n parts of every batch, which together are the whole batch.
-
-    Raises `DataError` for an argument that is out of range, and for a broken image of streaming data."""
-    if crop not in CROPS:
-        raise DataError(f"crop must be one of {', '.join(CROPS)}, not {crop!r}")
-    if batch_size < 1 or start_step < 0:
-        raise DataError(f"batch_size must be at least 1 and start_step at least 0, not {batch_size} and {start_step}")
-    resident = isinstance(data.train, ResidentSplit)
-    crop = crop if crop != "auto" else "pad" if resident else "resized"
-    plan = partial(_plan, data, min(batch_size, len(data.train)), seed, start_step)
-    pixels = _Pixels(data.train, seed, crop == "resized", shard)
-    if resident:
-        fetched = map(pixels.__getitem__, plan())
-    else:
-        fetched = DataLoader(
-            pixels,
-            batch_size=None,
-            sampler=((step, indices.tolist()) for step, indices in plan()),  # tensors would need shared memory
-            num_workers=workers,
-            pin_memory=data.device.type == "cuda",
-            generator=torch.Generator(),  # otherwise a loader advances the global one
-        )
-    pad = max(1, data.size // 8) if crop == "pad" else 0
-    return _augmented(data, zip(plan(), _one_line_errors(fetched)), seed, pad, shard)
-
-
-def _one_line_errors(fetched: Iterable[Tensor]) -> Iterator[Tensor]:
-    """The same batches; an error that a loader worker wraps in its traceback becomes its last line again, and says how
-    to go on: training may have taken hours by then."""
-    try:
-        yield from fetched
-    except DataError as error:
-        line = str(error).strip().splitlines()[-1].rpartition("DataError: ")[2]
-        raise DataError(
-            f"{line}; put a readable image in its place to go on (without it, splits would change)"
-        ) from None
-
-
-def _plan(data: Data, batch_size: int, seed: int, step: int) -> Iterator[tuple[int, Tensor]]:
-    steps, n = steps_per_epoch(data, batch_size), len(data.train)
-    while True:
-        order = torch.randperm(n, generator=_generator("order", seed, step // steps))
-        for i in range(step % steps, steps):
-            yield step, order[i * batch_size : (i + 1) * batch_size]
-            step += 1
-
-
-def _part(n: int, shard: tuple[int, int]) -> slice:
-    return slice(n * shard[0] // shard[1], n * (shard[0] + 1) // shard[1])
-
-
-def _augmented(
-    data: Data, batches: Iterator, seed: int, pad: int, shard: tuple[int, int]
-) -> Iterator[tuple[Tensor, Tensor]]:
-    labels, normalise = data.train.labels.to(data.device), _normaliser(data)
-    for (step, indices), pixels in batches:
-        pixels, mine = pixels.to(data.device, non_blocking=True), _part(len(indices), shard)
-        if pad or data.flip:
-            generator, n = _generator("shift", seed, step), len(indices)
-            shift = torch.randint(-pad, pad + 1, (2, n, 1), generator=generator)[:, mine]
-            mirror = (torch.rand(n, 1, generator=generator) < (0.5 if data.flip else 0))[mine]
-            pixels = _shift_flip(pixels, shift, mirror)
-        yield normalise(pixels), labels[indices[mine].to(data.device)]
-
-
-def _shift_flip(pixels: Tensor, shift: Tensor, mirror: Tensor) -> Tensor:
-    """Shift images by `shift` (2, N, 1) rows and columns, reflecting at the border, and mirror those with `mirror`
-    (N, 1): one gather of rows, one of columns."""
-    n, channels, side, _ = pixels.shape
-    shift = shift.to(pixels.device, non_blocking=True)
-    mirror = mirror.to(pixels.device, non_blocking=True)
-    source = (torch.arange(side, device=pixels.device) + shift).abs()
-    rows, columns = (side - 1) - ((side - 1) - source).abs()  # (N, S) each: reflected at both borders
-    columns = torch.where(mirror, columns.flip(1), columns)
-    plane = torch.arange(n * channels, device=pixels.device).view(n, channels, 1)
-    pixels = pixels.reshape(n * channels * side, side)[(plane * side + rows[:, None]).flatten()]
-    return pixels.view(n, channels, side, side).gather(3, columns[:, None, None].expand(n, channels, side, side))
-
-
-def _normaliser(data: Data) -> Callable[[Tensor], Tensor]:
-    """uint8 (N, C, S, S) to float32 with zero mean and unit standard deviation per channel."""
-    mean = torch.tensor(data.mean, device=data.device).view(1, -1, 1, 1)
-    std = torch.tensor(data.std, device=data.device).view(1, -1, 1, 1)
-    scale, offset = 1 / (255 * std), mean / std
-    return lambda pixels: pixels.to(data.device).to(torch.float32).mul_(scale).sub_(offset)  # moved while small
-
-
-def eval_batches(
-    data: Data, split: Split, batch_size: int | None = None, shuffled: bool = False
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """All images of `split`, normalised and not augmented: float32 (N, C, S, S), int64 (N,), on the device.
-
-    In the order of the split, or with `shuffled` in a random one that is always the same: of any part of it the classes
-    are those of the whole. By default 64 to 500 images together, fewer of large ones."""
-    if batch_size is None:
-        pixels = EVALUATED_PIXELS if data.device.type == "cpu" else 40 * EVALUATED_PIXELS
-        batch_size = min(max(pixels // data.size**2, CHUNK), 500)
-    normalise = _normaliser(data)
-    order = torch.randperm(len(split), generator=_generator("evaluation")) if shuffled else torch.arange(len(split))
-    for indices in order.split(batch_size):
-        yield normalise(split.images(indices)), split.labels[indices].to(data.device)
-
-
-def calibration_batches(data: Data, images: int, batch_size: int, seed: int = 0) -> list[tuple[Tensor, Tensor]]:
-    """At most `images` random training images, not augmented, for batch-norm statistics.
-
-    Batches differ by one image at most and hold 2 or more, since a variance needs two values."""
-    if images < 2 or batch_size < 2:
-        raise DataError(f"calibration needs at least 2 images and a batch size of 2, not {images} and {batch_size}")
-    chosen = torch.randperm(len(data.train), generator=_generator("calibration", seed))[:images]
-    normalise = _normaliser(data)
-    parts = chosen.tensor_split(max(1, min(math.ceil(len(chosen) / batch_size), len(chosen) // 2)))
-    return [(normalise(data.train.images(part)), data.train.labels[part].to(data.device)) for part in parts]

@@ -1,0 +1,23 @@
+"""A user's labelled images in, training batches out.
+
+`sources` opens what the user names, `images` decodes one image, `splits` makes the three splits, `batches` augments.
+"""
+
+from oncequant.data.batches import calibration_batches, eval_batches, steps_per_epoch, train_batches
+from oncequant.data.images import DataError
+from oncequant.data.splits import Data, ResidentSplit, Split, StreamingSplit, check_images, load_data, native_size
+
+__all__ = [
+    "Data",
+    "DataError",
+    "ResidentSplit",
+    "Split",
+    "StreamingSplit",
+    "calibration_batches",
+    "check_images",
+    "eval_batches",
+    "load_data",
+    "native_size",
+    "steps_per_epoch",
+    "train_batches",
+]
