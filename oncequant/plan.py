@@ -10,16 +10,16 @@ may be left to the layer that reads them, and activation checkpointing keeps a b
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 from oncequant.arch import LayerSpec, Number
 
 ACTIVATIONS = ("relu", "hardswish")
 
 
-@dataclass(frozen=True)
-class Value:
+class Value(NamedTuple):
     """What a description passes on instead of a tensor (N, C, H, W) with H = W."""
 
     name: str
@@ -40,8 +40,7 @@ class Value:
         return isinstance(self.present, int) and not self.present
 
 
-@dataclass(frozen=True)
-class Node:
+class Node(NamedTuple):
     """One operation on earlier nodes, by name. A `layer` has its LayerSpec under the same name."""
 
     name: str
@@ -150,51 +149,50 @@ class PlanBuilder:
             nominal_channels=None if nominal is None else (x.nominal, nominal),
             **spec,
         )
-        made = replace(x, channels=out, size=size, nominal=nominal)
-        return self._add(Node(name, "layer", (x.name,), x.block, choice=choice), x, made)
+        node = Node(name, "layer", (x.name,), x.block, choice=choice)
+        return self._add(node, (x,), channels=out, size=size, nominal=nominal)
 
     def activation(self, x: Value, kind: str) -> Value:
         """One of ACTIVATIONS."""
-        return self._add(Node(f"{x.name}.act", kind, (x.name,), x.block), x, x)
+        return self._add(Node(f"{x.name}.act", kind, (x.name,), x.block), (x,))
 
     def operation(self, op: str, name: str, *inputs: Value) -> Value:
         """hardsigmoid, multiply, add: of the shape of the first input; mean: of size 1; maxpool, subsample: of half the
         size."""
         x = inputs[0]
-        size = {"mean": 1, "maxpool": (x.size - 1) // 2 + 1, "subsample": (x.size - 1) // 2 + 1}.get(op, x.size)
+        size = 1 if op == "mean" else (x.size - 1) // 2 + 1 if op in ("maxpool", "subsample") else x.size
         name = f"{x.block}.{name}" if x.block else name
         node = Node(name, op, tuple(value.name for value in inputs), x.block)
-        return self._add(node, *inputs, replace(x, size=size))
+        return self._add(node, inputs, size=size)
 
     def pad_channels(self, x: Value, name: str, out: int) -> Value:
         """Empty channels on both sides, `out` in all."""
         before = (out - x.channels) // 2
         name = f"{x.block}.{name}" if x.block else name
         added = before, out - x.channels - before
-        return self._add(Node(name, "pad_channels", (x.name,), x.block, channels=added), x, replace(x, channels=out))
+        return self._add(Node(name, "pad_channels", (x.name,), x.block, channels=added), (x,), channels=out)
 
     def dropout(self, x: Value, name: str, rate: float) -> Value:
         """In training steps only."""
-        return self._add(Node(name, "dropout", (x.name,), x.block, rate=rate), x, x)
+        return self._add(Node(name, "dropout", (x.name,), x.block, rate=rate), (x,))
 
     def optional(self, x: Value, name: str, choice: str) -> Value:
         """x, which value 0 of `choice` leaves out: in a mixture of architectures, x by the share of the others."""
         node = Node(f"{x.block}.{name}", "optional", (x.name,), x.block, choice=choice)
-        return self._add(node, x, x)
+        return self._add(node, (x,))
 
-    def _add(self, node: Node, *values: Value) -> Value:
-        """Append a node, unless something that it reads is absent. `values`: what it reads, and last what it makes."""
-        *inputs, made = values
+    def _add(self, node: Node, inputs: tuple[Value, ...], **changes: Number) -> Value:
+        """Append a node, unless something that it reads is absent. Returns the first input as the node changes it."""
         if not any(value.is_absent for value in inputs):
             self._nodes.append(node)
-        return replace(made, name=node.name)
+        return inputs[0]._replace(name=node.name, **changes)
 
 
 def enter(x: Value, block: str, present: Number = 1) -> Value:
     """x as the input of a block, which `present` says is there."""
-    return replace(x, block=block, present=present)
+    return x._replace(block=block, present=present)
 
 
 def leave(x: Value, before: Value) -> Value:
     """x, made in a block, for what comes after the block; `before`, its input, if x is absent."""
-    return before if x.is_absent else replace(x, block=before.block, present=before.present)
+    return before if x.is_absent else x._replace(block=before.block, present=before.present)

@@ -8,7 +8,7 @@ official OQA code clips at zero.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from oncequant.arch import FLOAT_BITS, Number
 from oncequant.family import (
@@ -138,7 +138,7 @@ def describe(config: MobileNetV3Config, values: Mapping[str, Number]) -> Plan:
         h = layer(h, "project", "project", *channels(config.stage_widths[s - 1]))
         if stride > 1 or x.channels != h.channels:
             return h
-        return replace(build.operation("add", "sum", x, h), nominal=h.nominal)
+        return build.operation("add", "sum", x, h)._replace(nominal=h.nominal)
 
     image = Value(
         "images", config.image_channels, values["resolution"], nominal=round(config.image_channels * config.width)
