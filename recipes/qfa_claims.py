@@ -47,17 +47,10 @@ VARIANTS = {  # changes of the paper's training, whose offsets are learned to th
     },
     "stabilisers": {
         "batchquant": {},
-        "chain": {"distillation": "chain"},
         "depthwise-3": {"depthwise_floor": 3},
-        "kurtosis": {"kurtosis": 0.015},
-        "dampening": {"dampening": 0.1},
         "step-lr": {"step_size_lr": 0.1},
-        "tied": {"tied_steps": True},
         "zero-offsets": {"learned_offsets": 0.5},
-        "zero-offsets, chain": {"learned_offsets": 0.5, "distillation": "chain"},
         "zero-offsets, depthwise-3": {"learned_offsets": 0.5, "depthwise_floor": 3},
-        "zero-offsets, kurtosis": {"learned_offsets": 0.5, "kurtosis": 0.015},
-        "zero-offsets, chain, kurtosis": {"learned_offsets": 0.5, "distillation": "chain", "kurtosis": 0.015},
     },
     "uniform": {"one supernet": {"bits": (2, 3, 4, 8), "space": "precision"}},
 }
