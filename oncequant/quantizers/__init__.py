@@ -6,11 +6,12 @@ A new one is a module here and a line in a dictionary below. tests/test_quantize
 from oncequant.quantizers.batchquant import BatchQuant
 from oncequant.quantizers.dorefa import DoReFa
 from oncequant.quantizers.lsq import LSQ
+from oncequant.quantizers.lsq_channel import ChannelLSQ
 from oncequant.quantizers.pact import PACT
 from oncequant.quantizers.quantizer import Quantizer
 from oncequant.quantizers.running import RunningRange
 
-WEIGHT_QUANTIZERS: dict[str, type[Quantizer]] = {"lsq": LSQ, "dorefa": DoReFa}
+WEIGHT_QUANTIZERS: dict[str, type[Quantizer]] = {"lsq": LSQ, "lsq-channel": ChannelLSQ, "dorefa": DoReFa}
 INPUT_QUANTIZERS: dict[str, type[Quantizer]] = {
     "lsq": LSQ,
     "batchquant": BatchQuant,
