@@ -36,12 +36,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from oncequant.allocator import keep_freed_memory
+from oncequant.arch import pair
 from oncequant.calibrate import initialise_quantizers
 from oncequant.elastic import Pass
-from oncequant.family import with_bits
+from oncequant.family import ElasticConfig, NetworkConfig, with_bits
 from oncequant.methods import qfa
-from oncequant.models import build_network
-from oncequant.models.mobilenet_v3 import PRESETS, MobileNetV3Config
+from oncequant.models import PRESETS, build_network
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ class Options:
     """What to measure."""
 
     presets: tuple[str, ...] = ("cifar", "imagenet")
+    """Of any family; resnet20 and its like have one architecture."""
     sizes: tuple[int, ...] = (64,)
     subnets: tuple[str, ...] = ("max", "random")
     batch: int = 32
@@ -94,11 +95,13 @@ def ours(
     return lambda: net(images, current["arch"], how), net, set_subnet, before
 
 
-def configuration(preset: str, width: float, bits: int, images: torch.Tensor) -> MobileNetV3Config:
-    """A preset for images (N, C, S, S), quantized as by default."""
-    return with_bits(
-        replace(PRESETS[preset], width=width, resolutions=(images.shape[-1],), edge_bits=8, se_bits=8), bits
-    )
+def configuration(preset: str, width: float, bits: int, images: torch.Tensor) -> NetworkConfig:
+    """A preset for images (N, C, S, S), quantized as by default: learned steps, 8-bit edges and squeeze-and-excite."""
+    base, shape = PRESETS[preset], dict(image_channels=images.shape[1], resolutions=(images.shape[-1],), edge_bits=8)
+    if not isinstance(base, ElasticConfig):  # DNAS's, whose blocks choose pairs of bit-widths
+        return replace(base, precisions=(pair(bits, bits),), weight_quantizer="lsq", act_quantizer="lsq", **shape)
+    squeeze = {"se_bits": 8} if hasattr(base, "se_bits") else {}
+    return with_bits(replace(base, width=width, **shape, **squeeze), bits)
 
 
 def measure(
