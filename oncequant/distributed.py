@@ -21,8 +21,10 @@ import torch
 import torch.distributed as dist
 import torch.distributed.nn.functional  # noqa: F401 - imported later it would keep the process group of then for ever
 from torch import Tensor, nn
+from torch.distributed.constants import default_pg_timeout
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def rank() -> int:
@@ -62,13 +64,15 @@ def join(device: torch.device) -> None:
         os.register_at_fork(before=wait_for_threads)  # a loader worker starts as a copy of this process
 
 
-def own_part(store: dist.Store, number: int, processes: int) -> dist.Store:
+def own_part(
+    store: dist.Store, number: int, processes: int, patience: float = default_pg_timeout.total_seconds()
+) -> dist.Store:
     """The part of `store` that belongs to the processes started together with this one, number `number` of `processes`.
 
     torchrun keeps one store for all its restarts. Addresses that ended processes left there would be taken for those of
     the new ones, which then wait for each other without end. So each process calls under a name of its own, and the
     main one answers every caller with its name, again if it was an old call, until all have confirmed. Raises
-    RuntimeError if one does not within the time that the store waits for anything.
+    RuntimeError if one does not within `patience` seconds, by default what the store waits for anything.
     """
     name = uuid.uuid4().hex
     if number:
@@ -76,14 +80,11 @@ def own_part(store: dist.Store, number: int, processes: int) -> dist.Store:
         answer = store.get(f"answer/{name}").decode()
         store.set(f"confirm/{answer}/{number}", "")
         return dist.PrefixStore(answer, store)
-    patience = store.timeout.total_seconds()
     deadline = time.monotonic() + patience
     for other in range(1, processes):
         while not store.check([f"confirm/{name}/{other}"]):
             if time.monotonic() > deadline:
-                raise RuntimeError(
-                    f"process {other} of {processes} did not join in {store.timeout.total_seconds():g} s"
-                )
+                raise RuntimeError(f"process {other} of {processes} did not join in {patience:g} s")
             store.set(f"answer/{store.get(f'call/{other}').decode()}", name)
             time.sleep(0.01)
     return dist.PrefixStore(name, store)

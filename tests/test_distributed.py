@@ -38,9 +38,8 @@ def test_processes_started_again_find_nothing_of_their_predecessors():
     store.set("call/2", "a process that ended before it heard the answer")
     start()
     start()
-    store.set_timeout(timedelta(seconds=0.2))
     with pytest.raises(RuntimeError, match="process 1 of 3 did not join"):
-        distributed.own_part(store, 0, 3)
+        distributed.own_part(store, 0, 3, patience=0.2)
 
 
 def check_parts(rank):

@@ -13,7 +13,7 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from oncequant.data.images import DataError
 from oncequant.data.sources import CHUNK
@@ -29,7 +29,7 @@ def steps_per_epoch(data: Data, batch_size: int) -> int:
 
 
 @dataclass(frozen=True)
-class _Pixels:
+class _Pixels(Dataset[Tensor]):
     """Map-style dataset of whole batches, (step, indices) to uint8 (N, C, S, S): the part that loader workers do."""
 
     split: Split
@@ -40,8 +40,10 @@ class _Pixels:
     def __getitem__(self, batch: tuple[int, list[int] | Tensor]) -> Tensor:
         step, indices = batch
         mine = _part(len(indices), self.shard)
-        uniform = torch.rand(len(indices), 4, generator=generator_of("crop", self.seed, step)) if self.resized else None
-        return self.split.images(torch.as_tensor(indices)[mine], uniform[mine] if self.resized else None)
+        uniform = None
+        if self.resized:
+            uniform = torch.rand(len(indices), 4, generator=generator_of("crop", self.seed, step))[mine]
+        return self.split.images(torch.as_tensor(indices)[mine], uniform)
 
 
 def train_batches(
@@ -72,7 +74,7 @@ def train_batches(
     plan = partial(_plan, data, min(batch_size, len(data.train)), seed, start_step)
     pixels = _Pixels(data.train, seed, crop == "resized", shard)
     if resident:
-        fetched = map(pixels.__getitem__, plan())
+        fetched: Iterable[Tensor] = map(pixels.__getitem__, plan())
     else:
         fetched = DataLoader(
             pixels,

@@ -159,7 +159,7 @@ def _python_datasets(source: tuple) -> dict[str, Records]:
 def _class_folders(root: Path) -> tuple[dict[str, Records], tuple[str, ...]]:
     """Splits of class folders, and notes on what is left out."""
     roots, notes = _split_folders(root)
-    files = {}  # split -> {class: paths}
+    files: dict[str, dict[str, list[str]]] = {}  # split -> {class: paths}
     for split, folder in roots.items():
         files[split], ignored = _class_files(folder)
         if ignored:
@@ -180,7 +180,8 @@ def _class_folders(root: Path) -> tuple[dict[str, Records], tuple[str, ...]]:
 
 def _split_folders(root: Path) -> tuple[dict[str, Path], list[str]]:
     """The folder of class folders of each split, and notes on what is left out."""
-    inside, notes = _folders(root), []
+    inside = _folders(root)
+    notes: list[str] = []
     # A folder named "train" full of images is a class (of vehicles, say); one that holds folders is a split.
     splits_of = {f: SPLIT_NAMES.get(f.name.lower()) for f in inside}
     if not inside or not (
@@ -210,7 +211,8 @@ def _class_files(root: Path) -> tuple[dict[str, list[str]], Counter[str]]:
     """Class name to the sorted paths of its images, at any depth; the suffixes of all other files."""
     if not (folders := _folders(root)):
         raise DataError(f"{root}: holds no class folders and no *.parquet files; {ACCEPTED}")
-    classes, ignored = {}, Counter()
+    classes: dict[str, list[str]] = {}
+    ignored: Counter[str] = Counter()
     for folder in folders:
         found = []
         for path in _files(folder):
@@ -272,13 +274,14 @@ def _parquet_splits(root: Path) -> dict[str, list[str]]:
 
     {} where there are none, or only some that name no split beside folders, which may be classes."""
     files = sorted(root.glob("*.parquet")) or sorted(root.glob("*/*.parquet"))
-    splits, folders = {}, set()
+    splits: dict[str, list[str]] = {}
+    folders: set[str] = set()
     for file in files:
         own, above = (SPLIT_NAMES.get(re.split(r"[-_.]", name)[0].lower()) for name in (file.name, file.parent.name))
         if file.parent == root or _folders(file.parent):  # a table beside class folders is not the split
             above = None
-        if own or above:
-            splits.setdefault(own or above, []).append(str(file))
+        if split := own or above:
+            splits.setdefault(split, []).append(str(file))
             folders |= {file.parent.name} if not above else set()
     if not splits and (not files or _folders(root)):
         return {}

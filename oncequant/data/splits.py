@@ -104,10 +104,12 @@ class Data:
 
     def on(self, device: torch.device) -> Data:
         """The same data set for training on another device."""
-        splits = {name: getattr(self, name) for name in ("train", "validation", "test")}
-        resident = {name: split for name, split in splits.items() if isinstance(split, ResidentSplit)}
-        moved = {name: replace(split, pixels=split.pixels.to(device)) for name, split in resident.items()}
-        return replace(self, device=device, **moved)
+
+        def moved(split: Split) -> Split:
+            return replace(split, pixels=split.pixels.to(device)) if isinstance(split, ResidentSplit) else split
+
+        train, validation, test = map(moved, (self.train, self.validation, self.test))
+        return replace(self, device=device, train=train, validation=validation, test=test)
 
 
 def native_size(source: str | tuple) -> int:
@@ -260,7 +262,7 @@ def _stratified(labels: Tensor, classes: tuple[str, ...], keep: int, seed: int) 
 def _statistics(split: Split, seed: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Per-channel mean and standard deviation of pixels in [0, 1]; integer sums, so equal on every device."""
     sample = torch.randperm(len(split), generator=generator_of("statistics", seed))[:STATISTICS_SAMPLE].sort().values
-    total = squares = count = 0
+    total, squares, count = torch.tensor(0), torch.tensor(0), 0
     for indices in sample.split(CHUNK):
         pixels = split.images(indices).long()
         total, squares = total + pixels.sum((0, 2, 3)).cpu(), squares + pixels.square().sum((0, 2, 3)).cpu()

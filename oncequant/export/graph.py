@@ -105,6 +105,18 @@ class Node:
     channels: tuple[int, int] | None = None  # of `pad_channels`: added before and after
 
 
+def weights_of(node: Node) -> Weights:
+    """What a `conv` or `linear` node has; a Graph made sure of it."""
+    assert node.weights is not None
+    return node.weights
+
+
+def grid_of(node: Node) -> Grid:
+    """What a `quantize` node has; a Graph made sure of it."""
+    assert node.grid is not None
+    return node.grid
+
+
 @dataclass(frozen=True)
 class Graph:
     """A network from raw pixels (N, C, R, R) to logits (N, classes), the output of its last node."""
@@ -127,7 +139,8 @@ class Graph:
             if node.name in known or not known.issuperset(node.inputs):
                 raise ValueError(f"node {node.name!r} repeats a name or reads a node that does not precede it")
             known.add(node.name)
-        if not self.nodes or self.nodes[-1].op != "linear" or len(self.nodes[-1].weights.weight) != len(self.classes):
+        last = self.nodes[-1] if self.nodes else None
+        if last is None or last.op != "linear" or len(weights_of(last).weight) != len(self.classes):
             raise ValueError("the last node must be a linear layer with one output for each class")
         if "resolution" not in self.arch:
             raise ValueError("the architecture has no resolution")
@@ -139,7 +152,7 @@ class Graph:
     @property
     def channels(self) -> int:
         """Image channels."""
-        first = next(node.weights for node in self.nodes if node.op == "conv")
+        first = next(weights_of(node) for node in self.nodes if node.op == "conv")
         return first.weight.shape[1] * first.groups
 
     @property

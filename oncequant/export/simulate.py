@@ -9,14 +9,35 @@ convolution is involved. The formulas of the fused kernels were found by compari
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from oncequant.export.graph import Graph, Grid, Node, Weights
+from oncequant.export.graph import Graph, Grid, Node, Weights, grid_of, weights_of
 
 Parameters = Mapping[str, tuple[Tensor, Tensor]]  # node name -> dequantized weight (C_out, C_in / groups, K, K), bias
+AnyValue = TypeVar("AnyValue")
+
+
+@dataclass(frozen=True)
+class _Codes:
+    """A tensor on a grid; codes are whole numbers in float32."""
+
+    codes: Tensor
+    grid: Grid
+
+
+@dataclass(frozen=True)
+class _Fused:
+    """An operation on codes that waits for the quantizer of its output, with which kernels fuse it."""
+
+    node: Node
+    inputs: list[_Codes]
+
+
+_Value = Tensor | _Codes | _Fused
 
 
 def run_float(graph: Graph, pixels: Tensor, parameters: Parameters | None = None) -> Tensor:
@@ -36,22 +57,23 @@ def float_values(graph: Graph, pixels: Tensor, parameters: Parameters) -> Iterat
 
 def float_parameters(graph: Graph) -> dict[str, tuple[Tensor, Tensor]]:
     """Dequantized weight and bias of every convolution."""
-    return {n.name: (n.weights.float_weight(), _float_bias(graph, n)) for n in graph.nodes if n.weights}
+    return {n.name: (n.weights.float_weight(), _float_bias(graph, n, n.weights)) for n in graph.nodes if n.weights}
 
 
 def run_integer(graph: Graph, pixels: Tensor) -> Tensor:
     """Logits (N, classes) as integer kernels compute them, from raw pixels (N, C, R, R)."""
-    float_layers = [n for n in graph.nodes if n.weights and not n.weights.is_integer]
-    parameters = {n.name: (n.weights.float_weight(), n.weights.bias) for n in float_layers}
+    weights = {n.name: n.weights for n in graph.nodes if n.weights and not n.weights.is_integer}
+    parameters = {name: (layer.float_weight(), layer.bias) for name, layer in weights.items()}
     readers = graph.consumers()
 
-    def value(node: Node, inputs: list) -> Tensor | _Codes | _Fused:
+    def value(node: Node, inputs: list[_Value]) -> _Value:
         if node.op == "quantize":
-            return _Codes(_requantize(inputs[0], node.grid), node.grid)
+            return _Codes(_requantize(inputs[0], grid_of(node)), grid_of(node))
         fusible = node.op in ("add", "multiply", "mean") or (node.weights and node.weights.is_integer)
         fused = [reader.op for reader in readers[node.name]] in (["quantize"], [])  # nobody reads the classifier
-        if fusible and fused and all(isinstance(v, _Codes) for v in inputs):
-            return _Fused(node, inputs)
+        codes = [v for v in inputs if isinstance(v, _Codes)]
+        if fusible and fused and len(codes) == len(inputs):
+            return _Fused(node, codes)
         return _float_value(graph, node, [_as_float(v) for v in inputs] or [pixels], parameters)
 
     for _, result in _walk(graph, value):
@@ -62,10 +84,10 @@ def run_integer(graph: Graph, pixels: Tensor) -> Tensor:
 # -- float
 
 
-def _walk(graph: Graph, evaluate: Callable) -> Iterator[tuple[Node, Tensor]]:
+def _walk(graph: Graph, evaluate: Callable[[Node, list[AnyValue]], AnyValue]) -> Iterator[tuple[Node, AnyValue]]:
     """(node, evaluate(node, values of its inputs)) in order; a value is dropped after its last reader."""
     readers = Counter(name for node in graph.nodes for name in node.inputs)
-    values = {}
+    values: dict[str, AnyValue] = {}
     for node in graph.nodes:
         values[node.name] = result = evaluate(node, [values[name] for name in node.inputs])
         readers.subtract(node.inputs)
@@ -83,10 +105,10 @@ def _float_value(graph: Graph, node: Node, inputs: list[Tensor], parameters: Par
         case "normalise":
             return graph.normalise(x)
         case "quantize":
-            return node.grid.dequantize(node.grid.quantize(x))
+            return grid_of(node).dequantize(grid_of(node).quantize(x))
         case "conv":
-            weight, bias = parameters[node.name]
-            return F.conv2d(x, weight, bias, node.weights.stride, weight.shape[-1] // 2, groups=node.weights.groups)
+            weights, (weight, bias) = weights_of(node), parameters[node.name]
+            return F.conv2d(x, weight, bias, weights.stride, weight.shape[-1] // 2, groups=weights.groups)
         case "linear":
             return F.linear(x, *parameters[node.name])
         case "flatten":
@@ -104,11 +126,12 @@ def _float_value(graph: Graph, node: Node, inputs: list[Tensor], parameters: Par
         case "subsample":
             return x[:, :, ::2, ::2]
         case "pad_channels":
-            return F.pad(x, (0, 0, 0, 0, *node.channels))
+            return F.pad(x, (0, 0, 0, 0, *(node.channels or ())))
         case "multiply":
             return x * inputs[1]
         case "add":
             return x + inputs[1]
+    raise ValueError(f"{node.op!r} is no operation of a graph")
 
 
 def _hard_sigmoid(x: Tensor) -> Tensor:
@@ -116,48 +139,32 @@ def _hard_sigmoid(x: Tensor) -> Tensor:
     return (x * x.new_tensor(1 / 6)).add_(0.5).clamp_(0, 1)
 
 
-def _float_bias(graph: Graph, node: Node) -> Tensor:
-    if not node.weights.is_integer:
-        return node.weights.bias
-    grid = graph.by_name()[node.inputs[0]].grid
-    return node.weights.bias.float() * bias_scale(node.weights, grid)
+def _float_bias(graph: Graph, node: Node, weights: Weights) -> Tensor:
+    if not weights.is_integer:
+        return weights.bias
+    return weights.bias.float() * bias_scale(weights, grid_of(graph.by_name()[node.inputs[0]]))
 
 
 def bias_scale(weights: Weights, grid: Grid) -> Tensor:  # (C_out,) float32
-    """Value of one unit of the integer accumulator and of the integer bias, for an input on `grid`."""
+    """Value of one unit of the integer accumulator and bias, for an input on `grid`; `weights` are integers."""
+    assert weights.scale is not None
     return weights.scale.new_tensor(grid.step) * weights.scale
 
 
 # -- integer
 
 
-@dataclass(frozen=True)
-class _Codes:
-    """A tensor on a grid; codes are whole numbers in float32."""
-
-    codes: Tensor
-    grid: Grid
-
-
-@dataclass(frozen=True)
-class _Fused:
-    """An operation on codes that waits for the quantizer of its output, with which kernels fuse it."""
-
-    node: Node
-    inputs: list[_Codes]
-
-
-def _as_float(value: "Tensor | _Codes | _Fused") -> Tensor:
+def _as_float(value: _Value) -> Tensor:
     """What a float operation reads."""
     if isinstance(value, _Codes):
         return value.grid.dequantize(value.codes)
     if isinstance(value, _Fused):  # only the classifier has a float output (QGemm)
-        weights, x = value.node.weights, value.inputs[0]
+        weights, x = weights_of(value.node), value.inputs[0]
         return _accumulate(weights, x) * bias_scale(weights, x.grid)
     return value
 
 
-def _requantize(value: "Tensor | _Codes | _Fused", grid: Grid) -> Tensor:
+def _requantize(value: _Value, grid: Grid) -> Tensor:
     """Codes on `grid` of an operation's output."""
     if not isinstance(value, _Fused):
         return grid.quantize(_as_float(value))
@@ -166,8 +173,9 @@ def _requantize(value: "Tensor | _Codes | _Fused", grid: Grid) -> Tensor:
     step_a, zero_a, zero = a.codes.new_tensor(a.grid.step), a.grid.zero_point, grid.zero_point
     match value.node.op:
         case "conv":
-            ratio = bias_scale(value.node.weights, a.grid) / step
-            codes = _accumulate(value.node.weights, a).mul_(ratio.view(1, -1, 1, 1)).round_().add_(zero)
+            weights = weights_of(value.node)
+            ratio = bias_scale(weights, a.grid) / step
+            codes = _accumulate(weights, a).mul_(ratio.view(1, -1, 1, 1)).round_().add_(zero)
         case "mean":
             size = a.codes.shape[-1] * a.codes.shape[-2]
             total = (a.codes - zero_a).double().sum((2, 3), keepdim=True).float()

@@ -19,6 +19,7 @@ import tempfile
 import warnings
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-shared", "-fPIC")
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("quantize.c", "normalize.c", "range.c", "depthwise.c"))
@@ -84,7 +85,7 @@ def library() -> ctypes.CDLL:
     except OSError as error:  # no space, no permission, not a library
         raise BuildError(f"kernels-{key}.so cannot be built or loaded: {error}") from error
     pointer, real, integer, long = ctypes.c_void_p, ctypes.c_float, ctypes.c_int, ctypes.c_long
-    grid = [pointer, pointer, ctypes.POINTER(Options)]  # step size, offset
+    grid: list[Any] = [pointer, pointer, ctypes.POINTER(Options)]  # step size, offset
     loaded.fake_quantize.argtypes = [pointer, pointer, long, *grid]
     loaded.fake_quantize_backward.argtypes = [pointer, pointer, pointer, long, *grid, real, pointer, pointer]
     loaded.depthwise_weight_gradient.argtypes = [pointer, pointer, pointer, *[long] * 6, integer, integer]

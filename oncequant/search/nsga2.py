@@ -89,7 +89,7 @@ def rank(trials: Trials, problem: Problem, offspring: Population) -> None:
 def assign(
     problem: Problem,
     population: Population,
-    errors: Sequence[float],
+    errors: Sequence[float] | np.ndarray,
     space: SearchSpace,
     cost: str,
     budgets: Sequence[Budget],

@@ -174,7 +174,7 @@ def fit(space: SearchSpace, codes: np.ndarray, top1: np.ndarray, seed: int) -> A
 
 def most_likely(gram: np.ndarray, target: np.ndarray) -> tuple[float, float]:
     """r and the noise, of those listed above, that maximise the marginal likelihood of `target` (n,), gram (n, n)."""
-    likelihood = {}
+    likelihood: dict[tuple[float, float], float] = {}
     for products in PRODUCTS:
         variance, vectors = np.linalg.eigh(gram + products * np.square(gram))
         squares = np.square(vectors.T @ target)
@@ -182,7 +182,7 @@ def most_likely(gram: np.ndarray, target: np.ndarray) -> tuple[float, float]:
             total = np.maximum(variance, 0) + noise
             scale = np.mean(squares / total) + 1e-12  # the likeliest factor of the whole covariance
             likelihood[products, noise] = -len(target) * np.log(scale) - np.log(total).sum()
-    return max(likelihood, key=likelihood.get)
+    return max(likelihood, key=likelihood.__getitem__)
 
 
 def quality(space: SearchSpace, codes: np.ndarray, top1: np.ndarray, seed: int) -> Quality:

@@ -63,9 +63,8 @@ class Trials:
 
     def unseen(self, codes: np.ndarray) -> np.ndarray:
         """Rows of `codes` (n, genes) that are within the budgets and not measured yet, each once."""
-        rows = {row.tobytes(): row for row in codes[within(self.space, self.budgets, codes)] if not self.has(row)}
-        rows = list(rows.values())
-        return np.array(rows, dtype=np.int64).reshape(len(rows), codes.shape[1])
+        new = {row.tobytes(): row for row in codes[within(self.space, self.budgets, codes)] if not self.has(row)}
+        return np.array(list(new.values()), dtype=np.int64).reshape(len(new), codes.shape[1])
 
     def draw(self, rng: np.random.Generator) -> np.ndarray:
         """Random architectures within the budgets that are not measured yet, (n, genes); n = 0 if there are none left.
