@@ -17,7 +17,7 @@ import numpy as np
 import tyro
 from rows import measured, save
 
-from oncequant.cost import Budget
+from oncequant.cost import COSTS, Budget
 from oncequant.models import space_of
 from oncequant.models.mobilenet_v3 import PRESETS
 from oncequant.search import predicted
@@ -61,7 +61,7 @@ def main(options: Options) -> None:
     bitops = cost_batch(space, "bitops", codes)
     error = (bitops / bitops.min()) ** -0.3 * rng.uniform(0.3, 0.35, size=len(codes))
     predictor = fit_predictor(space, codes, 1 - error, seed=0)
-    budget = Budget("bitops", float(np.median(bitops)))
+    budget = Budget(COSTS["bitops"], float(np.median(bitops)))
 
     def fit() -> None:
         fit_predictor(space, codes, 1 - error, seed=0)

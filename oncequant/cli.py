@@ -23,7 +23,7 @@ from oncequant import train as training
 from oncequant.allocator import keep_freed_memory
 from oncequant.arch import FLOAT_BITS, Arch
 from oncequant.checkpoint import load_supernet
-from oncequant.cost import COSTS, readable
+from oncequant.cost import COSTS, readable, shown_costs
 from oncequant.data import Data, Split, check_images, eval_batches, native_size
 from oncequant.data.sources import is_read
 from oncequant.evaluate import measure
@@ -456,10 +456,10 @@ def _family(run_dir: Path) -> list[dict]:
 
 
 def _print_family(family: list[dict]) -> None:
-    table = Table("subnet", "validation %", "test %", "BitOPs", "bytes", "MACs", "params")
+    shown = shown_costs(entry["costs"] for entry in family)
+    table = Table("subnet", "validation %", "test %", *(cost.title for cost in shown))
     for entry in family:
-        costs = entry["costs"]
-        numbers = [readable(costs[name]) for name in ("bitops", "weight_bytes", "macs", "params")]
+        numbers = [readable(entry["costs"][cost.name]) for cost in shown]
         accuracies = [f"{100 * entry[key]:.2f}" for key in ("top1_validation", "top1_test")]
         table.add_row(entry["name"], *accuracies, *numbers)
     console.print(table)

@@ -1,21 +1,71 @@
 """Costs of a network as arithmetic on its `LayerSpec`s, and budgets on them.
 
-Every cost is a sum over layers of one expression, so the same function serves one architecture (ints, exact),
-100,000 at once (NumPy vectors) and differentiable expectations (torch tensors). Conventions (those of the OFA and
-OQA code): batch 1; squeeze-and-excite layers are counted; batch norm, activations, pooling and residual additions
-are not. A layer in float costs 32 x 32 BitOPs per MAC.
+Most costs are a sum over layers of one expression. So the same function serves one architecture (ints, exact), 100,000
+at once (NumPy vectors) and differentiable expectations (torch tensors). Conventions (those of the OFA and OQA code):
+batch 1; squeeze-and-excite layers are counted; batch norm, activations, pooling and residual additions are not. A layer
+in float costs 32 x 32 BitOPs per MAC.
 
-A new hardware cost model is one function `specs -> number` and one line in `COSTS`.
+A new cost is one function of LayerSpecs and one entry of `COSTS`. Budgets, searches, measurements, tables, pictures and
+the command line take it from there. A cost that was measured on a device is a file: `oncequant/cost_table.py`.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 
 from oncequant.arch import LayerSpec, Number
 
 Specs = Mapping[str, LayerSpec]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One number that a network costs, such as its BitOPs; `cost(specs)` computes it.
+
+    The contract of `function`:
+
+    - It reads the LayerSpecs of one network in network order. Absent layers are among them, with present = 0.
+    - It never reads weights or images, and equal specs cost the same.
+    - Numeric fields may be ints, or int64 NumPy vectors (n,) over n architectures; one network may have both. The
+      result is a number, or a vector (n,) of exactly the numbers that the n architectures have one by one.
+    - A present network costs more than 0: searches take logarithms.
+
+    `tests/test_costs.py` checks all of this for every entry of `COSTS`.
+    """
+
+    name: str
+    """As budgets and files write it; letters, digits and underscores."""
+    label: str
+    """For tables and pictures."""
+    unit: str
+    """"" where the label says it."""
+    function: Callable[[Specs], Number]
+    monotone: bool
+    """At a given resolution it never falls when a layer gets more bits, channels, a larger kernel, or when a layer is
+    added. Then the smallest choices are the cheapest, and searches find every architecture within a budget. Of other
+    costs the least is looked for, and may be missed."""
+    additive: bool = True
+    """The cost of a network is the sum over its layers of the cost of each one alone."""
+    bilinear: bool = False
+    """Additive, and a + b w + c w x for a layer with w-bit weights and x-bit inputs, times `present`. Such a function
+    takes torch tensors too: the cost of an expected layer is the expected cost, with gradients (`expected_layer`)."""
+    partial: bool = False
+    """It raises ValueError for layers that it does not know, as a table does."""
+    shown: bool = True
+    """In tables and pictures; all costs are in files."""
+
+    def __call__(self, specs: Specs) -> Number:
+        """The cost of one network, or of each of n, (n,)."""
+        return self.function(specs)
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def title(self) -> str:
+        """Label and unit: "Packed weights (bytes)"."""
+        return f"{self.label} ({self.unit})" if self.unit else self.label
 
 
 def layer_macs(spec: LayerSpec) -> Number:
@@ -37,6 +87,31 @@ def expected_layer(candidates: Sequence[LayerSpec], shares: Number) -> LayerSpec
     weight_bits = sum(share * spec.weight_bits for share, spec in pairs) / given
     products = sum(share * (spec.weight_bits * spec.act_bits) for share, spec in pairs) / given
     return replace(pairs[0][1], present=present, weight_bits=weight_bits, act_bits=products / (weight_bits + 1e-30))
+
+
+def expected_cost(cost: Cost, candidates: Mapping[str, Sequence[LayerSpec]], shares: Mapping[str, Number]) -> Number:
+    """The expectation of a cost over networks whose layers are drawn from `candidates`; differentiable in `shares`.
+
+    Args:
+        cost: additive; ValueError for others, whose layers have no costs of their own.
+        candidates: by layer, in network order, its possible LayerSpecs.
+        shares: by layer the probability of each candidate, a tensor (K,). A layer without is its first candidate.
+
+    Exact also where layers are drawn together: costs of layers add up. Bit-widths are averaged where the cost is
+    bilinear in them, which is less work; else the costs of the candidates are.
+    """
+    if not cost.additive:
+        raise ValueError(f"{cost} is not a sum over layers, so it has no expectation by layers")
+    if cost.bilinear:
+        return cost({n: expected_layer(c, shares[n]) if n in shares else c[0] for n, c in candidates.items()})
+    total: Number = 0
+    for name, own in candidates.items():
+        if name in shares:
+            each = [cost({name: spec}) for spec in own]
+            total = total + sum(share * number for share, number in zip(shares[name], each))
+        else:
+            total = total + cost({name: own[0]})
+    return total
 
 
 def macs(specs: Specs) -> Number:
@@ -105,38 +180,60 @@ def _up_to_8(bits: Number) -> Number:
     return min(bits, 8) if isinstance(bits, (int, float)) else bits.clip(max=8)
 
 
-COSTS: dict[str, Callable[[Specs], Number]] = {
-    "macs": macs,
-    "params": params,
-    "bitops": bitops,
-    "weight_bytes": weight_bytes,
-    "qfa_mflops": qfa_mflops,
+COSTS: dict[str, Cost] = {
+    cost.name: cost
+    for cost in (
+        Cost("macs", "MACs", "", macs, monotone=True, bilinear=True),
+        Cost("params", "Parameters", "", params, monotone=True, bilinear=True),
+        Cost("bitops", "BitOPs", "", bitops, monotone=True, bilinear=True),
+        Cost("weight_bytes", "Packed weights", "bytes", weight_bytes, monotone=True, bilinear=True),
+        Cost("qfa_mflops", "QFA's FLOPs", "millions", qfa_mflops, monotone=True, additive=False, shown=False),
+    )
 }
+
+
+def find_cost(cost: str | Cost, costs: Mapping[str, Cost] = COSTS) -> Cost:
+    """The cost of that name, or `cost` itself. Raises ValueError naming the costs that there are."""
+    if isinstance(cost, Cost):
+        return cost
+    if cost not in costs:
+        raise ValueError(f"unknown cost {cost!r}; the costs are: {', '.join(costs)}")
+    return costs[cost]
+
+
+def shown_costs(records: Iterable[Mapping[str, float]], costs: Mapping[str, Cost] = COSTS) -> list[Cost]:
+    """The costs that tables and pictures show of records of costs by name: those that every record has.
+
+    A file from before a cost was added does not have it.
+    """
+    common = set(costs).intersection(*records)
+    return [cost for cost in costs.values() if cost.shown and cost.name in common]
+
 
 _SUFFIX = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Upper bound on a named cost; `Budget.parse("bitops<=1.2G")`."""
+    """Upper bound on a cost; `Budget.parse("bitops<=1.2G")`."""
 
-    cost: str
+    cost: Cost
     limit: float
 
     @staticmethod
-    def parse(text: str) -> "Budget":
+    def parse(text: str, costs: Mapping[str, Cost] = COSTS) -> "Budget":
         """Read `COST<=NUMBER[k|M|G|T]`. Raises ValueError naming the allowed costs and the form."""
         match = re.fullmatch(r"\s*(\w+)\s*<=\s*(\d+(?:\.\d*)?(?:e\d+)?)\s*([kMGT]?)\s*", text)
-        if not match or match[1] not in COSTS:
+        if not match or match[1] not in costs:
             raise ValueError(
-                f"budget {text!r}: write COST<=NUMBER with an optional k, M, G or T, COST one of {', '.join(COSTS)}; "
+                f"budget {text!r}: write COST<=NUMBER with an optional k, M, G or T, COST one of {', '.join(costs)}; "
                 'for example "bitops<=1.2G"'
             )
-        return Budget(match[1], float(Decimal(match[2]) * _SUFFIX[match[3]]))
+        return Budget(costs[match[1]], float(Decimal(match[2]) * _SUFFIX[match[3]]))
 
     def holds(self, specs: Specs) -> Number:
         """True where the architecture (or each of a batch) is within the budget."""
-        return COSTS[self.cost](specs) <= self.limit
+        return self.cost(specs) <= self.limit
 
     def __str__(self) -> str:
         return f"{self.cost}<={readable(self.limit, digits=12)}"

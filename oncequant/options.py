@@ -7,7 +7,7 @@ from typing import Annotated, Literal, get_args
 import tyro
 
 from oncequant.arch import FLOAT_BITS
-from oncequant.cost import Budget
+from oncequant.cost import COSTS, Budget
 from oncequant.family import NetworkConfig
 from oncequant.methods import baselines, dnas, oqat, qfa
 from oncequant.models import mobilenet_v3, resnet
@@ -155,7 +155,7 @@ class SearchOptions:
     """QFA: generations of it; the published search has 500 and 1,000, half a minute for the imagenet space."""
     front_members: int = 24
     """QFA: members of the front of predicted accuracy that are measured, evenly along it; 0 measures all."""
-    front: Literal["bitops", "weight_bytes", "macs", "params", "qfa_mflops"] = "bitops"
+    front: Annotated[str, tyro.conf.arg(constructor=tyro.extras.literal_type_from_choices(COSTS))] = "bitops"
     """Cost axis of the front."""
 
     def config(self) -> SearchConfig:

@@ -21,14 +21,15 @@ import numpy as np
 
 from oncequant.arch import FLOAT_BITS, LayerSpec
 from oncequant.checkpoint import load_space
-from oncequant.cost import layer_macs, weight_bytes
+from oncequant.cost import Cost, layer_macs, shown_costs, weight_bytes
 from oncequant.family import ElasticConfig, with_bits
 from oncequant.files import RECORDS, FileError, read_lines, read_object, read_records, write_atomically, write_csv
-from oncequant.models import config_from_json
+from oncequant.models import config_from_json, space_of
 from oncequant.report_distribution import draw_distribution, sharpening
 from oncequant.report_mixed import bits_by_role, draw_bits, draw_predictions, mixed_stages
 from oncequant.run_folder import commands_of
 from oncequant.search.pareto import hypervolume, pareto_front
+from oncequant.space import SearchSpace
 
 # stage -> colour on light, colour on dark, marker (as matplotlib names it). Paul Tol's "high contrast" colours can be
 # told apart by colour-blind readers and in grey. Stages not named here (mixed precision) take the spare ones.
@@ -40,8 +41,7 @@ STYLES = {
     "2bit": ("#bb5566", "#ff8899", "^"),
 }
 SPARE_STYLES = (("#663399", "#bb99ee", "v"), ("#117788", "#55ccdd", "P"), ("#7a5c00", "#d8c060", "X"))
-# the costs that tables and pictures show
-COST_LABELS = {"macs": "MACs", "params": "Parameters", "bitops": "BitOPs", "weight_bytes": "Packed weights (bytes)"}
+AXES = ("bitops", "weight_bytes")  # costs that every record must have: sections and pictures are about them
 LOSS_POINTS = 300  # per stage; longer curves are averaged in bins
 
 
@@ -63,6 +63,11 @@ class Run:
     """What an accuracy predictor said before subnets were measured, and how good it is."""
     distribution: dict[str, Any] | None = None
     """How DNAS's distribution over precisions sharpened."""
+
+    @property
+    def costs(self) -> list[Cost]:
+        """The costs that tables and pictures show."""
+        return shown_costs(record["costs"] for record in [*self.measurements, *self.family])
 
     @property
     def stages(self) -> list[str]:
@@ -130,7 +135,7 @@ def _read_distribution(folder: Path) -> dict[str, Any] | None:
 def _read_records(path: Path) -> list[dict]:
     records = read_records(path)
     for number, record in enumerate(records, start=1):
-        if missing := [cost for cost in COST_LABELS if cost not in record.get("costs", COST_LABELS)]:
+        if missing := [cost for cost in AXES if cost not in record.get("costs", AXES)]:
             raise ReportError(f"{path}: record {number} lacks {missing[0]!r}")
     return records
 
@@ -140,7 +145,7 @@ def _read_records(path: Path) -> list[dict]:
 
 def page_data(run: Run) -> dict[str, Any]:
     """Everything that the page's script reads; lists are referred to by index to keep the page small."""
-    stages = run.stages
+    stages, costs = run.stages, [cost.name for cost in run.costs]
     records = [*run.measurements, *run.family]
     rows, tables = layer_tables(run, records)
     choices = list(dict.fromkeys(name for record in records for name in record["arch"]))
@@ -148,7 +153,7 @@ def page_data(run: Run) -> dict[str, Any]:
         {
             "stage": stages.index(record["stage"]),
             "top1": record["top1"] if "top1" in record else record["top1_validation"],
-            "costs": [record["costs"][cost] for cost in COST_LABELS],
+            "costs": [record["costs"][cost] for cost in costs],
             "arch": [record["arch"].get(name) for name in choices],
             "layers": table,
         }
@@ -158,12 +163,13 @@ def page_data(run: Run) -> dict[str, Any]:
     chosen = zip(items[len(points) :], run.family)
     more = ("top1_test", "top1_predicted", "top1_before_folding")
     family = [item | {"name": r["name"]} | {k.removeprefix("top1_"): r.get(k) for k in more} for item, r in chosen]
-    fronts = [[_front(points, stage, cost) for stage in range(len(stages))] for cost in range(len(COST_LABELS))]
+    fronts = [[_front(points, stage, cost) for stage in range(len(stages))] for cost in range(len(costs))]
     on_fronts = [points[i]["top1"] for by_stage in fronts for front in by_stage for i in front]
     data = {
         "run": run.info,
         "stages": stage_styles(stages),
-        "costs": list(COST_LABELS.values()),
+        "costs": [cost.title for cost in run.costs],
+        "cost": costs.index("weight_bytes"),  # of the picture, and of the page when it opens
         "choices": choices,
         "rows": rows,
         "points": points,
@@ -174,7 +180,7 @@ def page_data(run: Run) -> dict[str, Any]:
         "curves": training_curves(run),
         "top1_axis": top1_axis(on_fronts + [f["top1"] for f in family]),
     }
-    by_role = bits_by_role(data, list(COST_LABELS).index("bitops"))
+    by_role = bits_by_role(data, costs.index("bitops"))
     return data | {"bits_by_role": by_role, "predictions": run.predictions, "distribution": run.distribution}
 
 
@@ -198,7 +204,7 @@ def layer_tables(run: Run, records: list[dict]) -> tuple[list[tuple], list[list[
     rows: dict[tuple, int] = {}
 
     @cache
-    def space_of(stage: str):
+    def space_at(stage: str) -> SearchSpace:
         try:
             saved = "search" if stage == "samples" else stage
             if (run.folder / f"{saved}.safetensors").exists():
@@ -217,7 +223,7 @@ def layer_tables(run: Run, records: list[dict]) -> tuple[list[tuple], list[list[
 
     tables = []
     for record in records:
-        space = space_of(record["stage"])
+        space = space_at(record["stage"])
         try:
             specs = space.layers(space.complete(record["arch"]))
         except ValueError as error:
@@ -233,15 +239,15 @@ def compare_searchers(run: Run) -> list[dict]:
     Hypervolume is over log cost and top-1, as a share of the box between the best and the worst values that any
     searcher of the stage measured, so that all have the same reference.
     """
-    rows = []
+    rows, costs = [], [cost.name for cost in run.costs]
     for index, stage in enumerate(run.stages):
         here = [m for m in run.measurements if m["stage"] == stage]
         names = list(dict.fromkeys(m["searcher"] for m in here))
-        values = np.array([[*np.log([m["costs"][c] for c in COST_LABELS]), 1 - m["top1"]] for m in here])
+        values = np.array([[*np.log([m["costs"][c] for c in costs]), 1 - m["top1"]] for m in here])
         for name in names if len(names) > 1 else ():
             low, extent = values.min(axis=0), np.ptp(values, axis=0)
             own = (values[[m["searcher"] == name for m in here]] - low) / np.where(extent > 0, extent, 1)
-            shares = [hypervolume(own[:, [k, -1]], (1, 1)) for k in range(len(COST_LABELS))]
+            shares = [hypervolume(own[:, [k, -1]], (1, 1)) for k in range(len(costs))]
             best = max(m["top1"] for m in here if m["searcher"] == name)
             rows.append({"stage": index, "searcher": name, "measured": len(own), "best": best, "shares": shares})
     return rows
@@ -319,23 +325,24 @@ def _panels(width: float, height: float, count: int):
 
 
 def draw_pareto(data: dict[str, Any], path: Path) -> None:
-    """Validation top-1 against the last cost (packed weights): all points, fronts, chosen networks."""
+    """Validation top-1 against one cost, packed weights: all points, fronts, chosen networks."""
     figure, (axes,) = _panels(8, 5, 1)
+    cost = data["cost"]
     for index, stage in enumerate(data["stages"]):
         style = {"color": stage["light"], "marker": stage["marker"]}
         points, chosen = ([item for item in data[key] if item["stage"] == index] for key in ("points", "family"))
-        front = [data["points"][i] for i in data["fronts"][-1][index]]
+        front = [data["points"][i] for i in data["fronts"][cost][index]]
         looks = (
             (points, {"linestyle": "", "markersize": 3, "alpha": 0.25, "markeredgewidth": 0}),
             (front, {"linewidth": 1.8, "markersize": 4, "label": stage["label"] if points or chosen else None}),
             (chosen, {"linestyle": "", "markersize": 9, "markeredgecolor": "black", "zorder": 4}),
         )
         for items, look in looks:
-            axes.plot([i["costs"][-1] for i in items], [stretch(i["top1"]) for i in items], **style, **look)
+            axes.plot([i["costs"][cost] for i in items], [stretch(i["top1"]) for i in items], **style, **look)
         for item in chosen:
-            name, at = item["name"].removeprefix(f"{stage['name']}-"), (item["costs"][-1], stretch(item["top1"]))
+            name, at = item["name"].removeprefix(f"{stage['name']}-"), (item["costs"][cost], stretch(item["top1"]))
             axes.annotate(name, at, (-6, 5), textcoords="offset points", ha="right", weight="bold", zorder=5)
-    axes.set(xscale="log", xlabel=data["costs"][-1], ylabel="Validation top-1 (stretched towards 100 %)")
+    axes.set(xscale="log", xlabel=data["costs"][cost], ylabel="Validation top-1 (stretched towards 100 %)")
     axes.set_title(
         "Measured networks (faint), best at each bit-width (line), chosen (outlined)", loc="left", fontsize=9
     )
@@ -345,7 +352,7 @@ def draw_pareto(data: dict[str, Any], path: Path) -> None:
     low, high = axes.get_xlim()
     round_costs = [m * 10**e for e in range(15) for m in (1, 2, 3, 5, 7)]
     axes.set_xticks([c for c in round_costs if low <= c <= high])
-    axes.xaxis.set_major_formatter(lambda cost, _: f"{cost / 1000:,g} k")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:,g} k")
     axes.minorticks_off()
     axes.legend(frameon=False, loc="lower right")
     _save(figure, path)

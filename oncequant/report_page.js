@@ -5,7 +5,7 @@
 const $ = (id) => document.getElementById(id);
 const POINTS = DATA.points.map((p, i) => ({ ...p, id: `point-${i}`, title: `${label(p.stage)}, measurement ${i + 1}` }));
 const FAMILY = DATA.family.map((f) => ({ ...f, id: f.name, title: f.name }));
-const state = { cost: DATA.costs.length - 1, hidden: new Set(), selected: null };
+const state = { cost: DATA.cost, hidden: new Set(), selected: null };
 
 // -- text
 

@@ -25,7 +25,7 @@ ONE_POINT = NANO.restrict(NANO.smallest())
 def budget(space, share, cost="bitops"):
     """A budget at a share (0 to 1) of the way from the smallest to the largest architecture, in log cost."""
     low, high = (COSTS[cost](space.layers(arch)) for arch in (space.smallest(), space.largest()))
-    return Budget(cost, low * (high / low) ** share)
+    return Budget(COSTS[cost], low * (high / low) ** share)
 
 
 def measurement(arch, top1, **costs):

@@ -37,9 +37,9 @@ def test_every_cost_grows_with_every_choice(space, seed):
 
 def test_unreachable_budget_names_the_smallest_reachable_value():
     least = COSTS["weight_bytes"](NANO.layers(NANO.smallest()))
-    check_reachable(NANO, [Budget("weight_bytes", least), Budget("bitops", 1e12)])
+    check_reachable(NANO, [Budget(COSTS["weight_bytes"], least), Budget(COSTS["bitops"], 1e12)])
     with pytest.raises(BudgetError, match=f"weight_bytes<=.* smallest weight_bytes .* is {least:.15g}$"):
-        check_reachable(NANO, [Budget("bitops", 1e12), Budget("weight_bytes", least - 1)])
+        check_reachable(NANO, [Budget(COSTS["bitops"], 1e12), Budget(COSTS["weight_bytes"], least - 1)])
 
 
 @settings(max_examples=15, deadline=None)

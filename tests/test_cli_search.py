@@ -21,7 +21,7 @@ def test_search_under_budgets_keeps_them(digits_run, monkeypatch):
     assert {e["stage"] for e in chosen} == {"4bit", "2bit"}
     for entry in chosen:
         for budget in map(Budget.parse, budgets):
-            assert entry["costs"][budget.cost] <= budget.limit
+            assert entry["costs"][budget.cost.name] <= budget.limit
 
 
 def test_bit_widths_too_large_for_a_budget_are_left_out(digits_run, monkeypatch, capsys):

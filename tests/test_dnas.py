@@ -17,7 +17,7 @@ from oncequant import alone
 from oncequant.arch import FLOAT_PAIR as FLOAT
 from oncequant.arch import SKIP
 from oncequant.checkpoint import load_supernet
-from oncequant.cost import Budget
+from oncequant.cost import COSTS, Budget
 from oncequant.data import load_data
 from oncequant.distributed import cores
 from oncequant.elastic import ALONE
@@ -84,10 +84,10 @@ def test_stages_and_choice(run, digits):
 def test_budgets_choose_among_the_samples(run, digits):
     cfg, folder = run
     costs = sorted(row["costs"]["weight_bytes"] for row in read_json(folder / "samples.json"))
-    (_, chosen) = dnas.search(cfg, SearchConfig(budgets=(Budget("weight_bytes", costs[0]),)), digits, folder)
+    (_, chosen) = dnas.search(cfg, SearchConfig(budgets=(Budget(COSTS["weight_bytes"], costs[0]),)), digits, folder)
     assert chosen["costs"]["weight_bytes"] == costs[0]
     with pytest.raises(BudgetError, match="none of the 2 trained networks keeps weight_bytes<=1"):
-        dnas.search(cfg, SearchConfig(budgets=(Budget("weight_bytes", 1.0),)), digits, folder)
+        dnas.search(cfg, SearchConfig(budgets=(Budget(COSTS["weight_bytes"], 1.0),)), digits, folder)
 
 
 @pytest.mark.parametrize("stage", ["search", "samples/0/network"])

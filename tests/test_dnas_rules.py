@@ -88,10 +88,10 @@ def test_budgets_are_held_against_the_cheapest_network():
     archs = [space.decode(np.array(codes)) for codes in np.ndindex(2, 2, 2)]
     for cost in ("bitops", "weight_bytes"):
         least = min(COSTS[cost](space.layers(arch)) for arch in archs)
-        assert COSTS[cost](space.layers(dnas.cheapest(space, cost))) == least
-        dnas.check_budgets(cfg, SearchConfig(budgets=(Budget(cost, least),)), MODEL)
+        assert COSTS[cost](space.layers(dnas.cheapest(space, COSTS[cost]))) == least
+        dnas.check_budgets(cfg, SearchConfig(budgets=(Budget(COSTS[cost], least),)), MODEL)
         with pytest.raises(BudgetError, match=f"the least {cost}"):
-            dnas.check_budgets(cfg, SearchConfig(budgets=(Budget(cost, 0.99 * least),)), MODEL)
+            dnas.check_budgets(cfg, SearchConfig(budgets=(Budget(COSTS[cost], 0.99 * least),)), MODEL)
 
 
 def test_samples_are_different_and_follow_the_distribution(tmp_path):

@@ -74,7 +74,7 @@ class Recorded:
 
 def budget(space, share, cost="bitops"):
     low, high = (COSTS[cost](space.layers(arch)) for arch in (space.smallest(), space.largest()))
-    return Budget(cost, low * (high / low) ** share)
+    return Budget(COSTS[cost], low * (high / low) ** share)
 
 
 # -- encoding
@@ -359,8 +359,8 @@ def test_search_depends_on_the_seed_alone():
 def test_refuses_impossible_searches():
     run = functools.partial(predicted.search, NANO, Recorded(NANO), seed=0)
     with pytest.raises(BudgetError, match=r"bitops<=1k .*smallest bitops"):
-        run(budgets=[Budget("bitops", 1000)])
-    smallest = Budget("bitops", COSTS["bitops"](NANO.layers(NANO.smallest())))
+        run(budgets=[Budget(COSTS["bitops"], 1000)])
+    smallest = Budget(COSTS["bitops"], COSTS["bitops"](NANO.layers(NANO.smallest())))
     assert len(run(budgets=[smallest], population=4, generations=3)) == 1
     with pytest.raises(BudgetError, match="smallest bitops"):  # within reach, but not with what is fixed
         run(budgets=[smallest], fixed={"resolution": 12})

@@ -18,6 +18,7 @@ LAYERS = [  # a module may import modules of lines above it, and of its own pack
     {"data"},
     {"plan", "cost"},
     {"space"},
+    {"cost_table"},
     {"quantizers"},
     {"conv"},
     {"elastic", "family"},

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from oncequant.cost import Budget, bitops, qfa_mflops
+from oncequant.cost import COSTS, Budget, bitops, qfa_mflops
 from oncequant.family import with_bits
 from oncequant.models import space_of
 from oncequant.models.mobilenet_v3 import PRESETS
@@ -167,13 +167,16 @@ CHEAPEST = FALLING.smallest().replace(resolution=160)
 def test_unreachable_budget_names_the_cheapest_architecture_of_any_resolution():
     least = qfa_mflops(FALLING.layers(CHEAPEST))
     assert least == COSTS_FALLING.min() < qfa_mflops(FALLING.layers(FALLING.smallest()))
-    check_reachable(FALLING, [Budget("qfa_mflops", least)])
+    check_reachable(FALLING, [Budget(COSTS["qfa_mflops"], least)])
     with pytest.raises(BudgetError, match=f"smallest qfa_mflops .* is {least:.15g}$"):
-        check_reachable(FALLING, [Budget("qfa_mflops", np.nextafter(least, 0))])
+        check_reachable(FALLING, [Budget(COSTS["qfa_mflops"], np.nextafter(least, 0))])
 
 
 def test_budgets_that_exclude_each_other():
-    both = [Budget("qfa_mflops", COSTS_FALLING.min()), Budget("bitops", bitops(FALLING.layers(FALLING.smallest())))]
+    both = [
+        Budget(COSTS["qfa_mflops"], COSTS_FALLING.min()),
+        Budget(COSTS["bitops"], bitops(FALLING.layers(FALLING.smallest()))),
+    ]
     for budget in both:
         check_reachable(FALLING, [budget])
     with pytest.raises(BudgetError, match=r"qfa_mflops<=.*, bitops<=.* not together"):
@@ -183,7 +186,7 @@ def test_budgets_that_exclude_each_other():
 @settings(max_examples=15, deadline=None)
 @given(limit=st.sampled_from(sorted(COSTS_FALLING)), seed=st.integers(0, 999))
 def test_every_way_to_draw_keeps_the_budget_and_growth_finds_all(limit, seed):
-    budgets, rng = [Budget("qfa_mflops", limit)], np.random.default_rng(seed)
+    budgets, rng = [Budget(COSTS["qfa_mflops"], limit)], np.random.default_rng(seed)
     for draw in (feasible_codes, limit_codes, functools.partial(covering_codes, cost="qfa_mflops")):
         codes = draw(FALLING, budgets, rng=rng, n=5)
         assert len(codes) == 5
@@ -195,7 +198,7 @@ def test_every_way_to_draw_keeps_the_budget_and_growth_finds_all(limit, seed):
 @pytest.mark.parametrize("name", SEARCHERS)
 def test_searchers_find_every_architecture_within_the_budget(name):
     for limit in np.sort(COSTS_FALLING)[[0, 9]]:
-        budgets = [Budget("qfa_mflops", limit)]
+        budgets = [Budget(COSTS["qfa_mflops"], limit)]
         found = SEARCHERS[name](
             FALLING,
             lambda archs: [0.5] * len(archs),

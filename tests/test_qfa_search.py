@@ -8,7 +8,7 @@ from small_qfa import QUICK, TINY, digits, trained_in
 
 from oncequant.arch import Arch
 from oncequant.checkpoint import load_supernet, save_supernet
-from oncequant.cost import Budget
+from oncequant.cost import COSTS, Budget
 from oncequant.data import eval_batches
 from oncequant.evaluate import measure
 from oncequant.files import read_json
@@ -115,7 +115,7 @@ def test_what_whole_zero_points_cost_is_reported(trained, tmp_path):
 
 def test_more_evaluations_make_the_sample_grow_and_the_predictor_learn_again(trained, tmp_path):
     cfg, data, _ = trained
-    folder, budget = copied(trained, tmp_path), Budget("params", 10**9)
+    folder, budget = copied(trained, tmp_path), Budget(COSTS["params"], 10**9)
     quick = SearchConfig(evaluations=30, population=8, generations=2)
     qfa.search(cfg, quick, data, folder)
     before, predictor = read_measurements(folder / "measurements.jsonl"), folder / "predictor.safetensors"
@@ -134,7 +134,7 @@ def test_a_budget_is_answered_from_the_predictor(trained, searched):
     cfg, data, folder = trained
     before = read_measurements(folder / "measurements.jsonl")
     costs = sorted(m.costs["bitops"] for m in before)
-    budget = Budget("bitops", costs[len(costs) // 2])
+    budget = Budget(COSTS["bitops"], costs[len(costs) // 2])
     entries = qfa.search(cfg, SearchConfig(budgets=(budget,)), data, folder)
     after = read_measurements(folder / "measurements.jsonl")
     assert len(after) - len(before) <= fronts.MEASURED_UNDER_BUDGET
@@ -148,9 +148,9 @@ def test_a_budget_is_answered_from_the_predictor(trained, searched):
 def test_a_budget_that_nothing_meets_is_refused_before_measuring(trained, tmp_path):
     cfg, data, folder = trained
     with pytest.raises(BudgetError, match="bitops<=10"):
-        qfa.search(cfg, SearchConfig(budgets=(Budget("bitops", 10),)), data, folder)
+        qfa.search(cfg, SearchConfig(budgets=(Budget(COSTS["bitops"], 10),)), data, folder)
     with pytest.raises(BudgetError):
-        qfa.check_budgets(cfg, SearchConfig(budgets=(Budget("weight_bytes", 10),)), TINY)
+        qfa.check_budgets(cfg, SearchConfig(budgets=(Budget(COSTS["weight_bytes"], 10),)), TINY)
 
 
 def test_too_few_evaluations_are_refused_before_training():

@@ -11,7 +11,7 @@ from oncequant.cost import COSTS
 from oncequant.family import with_bits
 from oncequant.models import space_of
 from oncequant.models.mobilenet_v3 import PRESETS
-from oncequant.report import COST_LABELS, ReportError, page_data, read_run, stretch, top1_axis, write_report
+from oncequant.report import ReportError, page_data, read_run, stretch, top1_axis, write_report
 from oncequant.search.measurements import Measurement, all_costs
 from oncequant.search.pareto import spread
 
@@ -20,6 +20,8 @@ STAGES = {"float": 32, "4bit": 4, "3bit": 3, "2bit": 2}
 # what a bit-width can reach, and how much a small network loses; in the range of the digits task
 CEILING = {"float": 0.994, "4bit": 0.991, "3bit": 0.986, "2bit": 0.971}
 LOSS = {"float": 0.01, "4bit": 0.02, "3bit": 0.03, "2bit": 0.06}
+
+SHOWN = [name for name, cost in COSTS.items() if cost.shown]
 
 
 def make_run_folder(folder: Path, measurements: int = 60, seed: int = 0) -> Path:
@@ -127,7 +129,7 @@ def test_page_has_every_measurement_network_and_export(run_folder):
     stages = [stage["name"] for stage in data["stages"]]
     shown = [(stages[p["stage"]], p["searcher"], p["top1"], p["costs"]) for p in data["points"]]
     assert shown == [
-        (m["stage"], m["searcher"], m["top1"], [m["costs"][name] for name in COST_LABELS]) for m in lines_of(run_folder)
+        (m["stage"], m["searcher"], m["top1"], [m["costs"][name] for name in SHOWN]) for m in lines_of(run_folder)
     ]
     assert stages == list(STAGES)
     assert [e["name"] for e in data["exports"]] == [f"{b}bit-{s}" for b in (4, 3, 2) for s in "SML"]
@@ -268,7 +270,7 @@ def test_bits_by_role_are_of_networks_with_mixed_precision(tmp_path):
 def test_only_costs_that_are_shown_must_be_there(run_folder, tmp_path):
     """Measurements from before a cost was added."""
     (tmp_path / "run.json").write_bytes((run_folder / "run.json").read_bytes())
-    lines = [line | {"costs": {name: line["costs"][name] for name in COST_LABELS}} for line in lines_of(run_folder)]
+    lines = [line | {"costs": {name: line["costs"][name] for name in SHOWN}} for line in lines_of(run_folder)]
     (tmp_path / "measurements.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     data = data_in(write_report(tmp_path))
     assert [p["costs"] for p in data["points"]] == [list(line["costs"].values()) for line in lines]
@@ -288,7 +290,7 @@ def test_errors_name_path_and_remedy(tmp_path):
         write_report(tmp_path)
     line = {"stage": "4bit", "searcher": "r", "top1": 1, "arch": {}, "costs": {"macs": 1}}
     (tmp_path / "measurements.jsonl").write_text(json.dumps(line) + "\n")
-    with pytest.raises(ReportError, match=r"record 1 lacks 'params'"):
+    with pytest.raises(ReportError, match=r"record 1 lacks 'bitops'"):
         write_report(tmp_path)
     (tmp_path / "measurements.jsonl").write_text(json.dumps(line | {"costs": dict.fromkeys(COSTS, 1)}) + "\n")
     with pytest.raises(ReportError, match=r"run\.json: model\.config"):

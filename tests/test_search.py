@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from small_spaces import ALL_SMALL, IMAGENET, MIXED, NANO, ONE_POINT, SMALL, budget
 
-from oncequant.cost import Budget, bitops, macs
+from oncequant.cost import COSTS, Budget, bitops, macs
 from oncequant.search import SEARCHERS
 from oncequant.search.budget import BudgetError, cost_batch, within
 from oncequant.search.measurements import MeasurementFile, read_measurements
@@ -108,7 +108,7 @@ def test_depends_on_the_seed_alone(search):
 def test_ends_when_every_architecture_is_measured(search):
     assert [t.arch for t in search(ONE_POINT, lambda arch: 0.5, evaluations=3, seed=0)] == [NANO.smallest()]
 
-    only_smallest = Budget("bitops", bitops(NANO.layers(NANO.smallest())))
+    only_smallest = Budget(COSTS["bitops"], bitops(NANO.layers(NANO.smallest())))
     found = search(NANO, lambda arch: 0.5, budgets=[only_smallest], evaluations=3, seed=0)
     assert [t.arch for t in found] == [NANO.smallest()]
 
@@ -133,7 +133,7 @@ def test_few_evaluations_and_equal_accuracies(search, evaluations, budgets):
 def test_refuses_impossible_requests_before_measuring(search):
     run = functools.partial(search, NANO, lambda arch: pytest.fail("measured"), seed=0)
     with pytest.raises(BudgetError, match=r"bitops<=1k .*smallest bitops"):
-        run(evaluations=5, budgets=[Budget("bitops", 1000)])
+        run(evaluations=5, budgets=[Budget(COSTS["bitops"], 1000)])
     with pytest.raises(ValueError, match="joules.*bitops"):
         run(evaluations=5, cost="joules")
     with pytest.raises(ValueError, match="at least one"):

@@ -24,7 +24,7 @@ import numpy as np
 from oncequant import distributed
 from oncequant.arch import Arch
 from oncequant.checkpoint import load_supernet, save_supernet
-from oncequant.cost import Budget, bitops
+from oncequant.cost import COSTS, Budget, bitops
 from oncequant.data import Data, eval_batches
 from oncequant.evaluate import measure
 from oncequant.family import ElasticConfig
@@ -110,7 +110,7 @@ def compare(
     rows = []
     with track("compare", len(ways) * deployments) as bar:
         for way, limit in product(ways, budgets):
-            budget = Budget("bitops", float(limit))
+            budget = Budget(COSTS["bitops"], float(limit))
             arch = winner(way, budget)
             net, images = network(way, arch)
             top1 = [

@@ -30,9 +30,9 @@ from torch.nn import functional as F
 
 from oncequant import distributed
 from oncequant.alone import Job, import_file, new_network, quantizer_penalty, train_alone, train_side_by_side
-from oncequant.arch import FLOAT_BITS, FLOAT_PAIR, SKIP, Arch, LayerSpec
+from oncequant.arch import FLOAT_BITS, FLOAT_PAIR, SKIP, Arch
 from oncequant.checkpoint import load_supernet, save_supernet
-from oncequant.cost import COSTS, Specs, expected_layer
+from oncequant.cost import COSTS, Cost, expected_cost
 from oncequant.data import Data, eval_batches, train_batches
 from oncequant.elastic import Pass
 from oncequant.evaluate import measure
@@ -174,18 +174,9 @@ class StochasticSupernet(nn.Module):
 
     def cost(self, masks: Mapping[str, Tensor], name: str) -> Tensor:
         """Expected cost `name` of architectures drawn by `masks`, 0-dim, with gradients to them."""
-        return torch.as_tensor(COSTS[name](expected_layers(self.net, masks)))  # a number if there is nothing to choose
-
-
-def expected_layers(net: Network, masks: Mapping[str, Tensor]) -> Specs:
-    """Expectation of every layer: of its candidates, weighted by the mask of the choice that decides."""
-
-    def layer(name: str, candidates: Sequence[LayerSpec]) -> LayerSpec:
-        mask = masks.get(decided.get(name, ""))
-        return candidates[0] if mask is None else expected_layer(candidates, mask)
-
-    decided = {node.name: node.choice for node in net.space.plan(net.space.largest()).nodes if node.choice}
-    return {name: layer(name, candidates) for name, candidates in net.candidates.items()}
+        nodes = self.net.space.plan(self.net.space.largest()).nodes
+        shares = {node.name: masks[node.choice] for node in nodes if node.choice and node.choice in masks}
+        return torch.as_tensor(expected_cost(COSTS[name], self.net.candidates, shares))  # a number without choices
 
 
 def search_step(supernet: StochasticSupernet, cfg: Config, data: Data, schedule: Schedule) -> StepFunction:
@@ -370,7 +361,7 @@ def check_budgets(cfg: Config, options: SearchConfig, model: NetworkConfig) -> N
     space = space_of(cfg.supernet_model(model))
     check_search(options)
     for budget in options.budgets:
-        least = COSTS[budget.cost](space.layers(cheapest(space, budget.cost)))
+        least = budget.cost(space.layers(cheapest(space, budget.cost)))
         if least > budget.limit:
             raise BudgetError(f"budget {budget} cannot be met: the least {budget.cost} of this space is {least:.15g}")
     if cfg.init:
@@ -384,13 +375,13 @@ def check_search(options: SearchConfig) -> None:
     options.refuse_all_but("budgets")
 
 
-def cheapest(space: SearchSpace, cost: str) -> Arch:
+def cheapest(space: SearchSpace, cost: Cost) -> Arch:
     """The architecture of the least cost. Choices add up, so each is decided alone: fewer bits need not be cheaper, as
     shortcuts around a block that is left out have bits of their own."""
     arch = space.smallest()
     for name in space.free:
         each = [arch.replace(**{name: value}) for value in space.choices[name]]
-        arch = min(each, key=lambda one: COSTS[cost](space.layers(one)))
+        arch = min(each, key=lambda one: cost(space.layers(one)))
     return arch
 
 
@@ -412,10 +403,11 @@ def search(cfg: Config, options: SearchConfig, data: Data, run_dir: Path) -> lis
     top1 = measure(teacher, largest, calibration, eval_batches(data, data.validation))
     chosen = [Choice("float", "float", largest, top1, FLOAT_BITS)]
     if options.budgets:
-        fitting = [r for r in samples if all(r["costs"][b.cost] <= b.limit for b in options.budgets)]
+        specs = [space.layers(space.complete(row["arch"])) for row in samples]
+        fitting = [row for row, layers in zip(samples, specs) if all(b.holds(layers) for b in options.budgets)]
         if not fitting:
-            least = {b.cost: min(r["costs"][b.cost] for r in samples) for b in options.budgets}
-            budgets, least = ", ".join(map(str, options.budgets)), ", ".join(f"{k} {v:.6g}" for k, v in least.items())
+            budgets = ", ".join(map(str, options.budgets))
+            least = ", ".join(f"{b.cost} {min(map(b.cost, specs)):.6g}" for b in options.budgets)
             raise BudgetError(
                 f"none of the {len(samples)} trained networks keeps {budgets}; the least are {least}. "
                 "DNAS cannot make others without training: use another --dnas.gamma"

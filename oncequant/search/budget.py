@@ -1,17 +1,21 @@
 """Budgets on architectures: refuse what cannot be met, and find architectures that fit.
 
-Everything rests on one property of the spaces of elastic families, which are searched here: at a given resolution every
-cost grows with every choice, so the smallest choices minimise all costs at once. Most costs grow with the resolution
-too; `qfa_mflops` may fall. Hence budgets are jointly reachable as soon as the smallest choices keep them at some
-resolution, and every feasible architecture is connected to those by single choices, lowered one after the other without
-leaving the budget, and the resolution last.
+Everything rests on one property of the spaces of elastic families: at a given resolution every monotone cost
+(`Cost.monotone`) grows with every choice. So the smallest choices minimise all costs at once. Most costs grow with the
+resolution too; `qfa_mflops` may fall. Hence budgets are jointly reachable as soon as the smallest choices keep them at
+some resolution. Every feasible architecture is connected to those by single choices, lowered one after the other
+without leaving the budget, the resolution last.
+
+Other costs, such as the latency of a device, may be less with a larger choice. For their budgets a start is looked for,
+choice by choice (`_least_codes`). It may be missed, and so may architectures that single choices do not connect to it.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
 
-from oncequant.cost import COSTS, Budget
+from oncequant.cost import Budget, Cost, find_cost
+from oncequant.cost_table import check_layers
 from oncequant.space import SearchSpace
 
 REJECTION_BATCHES = 16  # uniform draws before the rest is shrunk into the budget
@@ -24,12 +28,17 @@ class BudgetError(ValueError):
 
 
 def check_reachable(space: SearchSpace, budgets: Sequence[Budget]) -> None:
-    """Raise BudgetError if no architecture keeps all budgets."""
+    """Raise BudgetError if no architecture keeps all budgets, TableError if a budget's table lacks a layer."""
+    for budget in budgets:
+        check_layers(space, budget.cost)
     smallest_codes(space, budgets)
 
 
 def smallest_codes(space: SearchSpace, budgets: Sequence[Budget]) -> np.ndarray:
-    """Codes (genes,) of the smallest choices at the lowest resolution that keeps all budgets. Raises BudgetError."""
+    """Codes (genes,) of the smallest choices at the lowest resolution that keeps all budgets. Raises BudgetError.
+
+    If they keep them at no resolution, and a cost is not monotone, of the architecture that is nearest to the budgets.
+    """
     codes = space.encode(space.smallest())[None]
     if "resolution" in space.free:
         codes = np.repeat(codes, len(space.choices["resolution"]), axis=0)
@@ -37,19 +46,37 @@ def smallest_codes(space: SearchSpace, budgets: Sequence[Budget]) -> np.ndarray:
     fits = within(space, budgets, codes)
     if fits.any():
         return codes[fits.argmax()]
+    if not all(budget.cost.monotone for budget in budgets):
+        codes = np.concatenate([codes, _least_codes(space, budgets, codes[0])[None]])
+        if within(space, budgets, codes[-1:])[0]:
+            return codes[-1]
     for budget in budgets:
         least = cost_batch(space, budget.cost, codes).min()
         if least > budget.limit:
-            raise BudgetError(
-                f"budget {budget} cannot be met: the smallest {budget.cost} of this search space is {least:.15g}"
-            )
+            of = "of this search space" if budget.cost.monotone else "that was found"
+            raise BudgetError(f"budget {budget} cannot be met: the smallest {budget.cost} {of} is {least:.15g}")
     raise BudgetError(f"budgets {', '.join(map(str, budgets))} can be met one by one, but not together")
 
 
-def cost_batch(space: SearchSpace, cost: str, codes: np.ndarray) -> np.ndarray:
-    """A named cost of the architectures `codes` (n, genes), shape (n,), float."""
+def _least_codes(space: SearchSpace, budgets: Sequence[Budget], codes: np.ndarray) -> np.ndarray:
+    """From `codes` (genes,), one choice after the other at the value with the most `slack`, until none has more."""
+    best, previous = slack(space, budgets, codes[None])[0], -np.inf
+    while best > previous:
+        previous = best
+        for column, count in enumerate(space.cardinalities):
+            values = np.tile(codes, (count, 1))
+            values[:, column] = np.arange(count)
+            values = space.canonical(values)
+            room = slack(space, budgets, values)
+            if room.max() > best:
+                codes, best = values[room.argmax()], room.max()
+    return codes
+
+
+def cost_batch(space: SearchSpace, cost: str | Cost, codes: np.ndarray) -> np.ndarray:
+    """A cost, or that of this name, of the architectures `codes` (n, genes), shape (n,), float."""
     # a space with one point has no vectors in its specs, hence broadcast
-    return np.broadcast_to(np.asarray(COSTS[cost](space.layers_batch(codes)), dtype=float), len(codes))
+    return np.broadcast_to(np.asarray(find_cost(cost)(space.layers_batch(codes)), dtype=float), len(codes))
 
 
 def slack(space: SearchSpace, budgets: Sequence[Budget], codes: np.ndarray) -> np.ndarray:
@@ -93,7 +120,7 @@ def feasible_codes(space: SearchSpace, budgets: Sequence[Budget], rng: np.random
 
     Uniform by rejection; where a budget admits too few, the rest are uniform draws shrunk into it. Raises BudgetError.
     """
-    check_reachable(space, budgets)
+    smallest_codes(space, budgets)
     found = np.empty((0, len(space.free)), dtype=np.int64)
     for _ in range(REJECTION_BATCHES):
         if len(found) >= n:
@@ -105,7 +132,7 @@ def feasible_codes(space: SearchSpace, budgets: Sequence[Budget], rng: np.random
 
 
 def covering_codes(
-    space: SearchSpace, budgets: Sequence[Budget], cost: str, rng: np.random.Generator, n: int
+    space: SearchSpace, budgets: Sequence[Budget], cost: str | Cost, rng: np.random.Generator, n: int
 ) -> np.ndarray:
     """`n` random architectures within the budgets, evenly over the logarithm of a cost, shape (n, genes).
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from oncequant.cost import Budget
+from oncequant.cost import Budget, Cost
 from oncequant.search.budget import cost_batch, covering_codes, slack
 from oncequant.search.measurements import MeasureAll
 from oncequant.search.trials import Trial, Trials
@@ -37,7 +37,7 @@ def search(
     measure: MeasureAll,
     *,
     budgets: Sequence[Budget] = (),
-    cost: str = "bitops",
+    cost: str | Cost = "bitops",
     evaluations: int,
     seed: int,
     progress: Callable[[int, int], None] | None = None,

@@ -21,7 +21,7 @@ from pymoo.operators.crossover.ux import UniformCrossover
 from pymoo.operators.selection.tournament import TournamentSelection
 from pymoo.problems.static import StaticProblem
 
-from oncequant.cost import Budget
+from oncequant.cost import Budget, Cost
 from oncequant.search.budget import cost_batch, covering_codes, limit_codes
 from oncequant.search.measurements import MeasureAll
 from oncequant.search.trials import Trial, Trials
@@ -37,7 +37,7 @@ def search(
     measure: MeasureAll,
     *,
     budgets: Sequence[Budget] = (),
-    cost: str = "bitops",
+    cost: str | Cost = "bitops",
     evaluations: int,
     seed: int,
     progress: Callable[[int, int], None] | None = None,
@@ -91,7 +91,7 @@ def assign(
     population: Population,
     errors: Sequence[float] | np.ndarray,
     space: SearchSpace,
-    cost: str,
+    cost: Cost,
     budgets: Sequence[Budget],
 ) -> None:
     """Give pymoo the objectives F (error, log cost) and the constraints G (cost / limit - 1) of a population."""

@@ -17,7 +17,8 @@ from pymoo.core.problem import Problem
 from pymoo.core.termination import NoTermination
 from pymoo.operators.crossover.binx import BinomialCrossover
 
-from oncequant.cost import COSTS, Budget
+from oncequant.cost import Budget, Cost, find_cost
+from oncequant.cost_table import check_layers
 from oncequant.search.budget import check_reachable, cost_batch, covering_codes, feasible_by_growth, within
 from oncequant.search.nsga2 import OnlyUnseen, Redraw, assign
 from oncequant.search.pareto import pareto_front
@@ -32,7 +33,7 @@ def search(
     space: SearchSpace,
     predictor: AccuracyPredictor,
     *,
-    cost: str = "bitops",
+    cost: str | Cost = "bitops",
     budgets: Sequence[Budget] = (),
     fixed: Mapping[str, int] | None = None,
     first: np.ndarray | None = None,
@@ -48,11 +49,11 @@ def search(
     Raises ValueError for an unknown cost, BudgetError for a budget that no architecture meets, ArchError for a fixed
     value that the space does not have.
     """
-    if cost not in COSTS:
-        raise ValueError(f"unknown cost {cost!r}; the costs are: {', '.join(COSTS)}")
+    cost = find_cost(cost)
     if population < 2 or generations < 0:
         raise ValueError(f"a search needs a population of at least 2, got {population}, and {generations} generations")
     narrow = space.restrict(fixed or {})
+    check_layers(narrow, cost)
     check_reachable(narrow, budgets)
     columns = [space.free.index(name) for name in narrow.free]
     point = space.encode(narrow.smallest())
@@ -100,7 +101,7 @@ def search(
 def first_population(
     space: SearchSpace,
     budgets: Sequence[Budget],
-    cost: str,
+    cost: Cost,
     own: np.ndarray,
     population: int,
     rng: np.random.Generator,

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from oncequant.cost import Budget
+from oncequant.cost import Budget, Cost
 from oncequant.search.measurements import MeasureAll
 from oncequant.search.trials import Trial, Trials
 from oncequant.space import SearchSpace
@@ -15,7 +15,7 @@ def search(
     measure: MeasureAll,
     *,
     budgets: Sequence[Budget] = (),
-    cost: str = "bitops",
+    cost: str | Cost = "bitops",
     evaluations: int,
     seed: int,
     progress: Callable[[int, int], None] | None = None,

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 from oncequant.arch import Arch
-from oncequant.cost import COSTS, Budget
+from oncequant.cost import Budget, Cost, find_cost
+from oncequant.cost_table import check_layers
 from oncequant.search.budget import check_reachable, cost_batch, feasible_by_growth, feasible_codes, within
 from oncequant.search.measurements import MeasureAll
 from oncequant.space import SearchSpace
@@ -36,14 +37,14 @@ class Trials:
         measure: MeasureAll,
         *,
         budgets: Sequence[Budget],
-        cost: str,
+        cost: str | Cost,
         evaluations: int,
         progress: Callable[[int, int], None] | None,
     ):
-        if cost not in COSTS:
-            raise ValueError(f"unknown cost {cost!r}; the costs are: {', '.join(COSTS)}")
+        cost = find_cost(cost)
         if evaluations < 1:
             raise ValueError(f"a search needs at least one evaluation, got {evaluations}")
+        check_layers(space, cost)
         check_reachable(space, budgets)
         self.space, self.budgets, self.cost, self.evaluations = space, tuple(budgets), cost, evaluations
         self.trials: list[Trial] = []
