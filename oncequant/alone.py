@@ -80,9 +80,18 @@ def train_alone(job: Job, data: Data, neighbours: int = 1) -> float:
 
     folder, name = (job.run_dir / job.stage).parent, Path(job.stage).name
     folder.mkdir(parents=True, exist_ok=True)
-    run = dict(stage=name, run_dir=folder, seed=options.seed, checkpoint_seconds=options.checkpoint_seconds)
-    run["neighbours"] = neighbours
-    fit(net, step, data, job.schedule, evaluate=evaluate, **run)
+    fit(
+        net,
+        step,
+        data,
+        job.schedule,
+        stage=name,
+        run_dir=folder,
+        seed=options.seed,
+        evaluate=evaluate,
+        checkpoint_seconds=options.checkpoint_seconds,
+        neighbours=neighbours,
+    )
     distributed.from_main(lambda: save_supernet(job.run_dir, job.stage, net))
     return evaluate()["top1"]
 
@@ -125,7 +134,7 @@ def new_network(config: NetworkConfig, space: SearchSpace, data: Data, seed: int
     Raises FileError if the file does not fit.
     """
     torch.manual_seed(seed)
-    net = build_network(config, space).to(data.device, memory_format=torch.channels_last)
+    net = build_network(config, space).on(data.device)
     if init:
         import_file(net, init)
     images, _ = next(train_batches(data, 256, seed=seed, crop="none"))

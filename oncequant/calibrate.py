@@ -83,8 +83,14 @@ def calibrate(subnet: Network, arch: Arch, batches: Batches, fold: bool = True) 
         subnet(images, arch, Pass(batch_norms=True, observer=seen))
     for norm, found in seen.norms.items():
         total = sum(count for count, _, _ in found)
-        norm.running_mean.copy_(sum(count * mean for count, mean, _ in found) / total)
-        norm.running_var.copy_(sum(count * variance for count, _, variance in found) / total)
+        norm.running_mean.copy_(_weighted([(count, mean) for count, mean, _ in found], total))
+        norm.running_var.copy_(_weighted([(count, variance) for count, _, variance in found], total))
+
+
+def _weighted(values: Sequence[tuple[int, Tensor]], total: int) -> Tensor:
+    """The mean of tensors by their numbers of images."""
+    parts = [count * value for count, value in values]
+    return sum(parts[1:], parts[0]) / total
 
 
 class _Recorder(Observer):

@@ -34,7 +34,7 @@ def load_supernet(run_dir: Path, stage: str, device: torch.device | str = "cpu")
         supernet.load_state_dict(tensors)
     except RuntimeError as error:
         raise FileError(f"{run_dir / f'{stage}.safetensors'} does not fit its own configuration: {error}") from error
-    return supernet.to(device, memory_format=torch.channels_last)
+    return supernet.on(device)
 
 
 def load_space(run_dir: Path, stage: str) -> tuple[NetworkConfig, SearchSpace]:

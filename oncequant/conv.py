@@ -93,7 +93,9 @@ class _Conv2d(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        return *_conv2d_backward(grad, *ctx.saved_tensors, ctx.conv, (*ctx.needs_input_grad[:2], ctx.has_bias)), None
+        x, weight = ctx.saved_tensors
+        by_x, by_weight = ctx.needs_input_grad[:2]
+        return *_conv2d_backward(grad, x, weight, ctx.conv, (by_x, by_weight, ctx.has_bias)), None
 
 
 class _QuantizedConv2d(torch.autograd.Function):
@@ -101,7 +103,7 @@ class _QuantizedConv2d(torch.autograd.Function):
     def forward(ctx, x, step_size, offset, grad_scale, bits, signed, activation, weight, bias, conv):
         ctx.quantization, ctx.grad_scale = (bits, signed, activation), grad_scale
         ctx.has_bias, ctx.conv = bias is not None, conv
-        x_hat = quantized(x, step_size, offset, *ctx.quantization, weight.dtype)
+        x_hat = quantized(x, step_size, offset, bits, signed, activation, weight.dtype)
         ctx.save_for_backward(x, step_size, offset, weight, x_hat)
         return F.conv2d(x_hat, weight, bias, **conv)
 
@@ -111,7 +113,10 @@ class _QuantizedConv2d(torch.autograd.Function):
         x, step_size, offset, weight, x_hat = ctx.saved_tensors
         wanted = (True, ctx.needs_input_grad[7], ctx.has_bias)
         grad_x_hat, grad_weight, grad_bias = _conv2d_backward(grad, x_hat, weight, ctx.conv, wanted)
-        by_quantizer = gradients(x, grad_x_hat, step_size, offset, *ctx.quantization, ctx.grad_scale, overwrite=True)
+        bits, signed, activation = ctx.quantization
+        by_quantizer = gradients(
+            x, by_input(grad_x_hat), step_size, offset, bits, signed, activation, ctx.grad_scale, overwrite=True
+        )
         return *by_quantizer, None, None, None, None, grad_weight, grad_bias, None
 
 
@@ -146,7 +151,7 @@ class _NormalizedConv2d(torch.autograd.Function):
         z, statistics, step_size, offset, weight, x_hat = ctx.saved_tensors
         wanted = (True, ctx.needs_input_grad[10], ctx.has_bias)
         grad_x_hat, grad_weight, grad_bias = _conv2d_backward(grad, x_hat, weight, ctx.conv, wanted)
-        grad_x_hat = grad_x_hat.contiguous(memory_format=torch.channels_last)
+        grad_x_hat = by_input(grad_x_hat).contiguous(memory_format=torch.channels_last)
         grad_z = grad_x_hat if grad_x_hat.dtype == z.dtype else torch.empty_like(z)
         grad_norm, grad_step = torch.empty_like(statistics[:2]), torch.empty_like(step_size)
         grad_offset = None if offset is None else torch.empty_like(offset)
@@ -171,6 +176,12 @@ def _normalized(
         *(step_size.data_ptr(), pointer(offset), options),
     )
     return x_hat
+
+
+def by_input(grad: Tensor | None) -> Tensor:
+    """The gradient by the input of a convolution, which was wanted."""
+    assert grad is not None
+    return grad
 
 
 def _check_memory(had_memory: int) -> None:

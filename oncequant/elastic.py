@@ -107,6 +107,7 @@ class ElasticConv(nn.Module):
             self.act_quantizer = INPUT_QUANTIZERS[quantizers.activations](_count(self.act_slots), channels)
         if largest.role == "classifier":
             nn.init.kaiming_uniform_(self.weight, a=5**0.5)  # U(+-1/sqrt(fan_in)), as the official code
+            assert self.bias is not None
             nn.init.uniform_(self.bias, -(largest.in_channels**-0.5), largest.in_channels**-0.5)
         else:
             nn.init.normal_(self.weight, std=(2 / (kernel * kernel * largest.out_channels)) ** 0.5)  # "he_fout"
@@ -234,15 +235,15 @@ class ElasticConv(nn.Module):
     def copy_sliced(self, source: "ElasticConv", spec: LayerSpec) -> None:
         """Become the static layer `spec` of `source` (weights, step sizes, statistics)."""
         self.weight.copy_(source.sliced_weight(spec))
-        if self.bias is not None:
+        if self.bias is not None and source.bias is not None:
             self.bias.copy_(source.bias[: spec.out_channels])
-        if self.norm is not None:
+        if self.norm is not None and source.norm is not None:
             for mine, theirs in zip(self.norm.tensors(), source.norm.tensors()):
                 mine.copy_(theirs[: spec.out_channels])
-        if self.weight_quantizer is not None and spec.weight_bits < FLOAT_BITS:
+        if self.weight_quantizer and source.weight_quantizer and spec.weight_bits < FLOAT_BITS:
             slot = slot_of(source.weight_slots, spec.weight_bits, spec.kernel_size)
             self.weight_quantizer.copy_slot(source.weight_quantizer, slot, spec.out_channels)
-        if self.act_quantizer is not None and spec.act_bits < FLOAT_BITS:
+        if self.act_quantizer and source.act_quantizer and spec.act_bits < FLOAT_BITS:
             slot = slot_of(source.act_slots, spec.act_bits, spec.kernel_size)
             self.act_quantizer.copy_slot(source.act_quantizer, slot, spec.out_channels)
 

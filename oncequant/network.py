@@ -7,6 +7,7 @@ that saves time and memory. Only within a block, so that a block can be computed
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Self
 
 import numpy as np
 import torch
@@ -167,6 +168,10 @@ class Network(nn.Module):
             return None
         reader = self._reader_in_block(readers[0], plan)
         return reader and layer.norm_to_defer(x, self.layer(reader.name), plan.layers[reader.name], how)
+
+    def on(self, device: torch.device | str) -> Self:
+        """This network on a device, its weights laid out as convolutions want them (channels_last)."""
+        return self.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # it has it
 
     def layer(self, name: str) -> ElasticConv:
         """A layer by its name in the LayerSpecs."""

@@ -122,7 +122,8 @@ class TrainingOptions:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
         """From the settings of a run folder, where tuples are lists."""
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        known: dict[str, Any] = {n: tuple(value) if isinstance(value, list) else value for n, value in values.items()}
+        return cls(**known)
 
     def schedule(self, stage: str, data: Data) -> Schedule:
         """Steps and learning rate of a stage on this data set."""
@@ -158,7 +159,10 @@ class TrainingOptions:
 def make_optimizers(net: nn.Module, schedule: Schedule) -> list[torch.optim.Optimizer]:
     """One with groups of its own for weights, for batch norm and biases, and for quantizers; and Adam for architecture
     parameters if the network has any, which may be trained in other steps than the weights."""
-    weights, others, steps, archs = [], [], [], []
+    weights: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    steps: list[nn.Parameter] = []
+    archs: list[nn.Parameter] = []
     for name, parameter in net.named_parameters():
         group = steps if "_quantizer." in name else others if parameter.dim() < 2 else weights
         (archs if name == "arch_logits" else group).append(parameter)
@@ -247,7 +251,8 @@ def fit(
     batches = train_batches(data, schedule.batch_size, seed=seed, start_step=start, workers=workers, shard=shard)
     log_every = max(1, min(20, schedule.steps // 20))
     evaluate_at = {round((i + 1) * schedule.steps / evaluations) for i in range(evaluations)} if evaluate else set()
-    last_save, metrics, gradients_finite = time.monotonic(), {}, torch.tensor(True)
+    last_save, gradients_finite = time.monotonic(), torch.tensor(True)
+    metrics: dict[str, float] = {}
     net.train()
     with track(f"train {stage}", schedule.steps, start) as bar:
         for step in range(start, schedule.steps):
@@ -267,7 +272,7 @@ def fit(
                 value = distributed.mean(loss)
                 if not (math.isfinite(value) and bool(gradients_finite)):
                     raise TrainingError(_not_finite(stage, done, schedule, checkpoint))
-                if done in evaluate_at:
+                if evaluate and done in evaluate_at:
                     metrics = evaluate()
                     net.train()
                 row = metrics if done in evaluate_at else {}

@@ -17,7 +17,7 @@ from oncequant.arch import FLOAT_BITS, Arch, LayerSpec
 from oncequant.calibrate import Batches
 from oncequant.data.images import resize
 from oncequant.elastic import ElasticConv
-from oncequant.export.graph import Graph, Grid, Node, Weights
+from oncequant.export.graph import Graph, Grid, Node, Weights, grid_of, weights_of
 from oncequant.export.simulate import float_parameters, float_values
 from oncequant.network import Network, elastic_layers
 from oncequant.quantizers.functional import integer_range
@@ -167,7 +167,9 @@ def _checked_steps(name: str, what: str, step_size: Tensor) -> Tensor:
     """Step sizes, () or (C_out,), as positive float64."""
     steps = step_size.detach().abs().cpu().double()
     if not ((steps > 0) & (steps < float("inf"))).all():
-        raise ValueError(f"{name}: the step size of its {what} is {step_size}; was the quantizer ever initialised?")
+        raise ValueError(
+            f"{name}: the step size of its {what} is {steps.tolist()}; was the quantizer ever initialised?"
+        )
     return steps
 
 
@@ -201,12 +203,13 @@ def _needs_grid(graph: Graph) -> set[str]:
                 0
             ]:
                 integer.add(node.name)
-            case "conv" if node.weights.is_integer:
+            case "conv" if weights_of(node).is_integer:
                 integer.add(node.name)
                 if not on_one_grid(end := end_of(node.name)):
                     needed.add(end)
             case "add" | "multiply" | "mean":
-                floats = [nodes[i].weights and not nodes[i].weights.is_integer for i in node.inputs]
+                read = [nodes[i].weights for i in node.inputs]
+                floats = [weights and not weights.is_integer for weights in read]
                 whole = any(sources) and not any(floats) if node.op == "add" else all(sources)
                 if node.op == "mean" and not on_one_grid(node.name):
                     whole = False
@@ -270,7 +273,7 @@ def _with_grids(graph: Graph, grids: dict[str, Grid]) -> Graph:
     idle = {
         node.name: node.inputs[0]
         for node in nodes
-        if node.op == "relu" and all(r.op == "quantize" and r.grid.zero_point == 0 for r in readers[node.name])
+        if node.op == "relu" and all(r.op == "quantize" and grid_of(r).zero_point == 0 for r in readers[node.name])
     }
     kept = [replace(n, inputs=tuple(idle.get(s, s) for s in n.inputs)) for n in nodes if n.name not in idle]
     return replace(graph, nodes=tuple(kept))

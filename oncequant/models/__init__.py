@@ -68,4 +68,4 @@ def extract_subnet(supernet: Network, arch: Arch) -> Network:
     with torch.no_grad():
         for name, layer in elastic_layers(subnet):
             layer.copy_sliced(layers[name], specs[name])
-    return subnet.to(device, memory_format=torch.channels_last).train(supernet.training)
+    return subnet.on(device).train(supernet.training)

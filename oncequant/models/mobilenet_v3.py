@@ -116,8 +116,9 @@ def describe(config: MobileNetV3Config, values: Mapping[str, Number]) -> Plan:
         """Block b of stage s: expand, depthwise, squeeze-and-excite, project; residual where shapes agree."""
         ratio = values[f"{x.block}.expand_ratio"]
         mid = elementwise(lambda r: make_divisible(x.channels * r), ratio)
-        is_rounded = x.nominal != x.channels
-        nominal = x.nominal * ratio if is_rounded else mid
+        unrounded: Number = x.nominal
+        is_rounded = unrounded != x.channels
+        nominal = unrounded * ratio if is_rounded else mid
         stride = config.stage_strides[s - 1] if b == 1 else 1
         activation = "hardswish" if config.stage_hswish[s - 1] else "relu"
         h = layer(x, "expand", "expand", mid, nominal, signed_input=signed)
@@ -129,7 +130,7 @@ def describe(config: MobileNetV3Config, values: Mapping[str, Number]) -> Plan:
             squeezed = elementwise(lambda r: make_divisible(make_divisible(x.channels * r) // 4), ratio)
             nominal_squeezed = squeezed
             if is_rounded:
-                nominal_squeezed = elementwise(lambda r: make_divisible(x.nominal * r // 4), ratio)
+                nominal_squeezed = elementwise(lambda r: make_divisible(unrounded * r // 4), ratio)
             gate = build.operation("mean", "se_mean", h)
             gate = layer(gate, "se_reduce", "se", squeezed, nominal_squeezed, bias=True, batch_norm=False)
             gate = build.activation(gate, "relu")

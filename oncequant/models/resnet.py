@@ -109,6 +109,7 @@ def describe(config: ResNetConfig, values: Mapping[str, Number]) -> Plan:
     def layer(x: Value, name: str, role: str, out: int, **rest) -> Value:
         """A layer in a block, with the precision that its own choice or the block's has."""
         choice = choice_of(config, f"{x.block}.{name}")
+        assert choice is not None  # in a block
         code = values[choice]
         weight_bits, act_bits = code // 100, code % 100
         if role == "shortcut":  # it is there where the block is left out, too

@@ -48,7 +48,7 @@ def import_standard(net: Network, state: dict[str, Tensor]) -> None:
     state = {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
     layers = dict(elastic_layers(net))
     for name, spec in standard_layers(net).items():
-        shape = (spec.out_channels, spec.group_channels, spec.kernel_size, spec.kernel_size)
+        shape: tuple[int, ...] = (spec.out_channels, spec.group_channels, spec.kernel_size, spec.kernel_size)
         tensors = {"weight": shape if spec.role != "classifier" else shape[:2]}
         tensors |= {"bias": shape[:1]} if spec.bias else {}
         found = {part: _take(state, _keys(name, part), wanted) for part, wanted in tensors.items()}

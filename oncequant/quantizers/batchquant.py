@@ -80,7 +80,8 @@ class BatchQuant(Quantizer):
     def settle(self, found: Sequence[tuple[int, Tensor]], ask: Ask, fold: bool) -> None:
         """The mean range, weighted by images."""
         total = sum(count for count, _ in found)
-        self.range.copy_(sum(count * one for count, one in found) / total)
+        weighted = [count * one for count, one in found]
+        self.range.copy_(sum(weighted[1:], weighted[0]) / total)
         if fold:
             self.fold_offset(ask.bits, ask.signed)
 

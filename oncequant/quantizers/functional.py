@@ -21,8 +21,9 @@ all shapes and bit-widths; otherwise, as without a compiler, those two eagerly. 
 
 import math
 import warnings
+from collections.abc import Callable
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -231,25 +232,27 @@ def pointer(number: Tensor | None) -> int | None:
 
 
 @cache
-def _kernels(device_type: str) -> tuple:
+def _kernels(device_type: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """(forward, backward): compiled for a GPU if possible, otherwise the formulas themselves."""
     if device_type != "cuda" or native.choice() == "eager":
         return _forward, _backward
     from torch._inductor import list_options  # slow to import, and not needed on a CPU
 
     exact = "eager_numerics.division_rounding"  # Triton's division is off by an ulp or two otherwise
-    options = {exact: True} if exact in list_options() else None
-    kernels = tuple(torch.compile(f, dynamic=True, options=options) for f in (_forward, _backward))
+    options: dict[str, Any] | None = {exact: True} if exact in list_options() else None
+    forward = torch.compile(_forward, dynamic=True, options=options)
+    backward = torch.compile(_backward, dynamic=True, options=options)
     if native.choice() == "auto":  # compile now, so that a missing compiler shows here and not inside a training step
         try:
-            x, s = torch.linspace(-1, 1, 96, device=device_type), torch.tensor([0.1, 0.0], device=device_type)
-            grid = *s.unbind(), *_bounds(4, True, x.device), None
-            kernels[0](x, *grid, x.dtype)
-            kernels[1](x, x.clone(), *grid)
+            x = torch.linspace(-1, 1, 96, device=device_type)
+            step_size, offset = torch.tensor([0.1, 0.0], device=device_type).unbind()
+            q_min, q_max, binary = _bounds(4, True, x.device)
+            forward(x, step_size, offset, q_min, q_max, binary, None, x.dtype)
+            backward(x, x.clone(), step_size, offset, q_min, q_max, binary, None)
         except Exception as error:  # whatever the compiler tool chain raises, the formulas run
             warnings.warn(f"fake-quantization runs eagerly (slower): torch.compile failed: {error}", stacklevel=2)
             return _forward, _backward
-    return kernels
+    return forward, backward
 
 
 @cache
