@@ -121,7 +121,7 @@ def train_side_by_side(jobs: Sequence[Job], data: Data, at_once: int | None = No
                     bar(done, {"top1": one.result()})
         except BrokenProcessPool as error:
             raise TrainingError(
-                "a process that trained a sample was ended, for want of memory perhaps (--dnas.jobs 1 needs least); "
+                "a process that trained a sample was ended, for want of memory perhaps (jobs 1 needs least); "
                 "the same command goes on"
             ) from error
         finally:

@@ -68,6 +68,16 @@ class RunSettings:
         )
 
 
+@dataclass(frozen=True)
+class Run:
+    """What a method works on."""
+
+    folder: Path
+    model: NetworkConfig
+    """The network in float, for these images."""
+    data: Data
+
+
 def preset_for(pixels: int) -> str:
     """The preset for images with this median shorter side: nano up to 20 px, else cifar."""
     return "nano" if pixels <= 20 else "cifar"
@@ -152,7 +162,7 @@ def _differences(name: str, old: Any, new: Any) -> list[tuple[str, Any, Any]]:
     return [(name, old, new)] if old != new else []
 
 
-def open_run(run_dir: Path) -> RunSettings:
+def read_settings(run_dir: Path) -> RunSettings:
     """Settings of an existing run. Raises FileError naming the folder if it holds none."""
     if not (run_dir / "run.json").exists():
         raise FileError(f"{run_dir} is not a run folder: it has no run.json (make one with `oncequant train`)")

@@ -11,7 +11,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -58,43 +58,32 @@ class Schedule:
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """Options of training that all methods share."""
+    """Options of training that all methods share; the Config of a method adds its own."""
 
     epochs: int = 12
     """Epochs per quantized stage."""
     float_epochs: int = 16
-    """Epochs of the float supernet."""
+    """Epochs of the float stage."""
     min_steps: int = 500
     """Least steps per stage: small data sets need more epochs."""
     batch_size: int = 64
     """Images per step, of all processes together."""
     lr: float = 3e-3
-    """Peak learning rate of the float supernet."""
-    quantized_lr: float = 8e-3
-    """Peak learning rate of the quantized supernets, which are fine-tuned."""
-    optimizer: str = "adamw"
-    """adamw or sgd (Nesterov)."""
+    """Peak learning rate of networks that are trained from random weights."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """sgd has Nesterov momentum."""
     weight_decay: float = 3e-5
     """Of weights; none on batch norm, biases and quantizers."""
     clip_norm: float = 10.0
     """Largest norm of the whole gradient."""
     step_size_lr: float = 1.0
     """Learning rate of the quantizers' parameters, relative to that of the weights."""
-    random_subnets: int = 1
-    """Random architectures per step beside the largest and the smallest; more of them train larger spaces better. With
-    QFA that of its float stage; see --qfa.mixed-subnets."""
     label_smoothing: float = 0.1
     """Share of the labels' weight that goes to all classes alike."""
     calibration_images: int = 2000
     """Training images from which batch-norm statistics of a subnet are estimated."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """What training steps compute in. Weights, calibration and evaluation are float32 always (no TF32)."""
-    checkpoint_activations: bool = False
-    """Keep only the inputs of blocks for the backward pass: less memory, more time."""
-    independent_archs: bool = False
-    """With several processes: each draws its own random architectures, so that a step trains more of them."""
-    sync_batch_norm: bool = False
-    """With several processes: statistics of batch norm from the whole batch instead of each process's part."""
     checkpoint_seconds: float = 60.0
     """Time between checkpoints within a stage; 0 writes one every step."""
     seed: int = 0
@@ -102,38 +91,45 @@ class TrainingOptions:
 
     def __post_init__(self):
         """Refuse impossible options before any training."""
-        if self.independent_archs and self.sync_batch_norm:
-            raise ValueError(
-                "sync_batch_norm needs the same architectures in every process: not with independent_archs"
-            )
         if self.optimizer not in ("adamw", "sgd"):
             raise ValueError(f"optimizer {self.optimizer!r}: use sgd or adamw")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing {self.label_smoothing}: use at least 0 and less than 1")
         least = dict(epochs=1, float_epochs=1, batch_size=2, calibration_images=2)
-        least |= dict.fromkeys(("random_subnets", "min_steps", "weight_decay", "checkpoint_seconds", "seed"), 0)
+        least |= dict.fromkeys(("min_steps", "weight_decay", "checkpoint_seconds", "seed"), 0)
         for name, limit in least.items():
             if not getattr(self, name) >= limit:
                 raise ValueError(f"{name} {getattr(self, name)}: use at least {limit}")
-        for name in ("lr", "quantized_lr", "clip_norm", "step_size_lr"):
+        for name in ("lr", "clip_norm", "step_size_lr"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} {getattr(self, name)}: use more than 0")
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """From the settings of a run folder, where tuples are lists."""
-        known: dict[str, Any] = {n: tuple(value) if isinstance(value, list) else value for n, value in values.items()}
-        return cls(**known)
+        """Inverse of `to_json` through JSON, where tuples are lists. Options that older versions had may be there with
+        the value that changes nothing. Raises ValueError that names any other option that there is not."""
+        known = {field.name for field in fields(cls)}
+        for name in set(values) - known:
+            if name not in FORMER or values[name] != FORMER[name]:
+                raise ValueError(
+                    f"option {name} = {values[name]!r}: this version of oncequant has no such option; use the version "
+                    "that made this, or train again"
+                )
+        kept = {name: value for name, value in values.items() if name in known}
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in kept.items()})
+
+    def to_json(self) -> dict[str, Any]:
+        """All options by name, as run.json keeps them."""
+        return asdict(self)
 
     def schedule(self, stage: str, data: Data) -> Schedule:
         """Steps and learning rate of a stage on this data set."""
-        is_float = stage == "float"
-        steps = (self.float_epochs if is_float else self.epochs) * steps_per_epoch(data, self.batch_size)
+        steps = (self.float_epochs if stage == "float" else self.epochs) * steps_per_epoch(data, self.batch_size)
         steps = max(steps, self.min_steps)
         return Schedule(
             steps,
             self.batch_size,
-            self.lr if is_float else self.quantized_lr,
+            self.lr,
             warmup=steps // 20,
             weight_decay=self.weight_decay,
             optimizer=self.optimizer,
@@ -150,10 +146,50 @@ class TrainingOptions:
         """Images per batch of `calibration`."""
         return 250
 
+    def parts(self, images: int) -> tuple[int, ...]:
+        """Into how many images each the training set of `images` is parted: batches come from one of the parts."""
+        return (images,)
+
+    def check_files(self) -> None:
+        """Raise ValueError if networks that this trains cannot be written to files."""
+
+
+@dataclass(frozen=True)
+class SupernetOptions:
+    """Options of training supernets, whose subnets share their weights: for the Config of a method, beside
+    TrainingOptions."""
+
+    quantized_lr: float = 8e-3
+    """Peak learning rate of the quantized supernets, which are fine-tuned."""
+    random_subnets: int = 1
+    """Random architectures per step beside the largest and the smallest; more of them train larger spaces better."""
+    checkpoint_activations: bool = False
+    """Keep only the inputs of blocks for the backward pass: less memory, more time."""
+    independent_archs: bool = False
+    """With several processes: each draws its own random architectures, so that a step trains more of them."""
+    sync_batch_norm: bool = False
+    """With several processes: statistics of batch norm from the whole batch instead of each process's part."""
+
+    def __post_init__(self):
+        """Refuse impossible options before any training."""
+        if self.independent_archs and self.sync_batch_norm:
+            raise ValueError(
+                "sync_batch_norm needs the same architectures in every process: not with independent_archs"
+            )
+        if not self.quantized_lr > 0:
+            raise ValueError(f"quantized_lr {self.quantized_lr}: use more than 0")
+        if self.random_subnets < 0:
+            raise ValueError(f"random_subnets {self.random_subnets}: use at least 0")
+
     @property
     def shares_ranges(self) -> bool:
         """Whether the processes of a training take BatchQuant's ranges from the whole batch."""
         return self.sync_batch_norm
+
+
+# options that folders of older versions may name, with the value that has no effect: DNAS trains no supernet of subnets
+FORMER = {field.name: field.default for field in fields(SupernetOptions)}
+FORMER |= {"kurtosis": 0.0, "dampening": 0.0, "tied_steps": False, "distillation": "float"}  # of QFA, until dc8e247
 
 
 def make_optimizers(net: nn.Module, schedule: Schedule) -> list[torch.optim.Optimizer]:

@@ -12,7 +12,7 @@ for cost in $COSTS; do
     for seed in $SEEDS; do
         python recipes/dnas_claims.py --data "$DATA" --out "runs/cifar10-dnas-$cost" --seed "$seed" \
             --resolution "$RESOLUTION" --edge-bits 32 --batch-size 128 --float-epochs "$EPOCHS" --epochs "$EPOCHS" \
-            --label-smoothing 0 --precision bfloat16 --dnas.samples 4 --dnas.cost "$cost" --dnas.jobs 1
+            --label-smoothing 0 --precision bfloat16 --samples 4 --cost "$cost" --jobs 1
     done
     python recipes/dnas_claims.py --out "runs/cifar10-dnas-$cost" \
         --summarise "results/cifar10-jpeg75_dnas-${cost}_cpu_202611.csv" --picture "docs/dnas_cifar10_$cost.png"

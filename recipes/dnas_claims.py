@@ -1,6 +1,6 @@
 """DNAS (claim C7) beside uniform bit-widths and random architectures of equal cost, one seed; a table of all seeds.
 
-    python recipes/dnas_claims.py --data PATH --out runs/dnas-claims --seed 0 [training options] [--dnas.cost bitops]
+    python recipes/dnas_claims.py --data PATH --out runs/dnas-claims --seed 0 [training options] [--cost bitops]
     python recipes/dnas_claims.py --out runs/dnas-claims --summarise results/NAME.csv [--picture docs/NAME.png]
 
 float    the network in float
@@ -36,10 +36,8 @@ from oncequant.methods.baselines import training_images
 from oncequant.models import space_of
 from oncequant.models.resnet import PRESETS, ResNetConfig
 from oncequant.run_folder import RunSettings, device_name
-from oncequant.search import SearchConfig
 from oncequant.search.budget import cost_batch
 from oncequant.search.pareto import pareto_front
-from oncequant.train import TrainingOptions
 
 UNIFORM = {"weight_bytes": [(1, 32), (2, 32), (3, 32), (4, 32)], "bitops": [(2, 2), (3, 3), (4, 4), (8, 8)]}
 
@@ -56,8 +54,7 @@ class Options:
     """First convolution and classifier, float as in the paper."""
     max_train: int | None = None
     device: Literal["cpu", "cuda"] = "cpu"
-    training: Annotated[TrainingOptions, tyro.conf.arg(name="")] = field(default_factory=TrainingOptions)
-    dnas_options: Annotated[dnas.OwnOptions, tyro.conf.arg(name="dnas")] = field(default_factory=dnas.OwnOptions)
+    training: Annotated[dnas.Config, tyro.conf.arg(name="")] = field(default_factory=dnas.Config)
     summarise: Path | None = None
     """Only write this CSV, and that of all networks, from the seeds found in `out`."""
     picture: Path | None = None
@@ -68,7 +65,7 @@ def main(options: Options) -> None:
     """Run one seed, or summarise."""
     if options.summarise:
         return summarise(options.out, options.summarise, options.picture)
-    cfg = dnas.Config(**vars(options.training), **vars(options.dnas_options))
+    cfg = options.training
     model = replace(PRESETS[options.preset], resolutions=(options.resolution,), edge_bits=options.edge_bits)
     settings = RunSettings(
         options.data, options.preset, model, "dnas", {}, cfg.seed, 0.15, 0.2, None, options.max_train
@@ -78,7 +75,7 @@ def main(options: Options) -> None:
     out = options.out / f"seed{cfg.seed}"
     out.mkdir(parents=True, exist_ok=True)
     dnas.train(cfg, model, data, out)
-    family = {entry["name"]: entry for entry in dnas.search(cfg, SearchConfig(), data, out)}
+    family = {entry["name"]: entry for entry in dnas.choose(cfg, dnas.SearchOptions(), data, out)}
     rows = [row(name, data, cfg, out, entry["stage"]) for name, entry in family.items()]
     samples = [row("sample", data, cfg, out, entry["stage"]) for entry in read_json(out / "samples.json")]
     searched = training_images(out)["search"] + sum(one["images"] for one in samples)

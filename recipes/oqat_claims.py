@@ -30,8 +30,8 @@ from oncequant.files import read_json, write_json
 from oncequant.methods import oqat
 from oncequant.models import build_network, space_of
 from oncequant.network import Network
-from oncequant.options import ModelOptions
 from oncequant.run_folder import RunSettings, device_name, preset_for
+from oncequant.runs import ModelOptions
 from oncequant.train import Schedule
 
 
@@ -82,7 +82,7 @@ def main(options: Options) -> None:
             rows.append(dict(claim=claim, way=way, bits=bits, seed=cfg.seed, arch=arch.to_json(), top1=value))
 
     oqat.train(cfg, model, data, out / "inherit")
-    inherited = {stage: load_supernet(out / "inherit", stage) for stage in cfg.stages}
+    inherited = {stage: load_supernet(out / "inherit", stage) for stage in oqat.stages(cfg)}
     record("front", "supernet", 32, archs, accuracies(inherited["float"], archs))
     record("front", "supernet", 4, archs, accuracies(inherited["4bit"], archs))
 
@@ -112,7 +112,7 @@ def main(options: Options) -> None:
     about = dict(
         data=data.name, train=len(data.train), test=len(data.test), preset=preset, device=device_name(data.device)
     )
-    schedules: dict[str, Schedule] = {stage: cfg.schedule(stage, data) for stage in cfg.stages}
+    schedules: dict[str, Schedule] = {stage: cfg.schedule(stage, data) for stage in oqat.stages(cfg)}
     about["steps"] = {stage: schedule.steps for stage, schedule in schedules.items()}
     write_json(out / "claims.json", dict(about=about, rows=rows))
     summarise(options.out, None)

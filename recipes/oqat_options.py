@@ -26,8 +26,8 @@ from oncequant.evaluate import measure
 from oncequant.files import read_json, write_json
 from oncequant.methods import oqat
 from oncequant.models.mobilenet_v3 import PRESETS
-from oncequant.options import ModelOptions
 from oncequant.run_folder import preset_for
+from oncequant.runs import ModelOptions
 from oncequant.search.measurements import all_costs
 
 CHANGES_OF_THE_NETWORK = {
@@ -71,7 +71,7 @@ def main(options: Options) -> None:
             shutil.copy(folder.parent / "default" / "float.safetensors", folder)
         model = replace(base, **CHANGES_OF_THE_NETWORK.get(name, {}))
         oqat.train(replace(cfg, **CHANGES_OF_TRAINING.get(name, {})), model, data, folder)
-        for stage in cfg.stages[name in CHANGES_OF_THE_NETWORK :]:  # their float stage is the default's
+        for stage in oqat.stages(cfg)[name in CHANGES_OF_THE_NETWORK :]:  # their float stage is the default's
             supernet = load_supernet(folder, stage)
             space, rng = supernet.space, np.random.default_rng(cfg.seed)
             archs = [space.largest(), space.smallest(), *(space.sample(rng) for _ in range(options.random_archs))]

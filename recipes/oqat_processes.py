@@ -22,7 +22,7 @@ from oncequant.data import eval_batches
 from oncequant.evaluate import measure
 from oncequant.files import read_json, write_json
 from oncequant.methods import oqat
-from oncequant.run_folder import open_run
+from oncequant.runs import open_run
 
 WAYS = {"shared": [], "independent": ["--independent-archs"]}
 
@@ -50,11 +50,10 @@ def main(options: Options) -> None:
         sizes = ["--min-steps", str(options.steps), "--epochs", "1", "--float-epochs", "1"]
         command = ["train", "--run", str(run), "--seed", str(options.seed), "--devices", "2", *sizes, *flags]
         subprocess.run([sys.executable, "-m", "oncequant", *command], check=True)
-        settings = open_run(run)
-        cfg = oqat.Config.from_json(settings.method_config)
-        data = settings.load_data("cpu")
+        cfg, found = open_run(run, device="cpu")
+        data = found.data
         test, calibration = list(eval_batches(data, data.test)), cfg.calibration(data)
-        for stage in cfg.stages:
+        for stage in oqat.stages(cfg):
             supernet, rng = load_supernet(run, stage), np.random.default_rng(options.seed)
             space = supernet.space
             archs = [space.largest(), space.smallest(), *(space.sample(rng) for _ in range(options.random_archs))]

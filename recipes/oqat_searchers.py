@@ -23,7 +23,7 @@ from oncequant.checkpoint import load_supernet
 from oncequant.data import eval_batches
 from oncequant.evaluate import measure
 from oncequant.methods import oqat
-from oncequant.run_folder import open_run
+from oncequant.runs import open_run
 from oncequant.search import SEARCHERS
 from oncequant.search.measurements import MeasurementFile, read_measurements
 from oncequant.search.pareto import hypervolume, pareto_front
@@ -60,10 +60,10 @@ def main(options: Options) -> None:
 
 def hypervolumes(run: Path) -> dict[str, dict[tuple[str, str], float]]:
     """By stage, then by (searcher, split)."""
-    settings = open_run(run)
-    cfg, data = oqat.Config.from_json(settings.method_config), settings.load_data("cpu")
+    cfg, found = open_run(run, device="cpu")
+    data = found.data
     calibration, measured = cfg.calibration(data), read_measurements(run / "measurements.jsonl")
-    supernets = {stage: load_supernet(run, stage) for stage in cfg.stages[1:]}
+    supernets = {stage: load_supernet(run, stage) for stage in oqat.stages(cfg)[1:]}
 
     def top1_test(stage: str, archs: list[Arch], searcher: str) -> list[float]:
         memory = MeasurementFile(run / "measurements-test.jsonl", stage)  # so that a kill loses one measurement

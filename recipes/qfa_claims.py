@@ -34,10 +34,10 @@ from oncequant.methods import qfa
 from oncequant.models import build_network, extract_subnet
 from oncequant.models.mobilenet_v3 import MobileNetV3Config
 from oncequant.network import Network
-from oncequant.options import ModelOptions
 from oncequant.run_folder import RunSettings, device_name, preset_for
+from oncequant.runs import ModelOptions
 from oncequant.sandwich import train_supernet
-from oncequant.train import TrainingError, TrainingOptions
+from oncequant.train import TrainingError
 
 VARIANTS = {  # changes of the paper's training, whose offsets are learned to the end
     "quantizers": {
@@ -71,7 +71,7 @@ class Options:
     mixed: int = 12
     """Random subnets of mixed precision."""
     model: Annotated[ModelOptions, tyro.conf.arg(name="")] = field(default_factory=ModelOptions)
-    training: Annotated[TrainingOptions, tyro.conf.arg(name="")] = field(default_factory=TrainingOptions)
+    training: Annotated[qfa.Config, tyro.conf.arg(name="")] = field(default_factory=qfa.Config)
     summarise: Path | None = None
     """Only write this CSV from the seeds found in `out`."""
 
@@ -80,7 +80,7 @@ def main(options: Options) -> None:
     """Run one seed, or summarise."""
     if options.summarise:
         return summarise(options.out, options.part, options.summarise)
-    base = qfa.Config(**vars(options.training), learned_offsets=1.0)
+    base = replace(options.training, learned_offsets=1.0)
     preset = options.model.preset if options.model.preset != "auto" else preset_for(native_size(options.data))
     model = options.model.config(preset, 2, 1)
     settings = RunSettings(options.data, preset, model, "qfa", {}, base.seed, 0.15, 0.2, None, options.max_train)
@@ -200,7 +200,7 @@ def train_float_longer(cfg: qfa.Config, model: MobileNetV3Config, data: Data, ou
 def publish_rows(path: Path, rows: list[dict], data: Data, cfg: qfa.Config, preset: str) -> None:
     """What was measured and on what."""
     about = dict(data=data.name, train=len(data.train), test=len(data.test), preset=preset, seed=cfg.seed)
-    about |= dict(device=device_name(data.device), steps={s: cfg.schedule(s, data).steps for s in cfg.stages})
+    about |= dict(device=device_name(data.device), steps={s: cfg.schedule(s, data).steps for s in qfa.stages(cfg)})
     write_json(path, dict(about=about, rows=rows))
 
 

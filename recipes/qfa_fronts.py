@@ -2,7 +2,7 @@
 
     python recipes/qfa_fronts.py RUN [--out results/NAME.csv] [--picture docs/NAME.png]
 
-RUN is a folder of `oncequant run --method qfa`. Fronts are those of validation accuracy and BitOPs among all that the
+RUN is a folder of `oncequant run qfa`. Fronts are those of validation accuracy and BitOPs among all that the
 run has measured; test accuracy is measured once for each member and chooses nothing. Hypervolumes are over log BitOPs
 and test error, up to the dearest and the least accurate network of all fronts.
 """
@@ -19,9 +19,8 @@ from oncequant.arch import Arch
 from oncequant.checkpoint import load_supernet
 from oncequant.data import eval_batches
 from oncequant.evaluate import measure
-from oncequant.methods import qfa
 from oncequant.progress import track
-from oncequant.run_folder import open_run
+from oncequant.runs import open_run
 from oncequant.search.measurements import read_measurements
 from oncequant.search.pareto import hypervolume, pareto_front
 
@@ -39,9 +38,8 @@ class Options:
 
 def main(options: Options) -> None:
     """Measure, print, write and draw."""
-    settings = open_run(options.run)
-    cfg = qfa.Config.from_json(settings.method_config)
-    data, supernet = settings.load_data("cpu"), load_supernet(options.run, "mixed")
+    cfg, found = open_run(options.run, device="cpu")
+    data, supernet = found.data, load_supernet(options.run, "mixed")
     measured = [m for m in read_measurements(options.run / "measurements.jsonl") if m.stage == "mixed"]
     groups = {"all": measured, "mixed": [m for m in measured if len(widths(m.arch)) > 1]}
     groups |= {f"{b} bits": [m for m in measured if m.searcher == f"uniform {b} bits"] for b in sorted(cfg.bits)}

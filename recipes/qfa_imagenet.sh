@@ -16,11 +16,11 @@ set -e
 : "${DATA:?set DATA to the folder of images}" "${RUN:=runs/imagenet-qfa}" "${DEVICES:=32}" "${EVALUATIONS:=8000}"
 LR=$(awk "BEGIN {print 0.0075 * $DEVICES}")
 QUANTIZED_LR=$(awk "BEGIN {print 6 * 0.0025 * $DEVICES}")
-torchrun --standalone --nproc-per-node "$DEVICES" -m oncequant -- train --method qfa --data "$DATA" --run "$RUN" \
+torchrun --standalone --nproc-per-node "$DEVICES" -m oncequant -- train qfa --data "$DATA" --run "$RUN" \
     --preset imagenet --width 1.2 --se-bits 32 --optimizer sgd --batch-size $((64 * DEVICES)) --lr "$LR" \
     --quantized-lr "$QUANTIZED_LR" --clip-norm 83 --weight-decay 5e-6 --label-smoothing 0.1 --float-epochs 120 \
-    --epochs 120 --calibration-images 1920 --validation-fraction 0.0078 --qfa.range-batch 64 --qfa.no-sync-ranges \
-    --qfa.learned-offsets 1 $OPTIONS
+    --epochs 120 --calibration-images 1920 --validation-fraction 0.0078 --range-batch 64 --no-sync-ranges \
+    --learned-offsets 1 $OPTIONS
 oncequant search "$RUN" --devices "$DEVICES" --evaluations "$EVALUATIONS" --front qfa_mflops \
     --population "${POPULATION:-500}" --generations "${GENERATIONS:-1000}" --front-members 0
 oncequant export "$RUN"

@@ -2,7 +2,7 @@
 
     python recipes/qfa_predictor.py RUN [RUN ...] [--measured 700] [--held-out 200] [--out results/NAME.csv]
 
-RUNs are folders of `oncequant run --method qfa`, of different seeds. Architectures (uniform and the official mixture in
+RUNs are folders of `oncequant run qfa`, of different seeds. Architectures (uniform and the official mixture in
 turn, another seed than the search's) are measured on the validation images; a random part is held out, predictors are
 fitted to growing parts of the rest; means over several such divisions, then mean and standard deviation over runs. The
 measurements resume after a kill. Beside ours: the official perceptron with its training (scikit-learn's), ridge
@@ -35,7 +35,7 @@ from tables import publish
 from oncequant.checkpoint import load_supernet
 from oncequant.cost import COSTS
 from oncequant.methods import qfa
-from oncequant.run_folder import open_run
+from oncequant.runs import open_run
 from oncequant.search.measurements import MeasurementFile, read_measurements
 from oncequant.search.predictor import encode, fit_predictor, inputs, target_to_top1, top1_to_target
 from oncequant.search.supernet import measure_codes
@@ -84,9 +84,8 @@ def mean_of(values: list[float | None], digits: int) -> float | None:
 
 def judged(run: Path, options: Options) -> dict[tuple[str, int | None], tuple]:
     """By (model, pairs): Kendall tau, the same on test images, error in points, validation images, ceiling."""
-    settings = open_run(run)
-    cfg = qfa.Config.from_json(settings.method_config)
-    data, supernet = settings.load_data("cpu"), load_supernet(run, "mixed")
+    cfg, found_run = open_run(run, device="cpu")
+    data, supernet = found_run.data, load_supernet(run, "mixed")
     space, memory = supernet.space, MeasurementFile(run / "predictor_claim.jsonl", "mixed")
     wanted = qfa.sample_codes(space, np.random.default_rng([cfg.seed, 6]), options.measured)
     if len(read_measurements(memory.path)) < options.measured:

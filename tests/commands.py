@@ -21,11 +21,11 @@ def call(monkeypatch, *arguments):
     cli.main()
 
 
-def fails(monkeypatch, capsys, *arguments):
-    """The one line of a refused command."""
+def fails(monkeypatch, capsys, *arguments, status=1):
+    """The one line of a refused command; its status is 2 if the words themselves are wrong."""
     with pytest.raises(SystemExit) as stopped:
         call(monkeypatch, *arguments)
-    assert stopped.value.code == 1
+    assert stopped.value.code == status
     return " ".join(capsys.readouterr().err.split())
 
 

@@ -20,9 +20,8 @@ FOLDER = Path(__file__).parent / "golden"
 SHORT = "--epochs 1 --float-epochs 1 --min-steps 30 --max-train 320 --test-fraction 0.05 --seed 1"
 RUNS = {
     "oqat": f"--width 0.5 --depths 1 --evaluations 3 {SHORT}",
-    "qfa": f"--method qfa --evaluations 30 --population 20 --generations 5 --front-members 2 --qfa.mixed-subnets 1 "
-    f"--width 0.5 {SHORT}",
-    "dnas": f"--method dnas --dnas.samples 2 --dnas.jobs 1 --resolutions 8 {SHORT}",
+    "qfa": f"--evaluations 30 --population 20 --generations 5 --front-members 2 --mixed-subnets 1 --width 0.5 {SHORT}",
+    "dnas": f"--samples 2 --jobs 1 --resolutions 8 {SHORT}",
 }
 TIMES = ("latency_ms", "float_latency_ms", "time_s")  # of no two runs alike
 
@@ -36,7 +35,7 @@ def machine() -> dict[str, str]:
 
 def run(name: str, folder: Path) -> None:
     """`oncequant run` of a golden run into `folder`, on one thread."""
-    words = [sys.executable, "-m", "oncequant", "run", "--run", str(folder), *RUNS[name].split()]
+    words = [sys.executable, "-m", "oncequant", "run", name, "--run", str(folder), *RUNS[name].split()]
     done = subprocess.run(words, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
 

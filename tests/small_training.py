@@ -27,7 +27,7 @@ def digits(size=8, train=120):
 
 
 def weights(run_dir):
-    return {stage: read_tensors(run_dir / f"{stage}.safetensors")[0] for stage in CONFIG.stages}
+    return {stage: read_tensors(run_dir / f"{stage}.safetensors")[0] for stage in oqat.stages(CONFIG)}
 
 
 def assert_equal_runs(first, second):

@@ -1,4 +1,4 @@
-"""`--method dnas` from the command line."""
+"""DNAS from the command line."""
 
 import json
 
@@ -7,12 +7,12 @@ from commands import call, fails
 
 from oncequant.files import read_json
 
-SMALL = "--max-train 200 --min-steps 12 --float-epochs 1 --epochs 1 --dnas.samples 2 --dnas.jobs 1".split()
+SMALL = "--max-train 200 --min-steps 12 --float-epochs 1 --epochs 1 --samples 2 --jobs 1".split()
 
 
 def test_command_line(tmp_path, monkeypatch, capsys):
     folder = tmp_path / "run"
-    call(monkeypatch, "run", "--method", "dnas", "--run", folder, "--dnas.cost", "bitops", *SMALL)
+    call(monkeypatch, "run", "dnas", "--run", folder, "--cost", "bitops", *SMALL)
     rows = {row["name"]: row for row in read_json(folder / "exports.json")}
     assert set(rows) == {"float", "MA", "ME"} and not any(row["problems"] for row in rows.values())
     assert (folder / "report" / "distribution.png").exists()
@@ -31,14 +31,9 @@ def test_command_line(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ("train --method dnas --preset nano", "does not fit --method dnas"),
-        ("train --preset resnet20", "does not fit --method oqat"),
-        ("train --method dnas --depths 2", "--depths is not an option of residual networks"),
-        ("train --method oqat --dnas.gamma 1", "--dnas is not an option of --method oqat"),
-        ("run --method dnas --evaluations 5", "DNAS has no search after training"),
-        ("run --method dnas --budget weight_bytes<=100", "cannot be met"),
-        ("run --method dnas --dnas.precisions 101 3232", "files hold inputs of 2 bits and more"),
-        ("train --method dnas --dnas.init nowhere.pth", "nowhere.pth does not exist"),
+        ("run dnas --budget weight_bytes<=100", "cannot be met"),
+        ("run dnas --precisions 101 3232", "files hold inputs of 2 bits and more"),
+        ("train dnas --init nowhere.pth", "nowhere.pth does not exist"),
     ],
 )
 def test_what_cannot_work_is_refused_before_training(arguments, text, tmp_path, monkeypatch, capsys):

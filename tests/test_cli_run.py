@@ -28,15 +28,15 @@ def test_run_leaves_everything_a_user_needs(digits_run):
     assert list(digits_run.glob("tensorboard/4bit/events*"))
 
 
-QFA = ["--method", "qfa", "--max-train", "200", "--resolutions", "8", "10", *QUICK[:-3], "--qfa.mixed-subnets", "1"]
+QFA = ["--max-train", "200", "--resolutions", "8", "10", *QUICK[:-3], "--mixed-subnets", "1"]
 
 
 @pytest.fixture(scope="module")
 def qfa_run(tmp_path_factory):
-    """`oncequant run --method qfa` on digits, small and short."""
+    """`oncequant run qfa` on digits, small and short."""
     folder = tmp_path_factory.mktemp("digits") / "qfa"
     with pytest.MonkeyPatch.context() as patch:
-        call(patch, "run", "--run", folder, *QFA, *SMALL, "--evaluations", "32")
+        call(patch, "run", "qfa", "--run", folder, *QFA, *SMALL, "--evaluations", "32")
     return folder
 
 

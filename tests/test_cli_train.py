@@ -6,24 +6,35 @@ from pathlib import Path
 import pytest
 from commands import DIGITS, QUICK, SMALL, call, fails, image_folder
 
-from oncequant import cli, run_folder
+from oncequant import cli, run_folder, runs
 from oncequant.files import read_json, read_lines, write_json
-from oncequant.options import Train
-from oncequant.search import SearchConfig
+from oncequant.methods import oqat
 
 
 def test_options_of_another_method_are_refused(tmp_path, monkeypatch, capsys):
-    assert "--bit-schedule" in fails(
-        monkeypatch, capsys, "train", "--run", tmp_path, "--method", "qfa", "--bit-schedule", "4"
-    )
-    assert "--qfa" in fails(monkeypatch, capsys, "train", "--run", tmp_path, "--qfa.bits", "2", "4")
-    message = fails(monkeypatch, capsys, "train", "--run", tmp_path, "--method", "qfa", "--qfa.bits", "9")
-    assert "bits" in message and "1 to 8" in message
-    message = fails(monkeypatch, capsys, "train", "--run", tmp_path, "--method", "qfa", "--no-signed-activations")
-    assert "--no-signed-activations" in message and "--qfa.activations lsq" in message
-    assert "files hold 2 bits" in fails(
-        monkeypatch, capsys, "run", "--run", tmp_path, "--method", "qfa", "--qfa.bits", "1"
-    )
+    for words, option in [
+        (["train", "qfa", "--bit-schedule", "4"], "--bit-schedule"),
+        (["train", "--bits", "2"], "--bits"),
+        (["train", "dnas", "--sync-batch-norm"], "--sync-batch-norm"),
+        (["train", "dnas", "--preset", "nano"], "nano"),
+        (["train", "--preset", "resnet20"], "resnet20"),
+        (["train", "dnas", "--depths", "2"], "--depths"),
+        (["run", "--population", "50"], "--population"),
+        (["run", "dnas", "--front", "macs"], "--front"),
+        (["run", "dnas", "--evaluations", "5"], "--evaluations"),
+    ]:
+        assert option in fails(monkeypatch, capsys, *words, "--run", tmp_path / "run", status=2)
+    assert not (tmp_path / "run").exists()
+
+
+def test_impossible_options_of_a_method_are_refused(tmp_path, monkeypatch, capsys):
+    for words, says in [
+        (["train", "qfa", "--bits", "9"], "use bit-widths from 1 to 8"),
+        (["train", "qfa", "--no-signed-activations"], "an option of activations lsq alone"),
+        (["run", "qfa", "--bits", "1"], "files hold 2 bits"),
+    ]:
+        assert says in fails(monkeypatch, capsys, *words, "--run", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_same_command_again_changes_nothing(digits_run, monkeypatch):
@@ -94,20 +105,21 @@ def test_a_run_folder_among_the_images_is_refused(tmp_path, monkeypatch, capsys)
     (tmp_path / "images" / "sub").rmdir()
     monkeypatch.chdir(tmp_path)
     (tmp_path / "images").rename(tmp_path / "train")  # beside its splits a run folder is in nobody's way
-    run_dir, _, data = cli._prepare(Train(data="."), SearchConfig())
-    assert run_dir == Path("runs") / tmp_path.name and data.classes == ("class0", "class1")
+    _, found = runs.prepare(oqat.Config(), runs.DataOptions(data="."))
+    assert found.folder == Path("runs") / tmp_path.name and found.data.classes == ("class0", "class1")
     (tmp_path / "link").symlink_to(tmp_path, target_is_directory=True)
-    run_dir, *_ = cli._prepare(Train(data="link"), SearchConfig())
-    assert run_dir == Path("runs/link")
+    _, found = runs.prepare(oqat.Config(), runs.DataOptions(data="link"))
+    assert found.folder == Path("runs/link")
 
 
 def test_digits_are_the_bundled_ones_whatever_lies_here(tmp_path, monkeypatch):
     image_folder(tmp_path / "digits", 2, 20, 48)
     monkeypatch.chdir(tmp_path)
-    _, settings, data = cli._prepare(Train(), SearchConfig())
-    assert (settings.data, data.name, len(data.classes)) == ("digits", "digits", 10)
-    _, settings, data = cli._prepare(Train(data="./digits", run=tmp_path / "run"), SearchConfig())
-    assert settings.data == str(tmp_path / "digits") and len(data.classes) == 2
+    _, found = runs.prepare(oqat.Config())
+    where = run_folder.read_settings(found.folder).data
+    assert (where, found.data.name, len(found.data.classes)) == ("digits", "digits", 10)
+    _, found = runs.prepare(oqat.Config(), runs.DataOptions(data="./digits", run=tmp_path / "run"))
+    assert run_folder.read_settings(found.folder).data == str(tmp_path / "digits") and len(found.data.classes) == 2
 
 
 def test_a_broken_image_is_refused_before_the_run_folder_is_made(tmp_path, monkeypatch, capsys):
@@ -128,7 +140,7 @@ def test_a_broken_image_is_refused_before_the_run_folder_is_made(tmp_path, monke
 def test_images_much_larger_than_the_network_sees_are_mentioned(tmp_path, capsys):
     for size, says in ((80, True), (40, False)):
         source = image_folder(tmp_path / f"images{size}", 2, 5, size)
-        cli._prepare(Train(data=str(source), run=tmp_path / f"run{size}"), SearchConfig())
+        runs.prepare(oqat.Config(), runs.DataOptions(data=str(source), run=tmp_path / f"run{size}"))
         assert (f"images of {size} px are scaled to 32 px" in " ".join(capsys.readouterr().out.split())) == says
 
 
@@ -136,14 +148,6 @@ def test_missing_packages_are_named_before_training(tmp_path, monkeypatch, capsy
     monkeypatch.setattr(cli, "find_spec", lambda name: None if name == "matplotlib" else name)
     message = fails(monkeypatch, capsys, "run", "--run", tmp_path / "run")
     assert "(matplotlib)" in message and "oncequant[all]" in message and not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize("method, flag, value", [
-    ("oqat", "--population", "50"), ("oqat", "--front-members", "3"), ("dnas", "--front", "macs"),
-])  # fmt: skip
-def test_options_of_another_methods_search_are_refused(tmp_path, monkeypatch, capsys, method, flag, value):
-    message = fails(monkeypatch, capsys, "run", "--run", tmp_path / "run", "--method", method, flag, value)
-    assert f"{flag} is not an option" in message and not (tmp_path / "run").exists()
 
 
 def test_an_option_that_an_old_folder_does_not_know_is_noted(digits_run, tmp_path, monkeypatch):

@@ -18,7 +18,6 @@ from oncequant.files import read_tensors
 from oncequant.methods import oqat, qfa
 from oncequant.quantizers import batchquant
 from oncequant.sandwich import sandwich_archs
-from oncequant.search import SearchConfig
 from oncequant.search.measurements import read_measurements
 
 
@@ -131,7 +130,7 @@ def train_mixed(rank, folder):
     cfg = qfa.Config(**options, sync_batch_norm=True, mixed_subnets=1, lr=0.05, quantized_lr=0.01)
     data = digits(train=48)
     qfa.train(cfg, model, data, folder)
-    qfa.search(cfg, SearchConfig(evaluations=32), data, folder)
+    qfa.choose(cfg, qfa.SearchOptions(evaluations=32), data, folder)
 
 
 def test_two_processes_equal_one_with_mixed_precision(tmp_path):

@@ -25,7 +25,6 @@ from oncequant.files import FileError, read_json, read_lines
 from oncequant.methods import dnas
 from oncequant.models import build_network, space_of
 from oncequant.network import Network
-from oncequant.search import SearchConfig
 from oncequant.search.budget import BudgetError
 from oncequant.train import fit
 
@@ -66,10 +65,10 @@ def run(digits, tmp_path_factory):
 def test_stages_and_choice(run, digits):
     cfg, folder = run
     names = sorted(str(p.relative_to(folder)) for p in folder.rglob("*.safetensors"))
-    stages = [*cfg.stages, *(dnas.sample_stage(i) for i in range(cfg.samples))]
+    stages = [*dnas.stages(cfg), *(dnas.sample_stage(i) for i in range(cfg.samples))]
     assert names == sorted(f"{stage}.safetensors" for stage in stages)
     assert not list(folder.rglob("*.resume.pt"))
-    family = {entry["name"]: entry for entry in dnas.search(cfg, SearchConfig(), digits, folder)}
+    family = {entry["name"]: entry for entry in dnas.choose(cfg, dnas.SearchOptions(), digits, folder)}
     samples = {row["stage"]: row for row in read_json(folder / "samples.json")}
     assert set(family) == {"float", "MA", "ME"} and len(samples) == cfg.samples
     best = max(row["top1_validation"] for row in samples.values())
@@ -84,10 +83,12 @@ def test_stages_and_choice(run, digits):
 def test_budgets_choose_among_the_samples(run, digits):
     cfg, folder = run
     costs = sorted(row["costs"]["weight_bytes"] for row in read_json(folder / "samples.json"))
-    (_, chosen) = dnas.search(cfg, SearchConfig(budgets=(Budget(COSTS["weight_bytes"], costs[0]),)), digits, folder)
+    (_, chosen) = dnas.choose(
+        cfg, dnas.SearchOptions(budgets=(Budget(COSTS["weight_bytes"], costs[0]),)), digits, folder
+    )
     assert chosen["costs"]["weight_bytes"] == costs[0]
     with pytest.raises(BudgetError, match="none of the 2 trained networks keeps weight_bytes<=1"):
-        dnas.search(cfg, SearchConfig(budgets=(Budget(COSTS["weight_bytes"], 1.0),)), digits, folder)
+        dnas.choose(cfg, dnas.SearchOptions(budgets=(Budget(COSTS["weight_bytes"], 1.0),)), digits, folder)
 
 
 @pytest.mark.parametrize("stage", ["search", "samples/0/network"])
@@ -114,7 +115,7 @@ def test_a_killed_search_goes_on_bit_for_bit(stage, run, digits, tmp_path, monke
     monkeypatch.undo()
     assert list(tmp_path.rglob("*.resume.pt"))
     dnas.train(cfg, MODEL, digits, tmp_path)
-    for one in (*cfg.stages, *map(dnas.sample_stage, range(cfg.samples))):
+    for one in (*dnas.stages(cfg), *map(dnas.sample_stage, range(cfg.samples))):
         for name, tensor in load_supernet(folder, one).state_dict().items():
             assert torch.equal(tensor, load_supernet(tmp_path, one).state_dict()[name]), (one, name)
     rows = [read_lines(where / "distribution.jsonl") for where in (folder, tmp_path)]
@@ -142,7 +143,7 @@ def test_every_network_starts_from_given_weights(digits, tmp_path):
         dnas.train(cfg, wrong, digits, tmp_path / "run")
     assert not list((tmp_path / "run").rglob("*.safetensors"))
     with pytest.raises(FileError, match=r"net.pth: layer3.0.conv1.weight has shape"):
-        dnas.check_budgets(cfg, SearchConfig(), wrong)
+        dnas.check(cfg, dnas.SearchOptions(), wrong)
 
 
 def test_two_workers_train_the_same_networks_as_one(digits, tmp_path):
@@ -174,7 +175,7 @@ def test_samples_of_another_search_are_not_taken(run, digits, tmp_path):
 def test_one_precision_alone_is_trained_as_quantized(digits, tmp_path):
     cfg = dnas.Config(**FAST, precisions=(404,))
     dnas.train(cfg, MODEL, digits, tmp_path)
-    family = dnas.search(cfg, SearchConfig(), digits, tmp_path)
+    family = dnas.choose(cfg, dnas.SearchOptions(), digits, tmp_path)
     assert {entry["name"] for entry in family} == {"float", "MA", "ME"}
     (sample,) = read_json(tmp_path / "samples.json")
     assert sample["costs"]["bitops"] < family[0]["costs"]["bitops"] / 20

@@ -20,7 +20,6 @@ from oncequant.files import FileError
 from oncequant.methods import dnas
 from oncequant.models import build_network, space_of
 from oncequant.network import elastic_layers
-from oncequant.search import SearchConfig
 from oncequant.search.budget import BudgetError
 
 
@@ -89,9 +88,9 @@ def test_budgets_are_held_against_the_cheapest_network():
     for cost in ("bitops", "weight_bytes"):
         least = min(COSTS[cost](space.layers(arch)) for arch in archs)
         assert COSTS[cost](space.layers(dnas.cheapest(space, COSTS[cost]))) == least
-        dnas.check_budgets(cfg, SearchConfig(budgets=(Budget(COSTS[cost], least),)), MODEL)
+        dnas.check(cfg, dnas.SearchOptions(budgets=(Budget(COSTS[cost], least),)), MODEL)
         with pytest.raises(BudgetError, match=f"the least {cost}"):
-            dnas.check_budgets(cfg, SearchConfig(budgets=(Budget(COSTS[cost], 0.99 * least),)), MODEL)
+            dnas.check(cfg, dnas.SearchOptions(budgets=(Budget(COSTS[cost], 0.99 * least),)), MODEL)
 
 
 def test_samples_are_different_and_follow_the_distribution(tmp_path):
@@ -117,15 +116,12 @@ def test_impossible_options_are_refused():
     for options, text in (
         (dict(samples=0), "samples 0"),
         (dict(arch_share=0.6), "arch_share"),
-        (dict(sync_batch_norm=True), "sync_batch_norm"),
-        (dict(quantized_lr=1e-3), "quantized_lr"),
         (dict(temperature=(5.0, 0.0)), "temperature"),
         (dict(gamma=-1.0), "gamma"),
         (dict(gamma=0.0, cross_entropy=False), "gamma"),
         (dict(precisions=(432, 9)), "precisions: 9"),
         (dict(per_layer=True, precisions=(0, 432)), "per layer"),
         (dict(jobs=0), "jobs"),
-        (dict(checkpoint_activations=True), "checkpoint_activations"),
     ):
         with pytest.raises(ValueError, match=text):
             dnas.Config(**options)

@@ -172,7 +172,7 @@ def test_step_sizes_are_initialised_once(tmp_path, monkeypatch):
 
 def test_the_stage_with_float_is_half_as_long():
     cfg, data = qfa.Config(**{**QUICK, "min_steps": 40}), digits()
-    assert {stage: cfg.schedule(stage, data).steps for stage in cfg.stages} == {
+    assert {stage: cfg.schedule(stage, data).steps for stage in qfa.stages(cfg)} == {
         "float": 40,
         "mixed-float": 20,
         "mixed": 40,
@@ -219,7 +219,7 @@ def test_offsets_end_at_zero_where_they_are_not_learned_to_the_end(tmp_path):
 
 def test_all_stages_are_trained_and_a_second_call_does_nothing(trained):
     cfg, data, folder = trained
-    files = {stage: (folder / f"{stage}.safetensors") for stage in cfg.stages}
+    files = {stage: (folder / f"{stage}.safetensors") for stage in qfa.stages(cfg)}
     before = {stage: file.stat().st_mtime_ns for stage, file in files.items()}
     assert not list(folder.glob("*.resume.pt"))
     qfa.train(cfg, TINY, data, folder)

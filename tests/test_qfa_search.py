@@ -14,7 +14,7 @@ from oncequant.evaluate import measure
 from oncequant.files import read_json
 from oncequant.methods import qfa
 from oncequant.quantizers.batchquant import BatchQuant
-from oncequant.search import SearchConfig, fronts
+from oncequant.search import fronts
 from oncequant.search.budget import BudgetError
 from oncequant.search.measurements import read_measurements
 from oncequant.search.predictor import fit_predictor, load_predictor
@@ -28,7 +28,7 @@ def trained(tmp_path_factory):
 @pytest.fixture(scope="module")
 def searched(trained):
     cfg, data, folder = trained
-    return qfa.search(cfg, SearchConfig(evaluations=40), data, folder)
+    return qfa.choose(cfg, qfa.SearchOptions(evaluations=40), data, folder)
 
 
 def test_a_search_hands_out_a_family_along_the_front(trained, searched):
@@ -72,7 +72,7 @@ def test_the_predictor_kept_has_learned_from_everything(trained, searched):
 
 def copied(trained, folder):
     """Another folder with the stages of a run."""
-    for stage in trained[0].stages:
+    for stage in qfa.stages(trained[0]):
         (folder / f"{stage}.safetensors").write_bytes((trained[2] / f"{stage}.safetensors").read_bytes())
     return folder
 
@@ -86,12 +86,12 @@ def test_only_the_predicted_front_is_stopped_early(trained, tmp_path, monkeypatc
         original(supernet, memory, codes, searcher, calibration, data, stop_dominated)
 
     monkeypatch.setattr(fronts, "measure_codes", record)
-    options = SearchConfig(evaluations=30, population=40, generations=4, cost="weight_bytes", front_members=3)
-    qfa.search(cfg, options, data, copied(trained, tmp_path))
+    options = qfa.SearchOptions(evaluations=30, population=40, generations=4, front="weight_bytes", front_members=3)
+    qfa.choose(cfg, options, data, copied(trained, tmp_path))
     assert asked.pop("predicted") == (3, "weight_bytes")
     assert {stop for _, stop in asked.values()} == {None} and len(asked) == 3
     (tmp_path / "whole").mkdir()
-    qfa.search(cfg, replace(options, front_members=0), data, copied(trained, tmp_path / "whole"))
+    qfa.choose(cfg, replace(options, front_members=0), data, copied(trained, tmp_path / "whole"))
     assert asked["predicted"][0] > 3
 
 
@@ -104,7 +104,7 @@ def test_what_whole_zero_points_cost_is_reported(trained, tmp_path):
             if isinstance(module, BatchQuant):
                 module.offset.fill_(0.45)
     save_supernet(folder, "mixed", net)
-    family = qfa.search(cfg, SearchConfig(evaluations=12, searcher="random"), data, folder)[1:]
+    family = qfa.choose(cfg, qfa.SearchOptions(evaluations=12, searcher="random"), data, folder)[1:]
     for entry in family:
         arch, calibration = net.space.complete(entry["arch"]), cfg.calibration(data)
         for key, fold in (("top1_validation", True), ("top1_before_folding", False)):
@@ -116,15 +116,15 @@ def test_what_whole_zero_points_cost_is_reported(trained, tmp_path):
 def test_more_evaluations_make_the_sample_grow_and_the_predictor_learn_again(trained, tmp_path):
     cfg, data, _ = trained
     folder, budget = copied(trained, tmp_path), Budget(COSTS["params"], 10**9)
-    quick = SearchConfig(evaluations=30, population=8, generations=2)
-    qfa.search(cfg, quick, data, folder)
+    quick = qfa.SearchOptions(evaluations=30, population=8, generations=2)
+    qfa.choose(cfg, quick, data, folder)
     before, predictor = read_measurements(folder / "measurements.jsonl"), folder / "predictor.safetensors"
     with pytest.raises(ValueError, match="at least 30"):
-        qfa.search(cfg, replace(quick, evaluations=20, budgets=(budget,)), data, folder)
-    qfa.search(cfg, replace(quick, evaluations=None, budgets=(budget,)), data, folder)
+        qfa.choose(cfg, replace(quick, evaluations=20, budgets=(budget,)), data, folder)
+    qfa.choose(cfg, replace(quick, evaluations=None, budgets=(budget,)), data, folder)
     assert len([m for m in read_measurements(folder / "measurements.jsonl") if m.searcher == "sample"]) == 30
     kept = predictor.read_bytes()
-    qfa.search(cfg, replace(quick, evaluations=36, budgets=(budget,)), data, folder)
+    qfa.choose(cfg, replace(quick, evaluations=36, budgets=(budget,)), data, folder)
     after = read_measurements(folder / "measurements.jsonl")
     assert after[: len(before)] == before and len([m for m in after if m.searcher == "sample"]) == 36
     assert predictor.read_bytes() != kept
@@ -135,7 +135,7 @@ def test_a_budget_is_answered_from_the_predictor(trained, searched):
     before = read_measurements(folder / "measurements.jsonl")
     costs = sorted(m.costs["bitops"] for m in before)
     budget = Budget(COSTS["bitops"], costs[len(costs) // 2])
-    entries = qfa.search(cfg, SearchConfig(budgets=(budget,)), data, folder)
+    entries = qfa.choose(cfg, qfa.SearchOptions(budgets=(budget,)), data, folder)
     after = read_measurements(folder / "measurements.jsonl")
     assert len(after) - len(before) <= fronts.MEASURED_UNDER_BUDGET
     assert all(m.searcher == "budget" and budget.limit >= m.costs["bitops"] for m in after[len(before) :])
@@ -148,15 +148,15 @@ def test_a_budget_is_answered_from_the_predictor(trained, searched):
 def test_a_budget_that_nothing_meets_is_refused_before_measuring(trained, tmp_path):
     cfg, data, folder = trained
     with pytest.raises(BudgetError, match="bitops<=10"):
-        qfa.search(cfg, SearchConfig(budgets=(Budget(COSTS["bitops"], 10),)), data, folder)
+        qfa.choose(cfg, qfa.SearchOptions(budgets=(Budget(COSTS["bitops"], 10),)), data, folder)
     with pytest.raises(BudgetError):
-        qfa.check_budgets(cfg, SearchConfig(budgets=(Budget(COSTS["weight_bytes"], 10),)), TINY)
+        qfa.check(cfg, qfa.SearchOptions(budgets=(Budget(COSTS["weight_bytes"], 10),)), TINY)
 
 
 def test_too_few_evaluations_are_refused_before_training():
     with pytest.raises(ValueError, match="at least 30 measured"):
-        qfa.check_budgets(qfa.Config(), SearchConfig(evaluations=29), TINY)
-    qfa.check_budgets(qfa.Config(), SearchConfig(evaluations=29, searcher="random"), TINY)
+        qfa.check(qfa.Config(), qfa.SearchOptions(evaluations=29), TINY)
+    qfa.check(qfa.Config(), qfa.SearchOptions(evaluations=29, searcher="random"), TINY)
 
 
 @pytest.mark.parametrize("space, kernels", [("architecture", (3, 5)), ("architecture", (3,)), ("precision", (3, 5))])
@@ -166,7 +166,7 @@ def test_restricted_spaces_are_searched(space, kernels, tmp_path):
     model = replace(TINY, kernel_sizes=kernels, depths=(1,), stage_widths=(16,), stage_strides=(2,), stage_se=(True,))
     model = replace(model, stage_hswish=(True,))
     qfa.train(cfg, model, data, tmp_path)
-    family = qfa.search(cfg, SearchConfig(evaluations=30, population=8, generations=4), data, tmp_path)
+    family = qfa.choose(cfg, qfa.SearchOptions(evaluations=30, population=8, generations=4), data, tmp_path)
     found = read_measurements(tmp_path / "measurements.jsonl")
     if space == "architecture":
         assert {m.searcher for m in found} == {"random"}
@@ -178,15 +178,15 @@ def test_restricted_spaces_are_searched(space, kernels, tmp_path):
 
 def test_a_killed_search_measures_the_same_again(trained, tmp_path, monkeypatch):
     cfg, data, folder = trained
-    for stage in cfg.stages:
+    for stage in qfa.stages(cfg):
         (tmp_path / f"{stage}.safetensors").write_bytes((folder / f"{stage}.safetensors").read_bytes())
-    options = SearchConfig(evaluations=30)
+    options = qfa.SearchOptions(evaluations=30)
     for name in ("whole", "killed"):
         run = tmp_path / name
         run.mkdir()
-        for stage in cfg.stages:
+        for stage in qfa.stages(cfg):
             (run / f"{stage}.safetensors").symlink_to(tmp_path / f"{stage}.safetensors")
-    whole = qfa.search(cfg, options, data, tmp_path / "whole")
+    whole = qfa.choose(cfg, options, data, tmp_path / "whole")
     wanted = (tmp_path / "whole" / "measurements.jsonl").read_text().splitlines()
     original, count = qfa.measure_codes.__globals__["calibrated_subnet"], [0]
 
@@ -199,7 +199,7 @@ def test_a_killed_search_measures_the_same_again(trained, tmp_path, monkeypatch)
     monkeypatch.setitem(qfa.measure_codes.__globals__, "calibrated_subnet", killed)
     for attempt in range(5):
         try:
-            found = qfa.search(cfg, options, data, tmp_path / "killed")
+            found = qfa.choose(cfg, options, data, tmp_path / "killed")
             break
         except KeyboardInterrupt:
             assert attempt < 4

@@ -75,7 +75,7 @@ def make_run_folder(folder: Path, measurements: int = 60, seed: int = 0) -> Path
     images = {"name": "digits", "classes": CLASSES, "train": 1077, "validation": 360, "test": 360}
     run = {
         "method": "oqat",
-        "command": "oncequant run --method oqat --data digits --out runs/digits",
+        "command": "oncequant run --data digits --run runs/digits",
         "version": "0.1.0",
         "commit": "8143905",
         "device": "NVIDIA H100 80GB HBM3",

@@ -7,7 +7,7 @@ from small_training import TINY, Interrupted, digits, small_fit
 from oncequant.files import FileError
 from oncequant.models import build_network
 from oncequant.sandwich import sandwich_step
-from oncequant.train import Schedule, TrainingError, TrainingOptions, fit
+from oncequant.train import Schedule, SupernetOptions, TrainingError, TrainingOptions, fit
 
 
 def test_a_loss_that_is_not_finite_stops_with_advice(tmp_path):
@@ -32,7 +32,7 @@ def test_a_loss_that_is_not_finite_stops_with_advice(tmp_path):
 def test_impossible_options_are_refused(options):
     name, value = next(iter(options.items()))
     with pytest.raises(ValueError, match=f"^{name} '?{value}'?: use"):
-        TrainingOptions(**options)
+        (SupernetOptions if name == "quantized_lr" else TrainingOptions)(**options)
 
 
 @pytest.mark.parametrize("at", [3, 5])

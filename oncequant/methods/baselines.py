@@ -32,7 +32,6 @@ from oncequant.files import FileError, read_lines, write_csv, write_json
 from oncequant.methods import oqat
 from oncequant.models import extract_subnet
 from oncequant.progress import track
-from oncequant.search import SearchConfig
 from oncequant.search.measurements import MeasurementFile, read_measurements
 from oncequant.search.pareto import best_under
 from oncequant.search.supernet import search_by_measuring
@@ -76,10 +75,11 @@ def compare(
     supernets = {name: load_supernet(run_dir, name, data.device) for name in ("float", stage)}
     shared = shared_images(cfg, run_dir, bits)
     space, calibration = supernets[stage].space, cfg.calibration(data)
-    evaluations = evaluations or oqat.EVALUATIONS
+    options = oqat.SearchOptions(evaluations=evaluations or oqat.SearchOptions.evaluations)
+    how = options.searcher, options.evaluations, options.budgets, options.front
     for name, supernet in supernets.items():
         memory = MeasurementFile(run_dir / "measurements.jsonl", name)
-        search_by_measuring(supernet, memory, oqat.SEARCHER, evaluations, SearchConfig(), calibration, data, cfg.seed)
+        search_by_measuring(supernet, memory, *how, calibration, data, cfg.seed)
     measured = distributed.from_main(lambda: read_measurements(run_dir / "measurements.jsonl"))
     found = {name: [m for m in measured if m.stage == name] for name in supernets}
     costs = [m.costs["bitops"] for m in found[stage]]

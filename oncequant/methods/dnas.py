@@ -13,7 +13,7 @@ Symbols.  theta: arch_logits   m: mask   T: temperature   g: Gumbel noise   C: c
 
 The equations are numbered in no public version that we know; differences from the paper are numbered in docs/dnas.md.
 
-Run. `oncequant run --method dnas`, recipes/dnas_*.      Results. results/README.md
+Run. `oncequant run dnas`, recipes/dnas_*.      Results. results/README.md
 """
 
 import json
@@ -38,12 +38,12 @@ from oncequant.elastic import Pass
 from oncequant.evaluate import measure
 from oncequant.family import NetworkConfig
 from oncequant.files import FileError, append_line, read_json, read_lines, write_atomically, write_json
-from oncequant.models import build_network, space_of
+from oncequant.models import FAMILIES, build_network, families_with, space_of
 from oncequant.network import Network
-from oncequant.search import SearchConfig
+from oncequant.search import BudgetOptions
 from oncequant.search.budget import BudgetError
 from oncequant.search.measurements import MeasurementFile, all_costs
-from oncequant.search.supernet import Choice, record_family
+from oncequant.search.supernet import Choice, budget_name, record_family
 from oncequant.space import SearchSpace
 from oncequant.train import Schedule, StepFunction, TrainingOptions, check_shares, fit
 
@@ -52,10 +52,17 @@ PRECISIONS = {  # candidates of the paper by the cost that it saves: 100 x weigh
     "bitops": (104, 204, 303, 404, 808, FLOAT_PAIR),
 }
 
+families = families_with("precisions")
+
+
+def preset(pixels: int) -> str:
+    """Twenty layers, for images of up to 32 px."""
+    return "resnet20"
+
 
 @dataclass(frozen=True)
-class OwnOptions:
-    """Options of DNAS alone."""
+class Config(TrainingOptions):
+    """Options of DNAS training."""
 
     cost: Literal["weight_bytes", "bitops"] = "weight_bytes"
     """What the search saves: bytes of weights, or bit operations."""
@@ -96,11 +103,6 @@ class OwnOptions:
     jobs: int | None = None
     """Architectures trained side by side, on a share of the cores or on a GPU each; default as many as there are."""
 
-
-@dataclass(frozen=True)
-class Config(TrainingOptions, OwnOptions):
-    """Options of DNAS training."""
-
     def __post_init__(self):
         """Refuse impossible options before any training."""
         super().__post_init__()
@@ -114,18 +116,8 @@ class Config(TrainingOptions, OwnOptions):
             raise ValueError(f"gamma {self.gamma}: use at least 0, and more without cross entropy")
         if self.jobs is not None and self.jobs < 1:
             raise ValueError(f"jobs {self.jobs}: use at least 1")
-        unused = "sync_batch_norm independent_archs random_subnets quantized_lr checkpoint_activations"
-        for name in unused.split():
-            if getattr(self, name) != getattr(TrainingOptions, name):
-                raise ValueError(
-                    f"{name} {getattr(self, name)}: not an option of DNAS, whose networks train from scratch by --lr, "
-                    "one architecture at a time"
-                )
-
-    @property
-    def stages(self) -> tuple[str, ...]:
-        """Names of the stages in training order; each sample that is drawn is one more (`sample_stage`)."""
-        return ("float", "search")
+        for name in families:
+            self.supernet_model(FAMILIES[name].Config())  # refuses impossible precisions
 
     def supernet_model(self, model: NetworkConfig) -> NetworkConfig:
         """`model`, a float network, with the candidates of the search."""
@@ -146,7 +138,27 @@ class Config(TrainingOptions, OwnOptions):
         if stage == "search":
             steps = schedule.steps * self.arch_share * (1 - self.warmup_share)
             schedule = replace(schedule, arch_lr=self.arch_travel / max(1, steps))
-        return replace(schedule, lr=self.lr)
+        return schedule
+
+    def parts(self, images: int) -> tuple[int, ...]:
+        """In the search one part of the training images trains the distribution, the rest the weights."""
+        archs = max(1, round(self.arch_share * images))
+        return images, images - archs, archs
+
+    def check_files(self) -> None:
+        """Raise ValueError if networks that this trains cannot be written to files."""
+        if any(value % 100 == 1 for value in self.precisions or ()):
+            raise ValueError("precisions: files hold inputs of 2 bits and more; 1 can only be trained")
+
+    def to_json(self) -> dict[str, Any]:
+        """All options by name; the file to start from is found from anywhere."""
+        init = str(Path(self.init).resolve()) if self.init and Path(self.init).exists() else self.init
+        return {**super().to_json(), "init": init}
+
+
+def stages(cfg: Config) -> tuple[str, ...]:
+    """Names of the stages in training order; each sample that is drawn is one more (`sample_stage`)."""
+    return ("float", "search")
 
 
 def sample_stage(i: int) -> str:
@@ -240,13 +252,16 @@ def temperature_at(cfg: Config, done: float) -> float:
 # -- training
 
 
+def searched_space(cfg: Config, model: NetworkConfig) -> SearchSpace:
+    """The space from which architectures are drawn."""
+    return space_of(cfg.supernet_model(model))
+
+
 def train(cfg: Config, model: NetworkConfig, data: Data, run_dir: Path) -> None:
     """Train every stage that has no checkpoint yet: the float network, the stochastic supernet, the samples."""
-    if not hasattr(model, "precisions"):
-        raise ValueError("DNAS searches networks whose blocks choose precisions: use --preset resnet20, for example")
     searched = distributed.from_main((run_dir / "search.safetensors").exists)
     if not searched:  # parts of the training images train weights and distribution, and small ones are one batch each
-        for images in (len(data.train) - arch_images(cfg, data), arch_images(cfg, data)):
+        for images in cfg.parts(len(data.train)):
             check_shares(cfg.batch_size, images)
     config = cfg.supernet_model(model)
     space = space_of(config)
@@ -259,15 +274,10 @@ def train(cfg: Config, model: NetworkConfig, data: Data, run_dir: Path) -> None:
     train_samples(cfg, config, space, data, run_dir)
 
 
-def arch_images(cfg: Config, data: Data) -> int:
-    """Training images that train the distribution, not the weights."""
-    return max(1, round(cfg.arch_share * len(data.train)))
-
-
 def train_search(cfg: Config, config: NetworkConfig, space: SearchSpace, data: Data, run_dir: Path) -> None:
     """Train weights and distribution; `distribution.jsonl` keeps how that sharpened."""
     order = torch.from_numpy(np.random.default_rng(cfg.seed).permutation(len(data.train)))
-    count = arch_images(cfg, data)
+    count = cfg.parts(len(data.train))[-1]
     arch_data, weight_data = (replace(data, train=data.train.subset(i)) for i in (order[:count], order[count:]))
     supernet = StochasticSupernet(new_network(config, space, data, cfg.seed, cfg.init)).to(data.device)
     schedule, calibration = cfg.schedule("search", data), cfg.calibration(data)
@@ -353,26 +363,19 @@ def job(cfg: Config, config: NetworkConfig, space: SearchSpace, data: Data, run_
 # -- what is handed out
 
 
-def check_budgets(cfg: Config, options: SearchConfig, model: NetworkConfig) -> None:
+SearchOptions = BudgetOptions  # nothing is measured after training: the samples are all that there is
+
+
+def check(cfg: Config, options: SearchOptions, model: NetworkConfig) -> None:
     """Before anything is trained, raise BudgetError if a budget is below the cheapest network, FileError if `init` does
-    not fit the network, ValueError for options of a search that DNAS does not have."""
-    if not hasattr(model, "precisions"):
-        raise ValueError("DNAS searches networks whose blocks choose precisions: use --preset resnet20, for example")
+    not fit the network."""
     space = space_of(cfg.supernet_model(model))
-    check_search(options)
     for budget in options.budgets:
         least = budget.cost(space.layers(cheapest(space, budget.cost)))
         if least > budget.limit:
             raise BudgetError(f"budget {budget} cannot be met: the least {budget.cost} of this space is {least:.15g}")
     if cfg.init:
         import_file(build_network(cfg.supernet_model(model)), cfg.init)
-
-
-def check_search(options: SearchConfig) -> None:
-    """Raise ValueError for options of a search that DNAS does not have."""
-    if options.searcher or options.evaluations:
-        raise ValueError("--searcher and --evaluations: DNAS has no search after training; see --dnas.samples")
-    options.refuse_all_but("budgets")
 
 
 def cheapest(space: SearchSpace, cost: Cost) -> Arch:
@@ -385,14 +388,13 @@ def cheapest(space: SearchSpace, cost: Cost) -> Arch:
     return arch
 
 
-def search(cfg: Config, options: SearchConfig, data: Data, run_dir: Path) -> list[dict[str, Any]]:
+def choose(cfg: Config, options: SearchOptions, data: Data, run_dir: Path) -> list[dict[str, Any]]:
     """Choose among the trained samples: MA, the most accurate on the validation images, and ME, the most efficient,
     the cheapest that loses at most `tolerance` against the float network, or if none does, against MA.
 
     With budgets: the most accurate sample within them; raises BudgetError if none is. The choice, with its test
     accuracy, is added to `family.json` and returned.
     """
-    check_search(options)
     teacher, supernet = (load_supernet(run_dir, stage, data.device) for stage in ("float", "search"))
     calibration, space = cfg.calibration(data), supernet.space
     samples = distributed.from_main(lambda: read_json(run_dir / "samples.json"))
@@ -410,10 +412,9 @@ def search(cfg: Config, options: SearchConfig, data: Data, run_dir: Path) -> lis
             least = ", ".join(f"{b.cost} {min(map(b.cost, specs)):.6g}" for b in options.budgets)
             raise BudgetError(
                 f"none of the {len(samples)} trained networks keeps {budgets}; the least are {least}. "
-                "DNAS cannot make others without training: use another --dnas.gamma"
+                "DNAS cannot make others without training: use another gamma"
             )
-        name = "-".join(str(b).replace("<=", "") for b in options.budgets)
-        picked = {name: max(fitting, key=lambda r: r["top1_validation"])}
+        picked = {budget_name(options.budgets): max(fitting, key=lambda r: r["top1_validation"])}
     else:
         picked = most_accurate_and_efficient(samples, top1, cfg)
     chosen += [

@@ -15,7 +15,7 @@ Run. `oncequant run --data digits`, recipes/oqat_cifar10.sh.      Results. resul
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,20 +30,24 @@ from oncequant.cost import Budget
 from oncequant.data import Data, eval_batches, train_batches
 from oncequant.evaluate import measure
 from oncequant.family import ElasticConfig, with_bits
-from oncequant.models import build_network, space_of
+from oncequant.models import build_network, families_with, space_of
 from oncequant.network import Network, elastic_layers
 from oncequant.progress import console
+from oncequant.run_folder import preset_for
 from oncequant.sandwich import sandwich_training, train_supernet
-from oncequant.search import SearchConfig
+from oncequant.search import BudgetOptions, FrontOptions
 from oncequant.search.budget import BudgetError, check_reachable
 from oncequant.search.measurements import MeasurementFile
 from oncequant.search.supernet import Choice, chosen_measurements, record_family, search_by_measuring
 from oncequant.space import SearchSpace
-from oncequant.train import TrainingOptions
+from oncequant.train import Schedule, SupernetOptions, TrainingOptions
+
+families = families_with("weight_bits")
+preset = preset_for
 
 
 @dataclass(frozen=True)
-class Config(TrainingOptions):
+class Config(SupernetOptions, TrainingOptions):
     """Options of OQAT training."""
 
     bit_schedule: tuple[int, ...] = (4, 3, 2)
@@ -51,20 +55,31 @@ class Config(TrainingOptions):
 
     def __post_init__(self):
         """Refuse impossible schedules before any training."""
-        super().__post_init__()
+        TrainingOptions.__post_init__(self)
+        SupernetOptions.__post_init__(self)
         widths = self.bit_schedule
         if any(not 2 <= bits <= 8 for bits in widths) or list(widths) != sorted(set(widths), reverse=True):
             raise ValueError(f"bit_schedule {widths}: use falling bit-widths from 8 to 2, for example 4 3 2")
 
-    @property
-    def stages(self) -> tuple[str, ...]:
-        """Names of the stages in training order: float, 4bit, 3bit, 2bit."""
-        return ("float", *(stage_name(bits) for bits in self.bit_schedule))
+    def schedule(self, stage: str, data: Data) -> Schedule:
+        """Steps and learning rate of a stage."""
+        schedule = super().schedule(stage, data)
+        return schedule if stage == "float" else replace(schedule, lr=self.quantized_lr)
+
+
+def stages(cfg: Config) -> tuple[str, ...]:
+    """Names of the stages in training order: float, 4bit, 3bit, 2bit."""
+    return ("float", *(stage_name(bits) for bits in cfg.bit_schedule))
 
 
 def stage_name(bits: int) -> str:
     """Name of the stage of a bit-width: float, 4bit, ..."""
     return "float" if bits == FLOAT_BITS else f"{bits}bit"
+
+
+def searched_space(cfg: Config, model: ElasticConfig) -> SearchSpace:
+    """The space of the lowest bit-width."""
+    return space_of(with_bits(model, min(cfg.bit_schedule, default=FLOAT_BITS)))
 
 
 def train(cfg: Config, model: ElasticConfig, data: Data, run_dir: Path, only: Mapping[str, Any] | None = None) -> None:
@@ -108,14 +123,19 @@ def inherit_bits(higher: Network, lower: Network, data: Data, cfg: Config) -> No
             layer.act_quantizer.drop_bits(spec_high.act_bits - spec_low.act_bits)
 
 
-SEARCHER, EVALUATIONS = "coarse_to_fine", 60  # where the options leave them open: the paper's, and ours
-SEARCH_OPTIONS = ("budgets", "searcher", "evaluations", "cost")
+@dataclass(frozen=True)
+class SearchOptions(FrontOptions, BudgetOptions):
+    """Options of OQAT's search, which measures subnets of each bit-width."""
+
+    searcher: str = "coarse_to_fine"
+    """Who proposes the subnets that are measured: coarse_to_fine is OQAT's own; nsga2 is genetic; random the
+    baseline."""
+    evaluations: int = 60
+    """Subnets measured per bit-width."""
 
 
-def check_budgets(cfg: Config, options: SearchConfig, model: ElasticConfig) -> None:
-    """Before anything is trained, raise BudgetError if no bit-width has a subnet within the budgets, ValueError for
-    options of another method's search."""
-    options.refuse_all_but(*SEARCH_OPTIONS)
+def check(cfg: Config, options: SearchOptions, model: ElasticConfig) -> None:
+    """Before anything is trained, raise BudgetError if no bit-width has a subnet within the budgets."""
     reachable({bits: space_of(with_bits(model, bits)) for bits in cfg.bit_schedule}, options.budgets)
 
 
@@ -133,7 +153,7 @@ def reachable(spaces: Mapping[int, SearchSpace], budgets: Sequence[Budget]) -> l
     return found
 
 
-def search(cfg: Config, options: SearchConfig, data: Data, run_dir: Path) -> list[dict[str, Any]]:
+def choose(cfg: Config, options: SearchOptions, data: Data, run_dir: Path) -> list[dict[str, Any]]:
     """Choose subnets of every bit-width by measured validation accuracy, without retraining.
 
     Under budgets the most accurate subnet of each bit-width; without, three along its Pareto front (S, M, L), as the
@@ -141,9 +161,8 @@ def search(cfg: Config, options: SearchConfig, data: Data, run_dir: Path) -> lis
     added to `family.json` with its test accuracy, and returned. Bit-widths too large for the budgets are left out.
     Raises BudgetError before any measurement if all are, FileError if no stage is trained.
     """
-    options.refuse_all_but(*SEARCH_OPTIONS)
-    trained = distributed.from_main(lambda: [s for s in cfg.stages if (run_dir / f"{s}.safetensors").exists()])
-    supernets = {stage: load_supernet(run_dir, stage, data.device) for stage in trained or cfg.stages[:1]}
+    trained = distributed.from_main(lambda: [s for s in stages(cfg) if (run_dir / f"{s}.safetensors").exists()])
+    supernets = {stage: load_supernet(run_dir, stage, data.device) for stage in trained or stages(cfg)[:1]}
     spaces = {int(stage.removesuffix("bit")): supernets[stage].space for stage in trained if stage != "float"}
     widths = reachable(spaces, options.budgets)
     if too_large := [f"{bits} bits" for bits in spaces if bits not in widths]:
@@ -157,9 +176,11 @@ def search(cfg: Config, options: SearchConfig, data: Data, run_dir: Path) -> lis
     for stage in quantized:
         supernet = supernets[stage]
         memory = MeasurementFile(run_dir / "measurements.jsonl", stage)
-        searcher, evaluations = options.searcher or SEARCHER, options.evaluations or EVALUATIONS
-        search_by_measuring(supernet, memory, searcher, evaluations, options, calibration, data, cfg.seed)
-        found = distributed.from_main(partial(chosen_measurements, memory, options, supernet.space))
+        wanted = options.budgets, options.front
+        search_by_measuring(
+            supernet, memory, options.searcher, options.evaluations, *wanted, calibration, data, cfg.seed
+        )
+        found = distributed.from_main(partial(chosen_measurements, memory, *wanted, supernet.space))
         chosen += [
             Choice(f"{stage}-{name}", stage, supernet.space.complete(m.arch), m.top1, int(stage.removesuffix("bit")))
             for name, m in found.items()

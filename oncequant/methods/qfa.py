@@ -9,7 +9,7 @@ Symbols.  b: bits   s: step_size   (S, Z, gamma, delta): see quantizers/batchqua
 
 Differences from the paper and the official code are numbered in docs/qfa.md.
 
-Run. `oncequant run --method qfa --data digits`, recipes/qfa_*.sh.      Results. results/README.md
+Run. `oncequant run qfa --data digits`, recipes/qfa_*.sh.      Results. results/README.md
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,11 +31,12 @@ from oncequant.data import Data, eval_batches, train_batches
 from oncequant.evaluate import calibrated_subnet, measure
 from oncequant.family import ElasticConfig
 from oncequant.files import read_records
-from oncequant.models import build_network, space_of
+from oncequant.models import build_network, families_with, space_of
 from oncequant.network import Network, elastic_layers
 from oncequant.quantizers import INPUT_QUANTIZERS
+from oncequant.run_folder import preset_for
 from oncequant.sandwich import own_rng, pass_of_step, sandwich_training, train_supernet
-from oncequant.search import SearchConfig
+from oncequant.search import BudgetOptions, FrontOptions, PredictedOptions
 from oncequant.search.budget import check_reachable
 from oncequant.search.fronts import learned_from, measure_predicted
 from oncequant.search.measurements import MeasurementFile
@@ -49,14 +50,16 @@ from oncequant.search.supernet import (
     search_by_measuring,
 )
 from oncequant.space import SearchSpace
-from oncequant.train import Schedule, StepFunction, TrainingOptions
+from oncequant.train import Schedule, StepFunction, SupernetOptions, TrainingOptions
 
+families = families_with("weight_bits")
+preset = preset_for
 STAGES = ("float", "mixed-float", "mixed")
 
 
 @dataclass(frozen=True)
-class OwnOptions:
-    """Options of QFA training alone."""
+class Config(SupernetOptions, TrainingOptions):
+    """Options of QFA training."""
 
     bits: tuple[int, ...] = (2, 3, 4)
     """Bit-widths that the weights and the inputs of each convolution choose from, independently; 32 is float."""
@@ -80,14 +83,10 @@ class OwnOptions:
     """Share of the last stage in which BatchQuant's offsets are learned; afterwards they are zero and zero points are
     whole numbers, as integer kernels need. 1, the paper: to the end, and rounded when a subnet is deployed."""
 
-
-@dataclass(frozen=True)
-class Config(TrainingOptions, OwnOptions):
-    """Options of QFA training."""
-
     def __post_init__(self):
         """Refuse impossible options before any training."""
-        super().__post_init__()
+        TrainingOptions.__post_init__(self)
+        SupernetOptions.__post_init__(self)
         allowed = {*range(1, 9), FLOAT_BITS}
         if not set(self.bits) <= allowed or min(self.bits, default=FLOAT_BITS) == FLOAT_BITS:
             raise ValueError(f"bits {self.bits}: use bit-widths from 1 to 8, and 32 for float, for example 2 3 4")
@@ -106,15 +105,13 @@ class Config(TrainingOptions, OwnOptions):
         if not 0 <= self.learned_offsets <= 1:
             raise ValueError(f"learned_offsets {self.learned_offsets}: use a share from 0 to 1")
 
-    @property
-    def stages(self) -> tuple[str, ...]:
-        """Names of the stages in training order."""
-        return STAGES
-
     def schedule(self, stage: str, data: Data) -> Schedule:
         """Steps and learning rate of a stage; the one with float among the bit-widths is half as long as the last."""
         schedule = super().schedule(stage, data)
-        if stage != "mixed-float":
+        if stage == "float":
+            return schedule
+        schedule = replace(schedule, lr=self.quantized_lr)
+        if stage == "mixed":
             return schedule
         return replace(schedule, steps=max(1, schedule.steps // 2), warmup=schedule.warmup // 2)
 
@@ -127,6 +124,16 @@ class Config(TrainingOptions, OwnOptions):
     def shares_ranges(self) -> bool:
         """Whether the processes of a training take BatchQuant's ranges from the whole batch."""
         return self.sync_batch_norm or (self.sync_ranges and not self.independent_archs)
+
+    def check_files(self) -> None:
+        """Raise ValueError if networks that this trains cannot be written to files."""
+        if min(self.bits) < 2:
+            raise ValueError("bits: files hold 2 bits and more; 1 can only be trained and searched")
+
+
+def stages(cfg: Config) -> tuple[str, ...]:
+    """Names of the stages in training order."""
+    return STAGES
 
 
 # -- the space
@@ -151,6 +158,11 @@ def mixed_precision(cfg: Config, model: ElasticConfig, with_float: bool = False)
 
 
 # -- training
+
+
+def searched_space(cfg: Config, model: ElasticConfig) -> SearchSpace:
+    """The space of mixed precision."""
+    return mixed_precision(cfg, model)[1]
 
 
 def train(cfg: Config, model: ElasticConfig, data: Data, run_dir: Path, only: Mapping[str, Any] | None = None) -> None:
@@ -277,9 +289,32 @@ def step_archs(space: SearchSpace, cfg: Config, rng: np.random.Generator) -> lis
 EVALUATIONS = 200  # subnets measured for the predictor where the options leave it open
 
 
-def check_budgets(cfg: Config, options: SearchConfig, model: ElasticConfig) -> None:
+@dataclass(frozen=True)
+class SearchOptions(PredictedOptions, FrontOptions, BudgetOptions):
+    """Options of QFA's search, which measures subnets for an accuracy predictor and then what that finds best."""
+
+    searcher: str | None = None
+    """Search by measuring alone, without the accuracy predictor and NSGA-II on it: nsga2 is genetic, random the
+    baseline, coarse_to_fine OQAT's own."""
+    evaluations: int | None = None
+    """Subnets measured for the accuracy predictor, 200 if not given. Given with a budget and a predictor from before,
+    so many are measured in all and it learns again."""
+
+    def __post_init__(self):
+        """Refuse impossible options before any work."""
+        FrontOptions.__post_init__(self)
+        PredictedOptions.__post_init__(self)
+
+
+def check(cfg: Config, options: SearchOptions, model: ElasticConfig) -> None:
     """Before anything is trained, raise BudgetError if a budget is below the smallest subnet, ValueError if too few
-    subnets are to be measured for a predictor, or if processes cannot share the work."""
+    subnets are to be measured for a predictor, if processes cannot share the work, or if an option of the network has
+    no effect."""
+    if not getattr(model, "signed_activations", True) and cfg.activations != "lsq":
+        raise ValueError(
+            f"signed_activations: ranges of {cfg.activations} reach below zero by themselves; with QFA it is an option "
+            "of activations lsq alone"
+        )
     check_processes(cfg)
     check_reachable(mixed_precision(cfg, model)[1], options.budgets)
     check_evaluations(options)
@@ -291,16 +326,16 @@ def check_processes(cfg: Config) -> None:
         raise ValueError(f"activations {cfg.activations}: moving averages are not shared by processes; use one process")
 
 
-def check_evaluations(options: SearchConfig) -> None:
+def check_evaluations(options: SearchOptions) -> None:
     """Raise ValueError if too few subnets are to be measured for a predictor."""
     if options.searcher is None and (options.evaluations or EVALUATIONS) < LEAST_PAIRS:
         raise ValueError(
             f"evaluations {options.evaluations}: the accuracy predictor needs at least {LEAST_PAIRS} measured subnets; "
-            "or search without it, for example by --searcher nsga2"
+            "or search without it, for example by the searcher nsga2"
         )
 
 
-def search(cfg: Config, options: SearchConfig, data: Data, run_dir: Path) -> list[dict[str, Any]]:
+def choose(cfg: Config, options: SearchOptions, data: Data, run_dir: Path) -> list[dict[str, Any]]:
     """Choose subnets of a trained supernet, without retraining.
 
     Without budgets: measure a sample of subnets on the validation images, fit the accuracy predictor, find its front by
@@ -314,10 +349,11 @@ def search(cfg: Config, options: SearchConfig, data: Data, run_dir: Path) -> lis
     check_reachable(space, options.budgets)
     memory = MeasurementFile(run_dir / "measurements.jsonl", "mixed")
     path = run_dir / "predictor.safetensors"
-    evaluations, predictor, learned = options.evaluations or EVALUATIONS, None, set()
+    evaluations, wanted = options.evaluations or EVALUATIONS, (options.budgets, options.front)
+    predictor, learned = None, set()
     if options.searcher or space.size() <= evaluations:  # so small a space is measured whole
         searcher = options.searcher or "random"
-        search_by_measuring(supernet, memory, searcher, evaluations, options, calibration, data, cfg.seed)
+        search_by_measuring(supernet, memory, searcher, evaluations, *wanted, calibration, data, cfg.seed)
     else:
         has_predictor = options.budgets and distributed.from_main(path.exists)
         fit_again = not has_predictor or options.evaluations is not None  # the first search, or more to learn from
@@ -326,8 +362,10 @@ def search(cfg: Config, options: SearchConfig, data: Data, run_dir: Path) -> lis
             sample = sample_codes(space, np.random.default_rng(cfg.seed), evaluations)
             measure_codes(supernet, memory, sample, "sample", calibration, data)
         learned = distributed.from_main(lambda: learned_from(memory, "sample" if fit_again else None))
-        predictor = measure_predicted(supernet, memory, cfg.bits, options, path, calibration, data, cfg.seed, fit_again)
-    found = distributed.from_main(lambda: chosen_measurements(memory, options, space))
+        predictor = measure_predicted(
+            supernet, memory, cfg.bits, *wanted, options, path, calibration, data, cfg.seed, fit_again
+        )
+    found = distributed.from_main(lambda: chosen_measurements(memory, *wanted, space))
 
     def about(arch: Arch) -> dict[str, float]:
         """What the predictor of this search said, if it had not learned from it, and what whole zero points cost."""

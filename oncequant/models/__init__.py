@@ -27,6 +27,11 @@ def family_of(config: NetworkConfig) -> str:
     return next(name for name, family in FAMILIES.items() if type(config) is family.Config)
 
 
+def families_with(field: str) -> tuple[str, ...]:
+    """Keys of FAMILIES whose configuration has a field of this name."""
+    return tuple(name for name, family in FAMILIES.items() if field in {f.name for f in fields(family.Config)})
+
+
 def space_of(config: NetworkConfig) -> SearchSpace:
     """The search space of a configuration."""
     return FAMILIES[family_of(config)].space(config)

@@ -59,7 +59,7 @@ def import_standard(net: Network, state: dict[str, Tensor]) -> None:
             for part, tensor in found.items():
                 target[part].copy_(tensor.view_as(target[part]))
     if state:
-        other = " (1x1 shortcuts need --dnas.projections True)" if any("shortcut" in key for key in state) else ""
+        other = " (1x1 shortcuts need the option projections)" if any("shortcut" in key for key in state) else ""
         first = f"the first is {next(iter(state))!r}{other}"
         raise ValueError(f"{len(state)} tensors belong to no layer of this network, {first}")
 
@@ -88,7 +88,7 @@ def _take(state: dict[str, Tensor], keys: list[str], shape: tuple[int, ...]) -> 
     """Remove and return the tensor under one of `keys`."""
     found = [key for key in keys if key in state]
     if not found:
-        kind = "shortcuts (--dnas.projections)" if "shortcut" in keys[-1] else "depth"
+        kind = "shortcuts (option projections)" if "shortcut" in keys[-1] else "depth"
         raise ValueError(f"there is no {' or '.join(map(repr, keys))}: a network of other {kind}?")
     tensor = state.pop(found[0])
     if tuple(tensor.shape) != shape:

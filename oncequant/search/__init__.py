@@ -1,8 +1,8 @@
 """Search for architectures in a trained supernet: every searcher has the same signature, see `random_search`."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
-from oncequant.cost import Budget
+from oncequant.cost import COSTS, Budget
 from oncequant.search import coarse_to_fine, nsga2, random_search
 
 SEARCHERS = {
@@ -13,39 +13,49 @@ SEARCHERS = {
 
 
 @dataclass(frozen=True)
-class SearchConfig:
-    """Options of the search over trained supernets."""
+class BudgetOptions:
+    """What every search can be asked for; the SearchOptions of a method add their own."""
 
     budgets: tuple[Budget, ...] = ()
-    """Bounds every architecture must keep. Without any, a family along the Pareto front is chosen."""
+    """Bound like "bitops<=1.2G" or "weight_bytes<=90k"; may be given several times. The most accurate network within
+    all of them is chosen; without one, a few along the front of accuracy and cost."""
+
+
+@dataclass(frozen=True)
+class FrontOptions:
+    """Options of a search that measures subnets."""
+
     searcher: str | None = None
-    """Of measured architectures: coarse_to_fine, nsga2, or random. None: the method's own."""
+    """Who proposes the subnets that are measured. coarse_to_fine: OQAT's own; nsga2: genetic; random: the baseline."""
     evaluations: int | None = None
-    """Architectures measured, for OQAT per bit-width. None: the method's default."""
-    population: int = 200
-    """Architectures per generation of a search on predicted accuracy."""
-    generations: int = 200
-    """Generations of a search on predicted accuracy. QFA's published search has 500 and 1,000."""
-    front_members: int = 24
-    """Members of the front of predicted accuracy that are measured, evenly along it; 0: all of them."""
-    cost: str = "bitops"
-    """The cost axis of the front along which a family is spread."""
+    """Subnets measured."""
+    front: str = "bitops"
+    """Cost axis of the front along which subnets are spread."""
 
     def __post_init__(self):
-        """Refuse unknown searchers before any work."""
+        """Refuse unknown names before any work."""
         if self.searcher is not None and self.searcher not in SEARCHERS:
             raise ValueError(f"searcher {self.searcher!r}: use one of {', '.join(SEARCHERS)}")
+        if self.front not in COSTS:
+            raise ValueError(f"front {self.front!r}: use one of {', '.join(COSTS)}")
         if self.evaluations is not None and self.evaluations < 1:
             raise ValueError("evaluations is at least 1")
+
+
+@dataclass(frozen=True)
+class PredictedOptions:
+    """Options of a search on predicted accuracy."""
+
+    population: int = 200
+    """Architectures per generation of the search on predicted accuracy."""
+    generations: int = 200
+    """Generations of it; the published search has 500 and 1,000, half a minute for the imagenet space."""
+    front_members: int = 24
+    """Members of the front of predicted accuracy that are measured, evenly along it; 0 measures all."""
+
+    def __post_init__(self):
+        """Refuse impossible numbers before any work."""
         if self.front_members < 0:
             raise ValueError("front_members is at least 0")
         if self.population < 4 or self.generations < 1:
             raise ValueError("population is at least 4, generations at least 1")
-
-    def refuse_all_but(self, *used: str) -> None:
-        """Raise ValueError if an option that a method does not use is not at its default."""
-        flags = {"cost": "--front", "front_members": "--front-members"}
-        for option in fields(self):
-            if option.name not in used and getattr(self, option.name) != option.default:
-                flag = flags.get(option.name, f"--{option.name}")
-                raise ValueError(f"{flag} is not an option of this method's search")

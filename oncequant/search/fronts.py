@@ -10,11 +10,12 @@ import numpy as np
 from oncequant import distributed
 from oncequant.arch import Arch
 from oncequant.calibrate import Batches
+from oncequant.cost import Budget
 from oncequant.data import Data
 from oncequant.files import write_json
 from oncequant.network import Network
 from oncequant.progress import track
-from oncequant.search import SearchConfig, predicted
+from oncequant.search import PredictedOptions, predicted
 from oncequant.search.measurements import Measurement, MeasurementFile, read_measurements
 from oncequant.search.pareto import hypervolume
 from oncequant.search.precision import bit_choices, with_uniform_bits
@@ -30,7 +31,9 @@ def measure_predicted(
     supernet: Network,
     memory: MeasurementFile,
     bits: Sequence[int],
-    options: SearchConfig,
+    budgets: Sequence[Budget],
+    cost: str,
+    options: PredictedOptions,
     path: Path,
     calibration: Batches,
     data: Data,
@@ -49,29 +52,29 @@ def measure_predicted(
     predictor = distributed.from_main(
         lambda: fit_predictor(space, *seen, seed=seed) if fit_again else load_predictor(path, space)[0]
     )
-    front_of = partial(predicted.search, space, predictor, cost=options.cost, first=seen[0], seed=seed)
+    front_of = partial(predicted.search, space, predictor, cost=cost, first=seen[0], seed=seed)
     population, generations = options.population, options.generations
 
     def measured(front: np.ndarray, most: int, name: str, stop_dominated: str | None = None) -> None:
         measure_codes(supernet, memory, evenly(front, most), name, calibration, data, stop_dominated)
 
-    if options.budgets:
+    if budgets:
         half = dict(population=max(4, population // 2), generations=max(1, generations // 2))
-        front = distributed.from_main(lambda: front_of(budgets=options.budgets, **half))
+        front = distributed.from_main(lambda: front_of(budgets=budgets, **half))
         best = np.argsort(-predictor.top1(front), kind="stable")[:MEASURED_UNDER_BUDGET]
         measured(front[best], MEASURED_UNDER_BUDGET, "budget")
     else:
         with track("predict", generations) as bar:
             options_of = dict(population=population, generations=generations, progress=lambda done, _: bar(done, {}))
             front = distributed.from_main(lambda: front_of(**options_of))
-        measured(front, options.front_members or len(front), "predicted", stop_dominated=options.cost)
+        measured(front, options.front_members or len(front), "predicted", stop_dominated=cost)
         for width in sorted(bits) if bit_choices(space) else ():
             uniform = with_uniform_bits(space, space.largest(), width)
             fixed = {name: uniform[name] for name in bit_choices(space)}
             half = dict(population=max(4, population // 2), generations=max(1, generations // 2))
             front = distributed.from_main(partial(front_of, fixed=fixed, **half))
             measured(front, MEASURED_OF_UNIFORM, f"uniform {width} bits")
-    distributed.from_main(lambda: keep_predictor(predictor, memory, path, options, seed))
+    distributed.from_main(lambda: keep_predictor(predictor, memory, path, None if budgets else cost, seed))
     return predictor
 
 
@@ -93,22 +96,21 @@ def learned_from(memory: MeasurementFile, searcher: str | None) -> set[Arch]:
     return {m.arch for m in found if m.stage == memory.stage and searcher in (None, m.searcher)}
 
 
-def keep_predictor(
-    used: AccuracyPredictor, memory: MeasurementFile, path: Path, options: SearchConfig, seed: int
-) -> None:
-    """Fit to everything measured and save it; after a search of the whole front, beside it for the report, what the
-    predictor that was `used` said of the subnets of the fronts that it had not learned from, and how they compare."""
+def keep_predictor(used: AccuracyPredictor, memory: MeasurementFile, path: Path, cost: str | None, seed: int) -> None:
+    """Fit to everything measured and save it; after a search of the whole front of `cost`, beside it for the report,
+    what the predictor that was `used` said of subnets of the fronts that it had not learned from, and how they compare.
+    """
     space, everything = used.space, pairs(memory, used.space, None)
     found = quality(space, *everything, seed=seed)
     save_predictor(path, fit_predictor(space, *everything, seed=seed), found)
     here = [m for m in read_measurements(memory.path) if m.stage == memory.stage]
     learned = {m.arch for m in here if m.searcher == "sample"}
     fronts = [m for m in here if m.searcher.startswith(("predicted", "uniform")) and m.arch not in learned]
-    if options.budgets or not fronts:
+    if cost is None or not fronts:
         return
     top1 = used.top1(np.array([space.encode(space.complete(m.arch)) for m in fronts]))
     points = [dict(searcher=m.searcher, predicted=float(t), measured=m.top1) for m, t in zip(fronts, top1)]
-    volumes = dict(cost=options.cost, hypervolume=compare_fronts(here, options.cost))
+    volumes = dict(cost=cost, hypervolume=compare_fronts(here, cost))
     write_json(path.with_suffix(".json"), asdict(found) | volumes | dict(points=points))
 
 

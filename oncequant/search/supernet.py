@@ -10,13 +10,13 @@ import numpy as np
 from oncequant import distributed
 from oncequant.arch import Arch
 from oncequant.calibrate import Batches
-from oncequant.cost import COSTS
+from oncequant.cost import COSTS, Budget
 from oncequant.data import Data, eval_batches
 from oncequant.evaluate import accuracy, calibrated_subnet, measure
 from oncequant.files import read_records, write_json
 from oncequant.network import Network
 from oncequant.progress import track
-from oncequant.search import SEARCHERS, SearchConfig
+from oncequant.search import SEARCHERS
 from oncequant.search.measurements import Measurement, MeasurementFile, all_costs, read_measurements
 from oncequant.search.pareto import best_under, spread
 from oncequant.space import SearchSpace
@@ -29,12 +29,14 @@ def search_by_measuring(
     memory: MeasurementFile,
     searcher: str,
     evaluations: int,
-    options: SearchConfig,
+    budgets: Sequence[Budget],
+    front: str,
     calibration: Batches,
     data: Data,
     seed: int,
 ) -> None:
-    """Run one of SEARCHERS on validation accuracies of subnets, measured without retraining, into `memory`."""
+    """Run one of SEARCHERS on validation accuracies of subnets, measured without retraining, into `memory`: within the
+    budgets, or along the front of the cost `front`."""
     with track(f"search {memory.stage}", evaluations) as bar:
         best = 0.0
 
@@ -50,8 +52,8 @@ def search_by_measuring(
         SEARCHERS[searcher](
             supernet.space,
             all_top1,
-            budgets=options.budgets,
-            cost=options.cost,
+            budgets=budgets,
+            cost=front,
             evaluations=evaluations,
             seed=seed,
             progress=lambda done, total: bar(done, {"best top-1": best}),
@@ -151,11 +153,17 @@ def record_family(
     return entries
 
 
-def chosen_measurements(memory: MeasurementFile, options: SearchConfig, space: SearchSpace) -> dict[str, Measurement]:
-    """By name: the most accurate measurement of a stage within the budgets, or S, M and L along the front."""
+def chosen_measurements(
+    memory: MeasurementFile, budgets: Sequence[Budget], front: str, space: SearchSpace
+) -> dict[str, Measurement]:
+    """By name: the most accurate measurement of a stage within the budgets, or S, M and L along the front of a cost."""
     everything = [m for m in read_measurements(memory.path) if m.stage == memory.stage]
-    if options.budgets:
-        name = "-".join(str(b).replace("<=", "") for b in options.budgets)
-        return {name: best_under(everything, options.budgets, space)}
-    front = spread(everything, 3, options.cost)
-    return dict(zip({1: "L", 2: "SL", 3: "SML"}[len(front)], front))
+    if budgets:
+        return {budget_name(budgets): best_under(everything, budgets, space)}
+    members = spread(everything, 3, front)
+    return dict(zip({1: "L", 2: "SL", 3: "SML"}[len(members)], members))
+
+
+def budget_name(budgets: Sequence[Budget]) -> str:
+    """Name of the subnet that is chosen under budgets."""
+    return "-".join(str(budget).replace("<=", "") for budget in budgets)

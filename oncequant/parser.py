@@ -1,0 +1,108 @@
+"""One parser and one help from several dataclasses: their fields are the options, the docstrings below them the texts.
+
+`tyro` reads the command line. What it is given here are copies of the dataclasses, since texts of several lines would
+be ragged, since names are chosen among those of the program's dictionaries, and since not every field is an option.
+"""
+
+import shutil
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, make_dataclass
+from functools import cache
+from typing import Annotated, Any, Literal, get_args, get_type_hints
+
+import docstring_parser
+import tyro
+
+from oncequant.cost import Budget
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The options of one command: fields of dataclasses, by the title of their group."""
+
+    program: str
+    """As it is called."""
+    text: str
+    """What it does: paragraphs."""
+    kinds: Mapping[str, type]
+    hidden: Iterable[str] = ()
+    """Fields that are no options here and keep their default."""
+    choices: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Values that a field can have, where its type does not say."""
+
+    def parse(self, words: Sequence[str]) -> dict[str, Any]:
+        """A value of each class. Prints help or what is wrong with a word, and exits, with status 2 if it is wrong;
+        raises ValueError for values that cannot work."""
+        rows = [(name, self._copy(kind), field(kw_only=True)) for name, kind in self.kinds.items()]
+        config = tyro.conf.OmitArgPrefixes, tyro.conf.DisallowNone, tyro.conf.PositionalMetavarFromFieldName
+        flat = make_dataclass("Options", rows)
+        found = tyro.cli(flat, prog=self.program, description=wrapped(self.text), args=words, config=config)
+        values = {}
+        for name, kind in self.kinds.items():
+            given = vars(getattr(found, name))
+            if "budgets" in given:
+                given = {**given, "budgets": tuple(map(Budget.parse, given["budgets"]))}
+            values[name] = kind(**given)
+        return values
+
+    def _copy(self, kind: type) -> type:
+        """A dataclass as `tyro` should see it."""
+        hints, texts, rows = get_type_hints(kind, include_extras=True), help_texts(kind), []
+        for f in fields(kind):
+            if f.name in self.hidden:
+                continue
+            hint: Any = hints[f.name]
+            types = get_args(hint)
+            if f.name in self.choices:
+                hint = Literal[tuple(self.choices[f.name])]
+                hint = hint | None if type(None) in types else hint
+            if f.name == "budgets":
+                name = tyro.conf.arg(name="budget", metavar="BOUND")
+                hint = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, name]
+            if bool in types:  # yes, no, or left open
+                hint = Annotated[hint, tyro.conf.FlagConversionOff]
+            if f.default is None:  # the text says what that means
+                many = "INT [INT ...]" if tuple[int, ...] in types else None
+                hint = Annotated[hint, tyro.conf.arg(help_behavior_hint="", metavar=many)]
+            rows.append((f.name, hint, field(default=f.default, kw_only=True, metadata={"help": texts[f.name]})))
+        return make_dataclass(kind.__name__, rows, frozen=True)
+
+
+def merged(name: str, kinds: Sequence[type]) -> type:
+    """A dataclass with the fields of all `kinds`; texts say which fields not all of them have."""
+    rows: dict[str, tuple[str, Any, Any]] = {}
+    for kind in kinds:
+        hints, texts = get_type_hints(kind), help_texts(kind)
+        for f in fields(kind):
+            everywhere = all(f.name in field_names(other) for other in kinds)
+            text = texts[f.name] + ("" if everywhere else " (Not with every method.)")
+            rows.setdefault(f.name, (f.name, hints[f.name], field(default=f.default, metadata={"help": text})))
+    return make_dataclass(name, rows.values(), frozen=True)
+
+
+@cache
+def help_texts(kind: type) -> dict[str, str]:
+    """What the docstrings below the fields of a dataclass say, by field, each in one line."""
+    found = {f.name: f.metadata.get("help", "") for f in fields(kind)}
+    for base in reversed(kind.__mro__[:-1]):
+        for param in docstring_parser.parse_from_object(base).params:
+            found[param.arg_name] = one_line(param.description or "")
+    return found
+
+
+def field_names(kind: type) -> set[str]:
+    """Names of the fields of a dataclass."""
+    return {f.name for f in fields(kind)}
+
+
+def one_line(text: str) -> str:
+    """The words of a text."""
+    return " ".join(text.split())
+
+
+def wrapped(text: str) -> str:
+    """Paragraphs as wide as the terminal; indented, since `tyro` joins lines that begin with a letter."""
+    margins = dict(initial_indent="  ", subsequent_indent="  ")
+    width = shutil.get_terminal_size().columns
+    return "\n".join(textwrap.fill(one_line(part), width, **margins) for part in text.split("\n\n") if part.strip())
