@@ -7,7 +7,6 @@
 top-1 of the network most accurate on validation at each bit-width.
 """
 
-import json
 import os
 import shlex
 import subprocess
@@ -21,7 +20,7 @@ from pathlib import Path
 import tyro
 from rows import measured, save
 
-from oncequant.files import read_json
+from oncequant.records import Member, Metrics, read_records
 
 
 @dataclass(frozen=True)
@@ -55,12 +54,12 @@ def main(options: Options) -> None:
                 env=environment,
             )
             seconds = time.perf_counter() - start
-            lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-            stages = {line["stage"]: line["time_s"] for line in lines}  # the last line of each
-            family, best = read_json(run / "family.json"), {}
-            for bits in sorted({entry["bits"] for entry in family}, reverse=True):
-                chosen = max((e for e in family if e["bits"] == bits), key=lambda entry: entry["top1_validation"])
-                best[f"top1_test_{bits}bit"] = round(chosen["top1_test"], 4)
+            lines = read_records(run / "metrics.jsonl", Metrics)
+            stages = {line.stage: line.time_s for line in lines}  # the last line of each
+            family, best = read_records(run / "family.json", Member), {}
+            for bits in sorted({member.bits for member in family}, reverse=True):
+                chosen = max((m for m in family if m.bits == bits), key=lambda member: member.top1_validation)
+                best[f"top1_test_{bits}bit"] = round(chosen.top1_test, 4)
         rows.append(
             measured(
                 data=Path(options.data).name,

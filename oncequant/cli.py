@@ -22,7 +22,7 @@ from oncequant import train as training
 from oncequant.allocator import keep_freed_memory
 from oncequant.arch import Arch
 from oncequant.cost import COSTS, readable, shown_costs
-from oncequant.files import read_object, read_records
+from oncequant.files import read_object
 from oncequant.methods import METHODS, baselines, method_of, oqat
 from oncequant.models import PRESETS, family_of
 from oncequant.options import (
@@ -39,6 +39,7 @@ from oncequant.options import (
     parse,
 )
 from oncequant.progress import console
+from oncequant.records import Member, read_export_rows
 from oncequant.run_folder import Run as RunValue
 from oncequant.run_folder import commands_of, read_settings, writing
 from oncequant.runs import device_of, family_of_run
@@ -246,15 +247,15 @@ def _search(cfg: TrainingOptions, found: RunValue, options: BudgetOptions) -> No
     """Choose members of a run, and print them."""
     chosen = METHODS[method_of(cfg)].choose(cfg, options, found.data, found.folder)
     _print_family(chosen)
-    stages = Counter(entry["stage"] for entry in chosen if entry["name"][-2:] in ("-S", "-M", "-L"))
+    stages = Counter(member.stage for member in chosen if member.name[-2:] in ("-S", "-M", "-L"))
     if few := [f"{stage} {count}" for stage, count in stages.items() if count < 3]:
         console.print(
             f"fewer than three networks on a front ({', '.join(few)}; L is the most accurate, whatever its size): the "
             "validation images do not tell more apart",
             soft_wrap=True,
         )
-    exports, archs = found.folder / "exports.json", {e["name"]: e["arch"] for e in family_of_run(found.folder)}
-    if old := [row["folder"] for row in read_records(exports) if row.get("arch") != archs.get(row["name"])]:
+    exports, archs = found.folder / "exports.json", {m.name: dict(m.arch) for m in family_of_run(found.folder)}
+    if old := [row["folder"] for row in read_export_rows(exports) if row.get("arch") != archs.get(row["name"])]:
         console.print(
             f"{', '.join(old)}: still the networks of an earlier search, until `oncequant export` replaces them",
             soft_wrap=True,
@@ -280,13 +281,13 @@ def _print_exports(rows: list[dict]) -> None:
     console.print(table)
 
 
-def _print_family(family: list[dict]) -> None:
-    shown = shown_costs(entry["costs"] for entry in family)
+def _print_family(family: Sequence[Member]) -> None:
+    shown = shown_costs(member.costs for member in family)
     table = Table("subnet", "validation %", "test %", *(cost.title for cost in shown))
-    for entry in family:
-        numbers = [readable(entry["costs"][cost.name]) for cost in shown]
-        accuracies = [f"{100 * entry[key]:.2f}" for key in ("top1_validation", "top1_test")]
-        table.add_row(entry["name"], *accuracies, *numbers)
+    for member in family:
+        numbers = [readable(member.costs[cost.name]) for cost in shown]
+        accuracies = [f"{100 * top1:.2f}" for top1 in (member.top1_validation, member.top1_test)]
+        table.add_row(member.name, *accuracies, *numbers)
     console.print(table)
 
 

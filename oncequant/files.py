@@ -15,14 +15,6 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
-RECORDS = {  # file of a run folder -> what every record of it must have
-    "commands.jsonl": ("command", "date"),
-    "metrics.jsonl": ("stage", "step"),
-    "measurements.jsonl": ("stage", "searcher", "arch", "top1", "costs"),
-    "family.json": ("name", "stage", "arch", "top1_validation", "top1_test", "costs"),
-    "exports.json": ("name", "folder"),
-}
-
 
 class FileError(OSError):
     """A file cannot be written or is not what it should be; the message names it."""
@@ -82,18 +74,6 @@ def read_object(path: Path, *keys: str) -> dict[str, Any]:
     if missing := [key for key in keys if key not in value]:
         raise FileError(f"{path} lacks {missing[0]!r}")
     return value
-
-
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """All records of one of the files in RECORDS; [] if there is none. Raises FileError if one lacks a key."""
-    records = read_lines(path) if path.suffix == ".jsonl" else read_json(path) if path.exists() else []
-    if not isinstance(records, list):
-        raise FileError(f"{path} should hold a JSON list")
-    for number, record in enumerate(records, start=1):
-        for key in RECORDS[path.name]:
-            if not isinstance(record, dict) or key not in record:
-                raise FileError(f"{path}: record {number} lacks {key!r}")
-    return records
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:

@@ -19,7 +19,7 @@ import platform
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -30,9 +30,10 @@ from filelock import FileLock, Timeout
 from oncequant import distributed
 from oncequant.data import Data, load_data
 from oncequant.family import NetworkConfig
-from oncequant.files import FileError, append_line, package_version, read_object, read_records, write_json
+from oncequant.files import FileError, package_version, read_object, write_json
 from oncequant.models import config_from_json, config_to_json, family_of
 from oncequant.progress import console
+from oncequant.records import Command, append_record, read_records
 
 LOCK_SECONDS = 10  # as long as a folder may stay locked after a kill: loader workers outlive their process by five
 
@@ -208,16 +209,16 @@ def writing(run_dir: Path, command: str, device: torch.device) -> Iterator[None]
 def _note_command(run_dir: Path, command: str, device: torch.device) -> None:
     """Append a command to commands.jsonl, unless it is the one before again (a run that goes on). Raises FileError."""
     path = run_dir / "commands.jsonl"
-    made_by = {"version": package_version(), "commit": _commit(), "device": device_name(device)}
-    before = read_records(path)[-1:]
-    if not before or {**before[0], "date": None} != {"command": command, **made_by, "date": None}:
-        append_line(path, {"command": command, **made_by, "date": datetime.now(UTC).strftime("%Y-%m-%d")})
+    today = datetime.now(UTC).strftime("%Y-%m-%d")
+    new = Command(command, package_version(), _commit(), device_name(device), today)
+    if [replace(before, date=today) for before in read_records(path, Command)[-1:]] != [new]:
+        append_record(path, new)
 
 
 def commands_of(run_dir: Path) -> list[str]:
     """Every command that changed a run, the one that made it first. Raises FileError."""
     made = read_object(run_dir / "run.json").get("command", "")
-    kept = [record["command"] for record in read_records(run_dir / "commands.jsonl")]
+    kept = [record.command for record in read_records(run_dir / "commands.jsonl", Command)]
     return kept if kept[:1] == [made] else [made, *kept]  # folders of older versions have not kept the first
 
 

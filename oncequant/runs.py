@@ -19,15 +19,16 @@ from oncequant.data import Data, Split, check_images, eval_batches, native_size
 from oncequant.data.sources import is_read
 from oncequant.evaluate import measure
 from oncequant.family import NetworkConfig
-from oncequant.files import FileError, read_records
+from oncequant.files import FileError
 from oncequant.methods import METHODS, method_of
 from oncequant.models import PRESETS, family_of, space_of
 from oncequant.network import Network
 from oncequant.progress import console
+from oncequant.records import Member, read_records
 from oncequant.run_folder import Run, RunSettings, check_fingerprint, create_run, read_settings
 from oncequant.search import BudgetOptions
+from oncequant.search.family import Pick, record_family
 from oncequant.search.measurements import all_costs
-from oncequant.search.supernet import Choice, record_family
 from oncequant.space import SearchSpace
 from oncequant.train import TrainingOptions, check_shares
 
@@ -244,9 +245,9 @@ def read_config(folder: Path) -> tuple[str, TrainingOptions]:
 # -- subnets of a run
 
 
-def family_of_run(folder: Path) -> list[dict[str, Any]]:
+def family_of_run(folder: Path) -> list[Member]:
     """The members that searches of a run have chosen. Raises FileError."""
-    return read_records(folder / "family.json")
+    return read_records(folder / "family.json", Member)
 
 
 def is_arch(text: str) -> bool:
@@ -257,15 +258,15 @@ def is_arch(text: str) -> bool:
 def subnet(cfg: TrainingOptions, run: Run, text: str, stage: str | None = None) -> tuple[str, Network, Arch]:
     """Stage, supernet and architecture of a chosen subnet, a JSON file, "largest" or "smallest"; by default of the last
     stage. Raises ValueError if there is no such subnet, FileError if the stage is not trained."""
-    family = {entry["name"]: entry for entry in family_of_run(run.folder)}
+    family = {member.name: member for member in family_of_run(run.folder)}
     if text not in family and not is_arch(text):
         names = ", ".join(["largest", "smallest", *family])
         raise ValueError(f"architecture {text!r} is neither a file nor one of {names}")
     last = METHODS[method_of(cfg)].stages(cfg)[-1]
-    stage = stage or (family[text]["stage"] if text in family else last)
+    stage = stage or (family[text].stage if text in family else last)
     supernet = load_supernet(run.folder, stage, run.data.device)
     if text in family:
-        values = family[text]["arch"]
+        values = family[text].arch
     elif text in ("largest", "smallest"):
         values = getattr(supernet.space, text)()
     else:
@@ -294,8 +295,8 @@ def evaluate(
 def add_member(cfg: TrainingOptions, run: Run, text: str, stage: str | None = None) -> str:
     """Measure an architecture and add it to the chosen subnets. Returns its name there."""
     stage, supernet, arch = subnet(cfg, run, text, stage)
-    name, brief = f"{stage}-{Path(text).stem}", dict(supernet.space.brief(arch))
-    taken = [entry for entry in family_of_run(run.folder) if entry["name"] == name and entry["arch"] != brief]
+    name, brief = f"{stage}-{Path(text).stem}", supernet.space.brief(arch)
+    taken = [member for member in family_of_run(run.folder) if member.name == name and member.arch != brief]
     if taken or Path(text).stem in ("S", "M", "L", "max"):  # a search gives these names
         raise ValueError(f"{text}: {name} is the name of another subnet; rename the file")
     calibration, widths = cfg.calibration(run.data), getattr(supernet.config, "weight_bits", ())
@@ -303,8 +304,8 @@ def add_member(cfg: TrainingOptions, run: Run, text: str, stage: str | None = No
     def top1(split: Split) -> float:
         return measure(supernet, arch, calibration, eval_batches(run.data, split))
 
-    choice = Choice(name, stage, arch, top1(run.data.validation), widths[0] if len(widths) == 1 else None)
-    record_family(run.folder, [choice], {stage: supernet.space}, lambda _: top1(run.data.test), set())
+    pick = Pick(name, stage, arch, top1(run.data.validation), widths[0] if len(widths) == 1 else None)
+    record_family(run.folder, [pick], {stage: supernet.space}, lambda _: top1(run.data.test), set())
     return name
 
 
@@ -318,12 +319,12 @@ def export_members(
     """
     from oncequant.export.chosen import export_chosen
 
-    known = {entry["name"] for entry in family_of_run(run.folder)}
+    known = {member.name for member in family_of_run(run.folder)}
     own = [name for name in names if name not in known and is_arch(name)]
     if stage and not own:
         raise ValueError("--stage: chosen subnets have their stages; it is for files, largest and smallest")
     names = [add_member(cfg, run, name, stage) if name in own else name for name in names]
-    family = [entry["name"] for entry in family_of_run(run.folder)]
+    family = [member.name for member in family_of_run(run.folder)]
     if unknown := [name for name in names if name not in family]:
         listed = ", ".join(family) or "none yet: run `oncequant search` first"
         raise ValueError(f"no chosen subnet is called {unknown[0]!r}; there are: {listed}")

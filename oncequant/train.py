@@ -6,7 +6,6 @@ killed and resumed run equals an uninterrupted one bit for bit on CPU.
 """
 
 import io
-import json
 import math
 import os
 import time
@@ -21,8 +20,9 @@ from torch import Tensor, nn
 
 from oncequant import distributed
 from oncequant.data import Data, calibration_batches, steps_per_epoch, train_batches
-from oncequant.files import FileError, append_line, read_lines, write_atomically
+from oncequant.files import FileError, write_atomically
 from oncequant.progress import track
+from oncequant.records import Metrics, append_record, read_records, write_records
 
 
 class TrainingError(RuntimeError):
@@ -329,16 +329,16 @@ class _MetricsLog:
         from torch.utils.tensorboard import SummaryWriter
 
         self.path, self.stage = run_dir / "metrics.jsonl", stage
-        kept = [row for row in read_lines(self.path) if row["stage"] != stage or row["step"] <= start]
-        mine = [row["time_s"] for row in kept if row["stage"] == stage]
+        kept = [row for row in read_records(self.path, Metrics) if row.stage != stage or row.step <= start]
+        mine = [row.time_s for row in kept if row.stage == stage]
         self.began = time.monotonic() - (mine[-1] if mine else 0.0)
-        write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in kept).encode())
+        write_records(self.path, kept)
         self.board = SummaryWriter(run_dir / "tensorboard" / stage, purge_step=start)
 
     def write(self, step: int, steps: int, values: dict[str, float]) -> None:
         """One line; numbers by name."""
         elapsed = round(time.monotonic() - self.began, 2)
-        append_line(self.path, {"stage": self.stage, "step": step, "steps": steps, "time_s": elapsed, **values})
+        append_record(self.path, Metrics(self.stage, step, steps, elapsed, values))
         for name, value in values.items():
             self.board.add_scalar(name, value, step)
         self.board.flush()

@@ -13,7 +13,7 @@ import numpy as np
 import tyro
 
 from oncequant.files import read_json, write_csv
-from oncequant.search.measurements import read_measurements
+from oncequant.records import Measurement, Member, read_export_rows, read_records
 from oncequant.search.pareto import pareto_front
 
 
@@ -32,20 +32,21 @@ def main(options: Options) -> None:
     rows, best = [], defaultdict(list)
     for run in options.runs:
         info = read_json(run / "run.json")
-        exports = {row["name"]: row for row in read_json(run / "exports.json")}
-        family = read_json(run / "family.json")
+        exports = {row["name"]: row for row in read_export_rows(run / "exports.json")}
+        family = read_records(run / "family.json", Member)
         predictor = read_json(run / "predictor.json") if (run / "predictor.json").exists() else {}
         volumes = {f"hypervolume_{name}": round(v, 4) for name, v in predictor.get("hypervolume", {}).items()}
-        for entry in family:
-            exported = exports[entry["name"]]
+        for member in family:
+            exported = exports[member.name]
             rows.append(
                 {
                     "seed": info["seed"],
-                    "network": entry["name"],
-                    "bits": entry["bits"],
-                    **{key: round(entry[key], 4) for key in ("top1_validation", "top1_test")},
+                    "network": member.name,
+                    "bits": member.bits,
+                    "top1_validation": round(member.top1_validation, 4),
+                    "top1_test": round(member.top1_test, 4),
                     "top1_deployed": round(exported["top1_deployed"], 4),
-                    **entry["costs"],
+                    **member.costs,
                     **{key: exported[key] for key in ("onnx_bytes", "package_bytes", "ideal_bytes")},
                     **{key: exported[key] for key in ("low_bit_bytes", "low_bit_ideal_bytes", "argmax_differences")},
                     "simulator_bit_equal_images": exported["simulator_bit_equal_images"],
@@ -56,10 +57,10 @@ def main(options: Options) -> None:
                     "date": info["date"],
                 }
             )
-        labels = {e["name"]: f"{e['bits']} bits" if e["bits"] else e["name"] for e in family}
+        labels = {m.name: f"{m.bits} bits" if m.bits else m.name for m in family}
         for label in dict.fromkeys(labels.values()):
-            chosen = max((e for e in family if labels[e["name"]] == label), key=lambda e: e["top1_validation"])
-            best[f"{label}: test top-1 %"].append(100 * chosen["top1_test"])
+            chosen = max((m for m in family if labels[m.name] == label), key=lambda m: m.top1_validation)
+            best[f"{label}: test top-1 %"].append(100 * chosen.top1_test)
         for name, value in volumes.items():
             best[name].append(value)
     write_csv(options.out, rows)
@@ -72,7 +73,7 @@ def main(options: Options) -> None:
 
 def on_fronts(run: Path) -> list[dict]:
     """A row for each network on the front of its stage."""
-    measured, rows = read_measurements(run / "measurements.jsonl"), []
+    measured, rows = read_records(run / "measurements.jsonl", Measurement), []
     for stage in dict.fromkeys(m.stage for m in measured):
         own = [m for m in measured if m.stage == stage]
         for i in pareto_front(np.array([[m.costs["bitops"], 1 - m.top1] for m in own])):

@@ -35,6 +35,7 @@ from oncequant.methods import dnas
 from oncequant.methods.baselines import training_images
 from oncequant.models import space_of
 from oncequant.models.resnet import PRESETS, ResNetConfig
+from oncequant.records import Sample, read_records
 from oncequant.run_folder import RunSettings, device_name
 from oncequant.search.budget import cost_batch
 from oncequant.search.pareto import pareto_front
@@ -75,9 +76,9 @@ def main(options: Options) -> None:
     out = options.out / f"seed{cfg.seed}"
     out.mkdir(parents=True, exist_ok=True)
     dnas.train(cfg, model, data, out)
-    family = {entry["name"]: entry for entry in dnas.choose(cfg, dnas.SearchOptions(), data, out)}
-    rows = [row(name, data, cfg, out, entry["stage"]) for name, entry in family.items()]
-    samples = [row("sample", data, cfg, out, entry["stage"]) for entry in read_json(out / "samples.json")]
+    family = {member.name: member for member in dnas.choose(cfg, dnas.SearchOptions(), data, out)}
+    rows = [row(name, data, cfg, out, member.stage) for name, member in family.items()]
+    samples = [row("sample", data, cfg, out, sample.stage) for sample in read_records(out / "samples.json", Sample)]
     searched = training_images(out)["search"] + sum(one["images"] for one in samples)
     rows = [one if one["name"] == "float" else one | dict(images=searched) for one in rows] + samples
     for pair in UNIFORM[cfg.cost]:
@@ -86,7 +87,7 @@ def main(options: Options) -> None:
         rows.append(trained(f"uniform-{pair[0]}", lsq, config, space_of(config), data, out))
     config = cfg.supernet_model(model)
     for draw, name in enumerate(("MA", "ME")):
-        arch = of_equal_cost(config, cfg, family[name]["costs"][cfg.cost], draw)
+        arch = of_equal_cost(config, cfg, family[name].costs[cfg.cost], draw)
         rows.append(trained(f"random-{name}", cfg, config, space_of(config).restrict(arch), data, out))
     about = dict(data=data.name, train=len(data.train), test=len(data.test), preset=options.preset, seed=cfg.seed)
     about |= dict(resolution=options.resolution, device=device_name(data.device), cost=cfg.cost)

@@ -23,9 +23,10 @@ from oncequant.checkpoint import load_supernet
 from oncequant.data import eval_batches
 from oncequant.evaluate import measure
 from oncequant.methods import oqat
+from oncequant.records import Measurement, read_records
 from oncequant.runs import open_run
 from oncequant.search import SEARCHERS
-from oncequant.search.measurements import MeasurementFile, read_measurements
+from oncequant.search.measurements import MeasurementFile
 from oncequant.search.pareto import hypervolume, pareto_front
 
 
@@ -62,7 +63,7 @@ def hypervolumes(run: Path) -> dict[str, dict[tuple[str, str], float]]:
     """By stage, then by (searcher, split)."""
     cfg, found = open_run(run, device="cpu")
     data = found.data
-    calibration, measured = cfg.calibration(data), read_measurements(run / "measurements.jsonl")
+    calibration, measured = cfg.calibration(data), read_records(run / "measurements.jsonl", Measurement)
     supernets = {stage: load_supernet(run, stage) for stage in oqat.stages(cfg)[1:]}
 
     def top1_test(stage: str, archs: list[Arch], searcher: str) -> list[float]:

@@ -20,8 +20,8 @@ from oncequant.checkpoint import load_supernet
 from oncequant.data import eval_batches
 from oncequant.evaluate import measure
 from oncequant.progress import track
+from oncequant.records import Measurement, read_records
 from oncequant.runs import open_run
-from oncequant.search.measurements import read_measurements
 from oncequant.search.pareto import hypervolume, pareto_front
 
 
@@ -40,7 +40,7 @@ def main(options: Options) -> None:
     """Measure, print, write and draw."""
     cfg, found = open_run(options.run, device="cpu")
     data, supernet = found.data, load_supernet(options.run, "mixed")
-    measured = [m for m in read_measurements(options.run / "measurements.jsonl") if m.stage == "mixed"]
+    measured = [m for m in read_records(options.run / "measurements.jsonl", Measurement) if m.stage == "mixed"]
     groups = {"all": measured, "mixed": [m for m in measured if len(widths(m.arch)) > 1]}
     groups |= {f"{b} bits": [m for m in measured if m.searcher == f"uniform {b} bits"] for b in sorted(cfg.bits)}
     chosen = []

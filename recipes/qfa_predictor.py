@@ -36,9 +36,9 @@ from oncequant.checkpoint import load_supernet
 from oncequant.cost import COSTS
 from oncequant.methods import qfa
 from oncequant.runs import open_run
-from oncequant.search.measurements import MeasurementFile, read_measurements
+from oncequant.search.family import measure_codes
+from oncequant.search.measurements import MeasurementFile
 from oncequant.search.predictor import encode, fit_predictor, inputs, target_to_top1, top1_to_target
-from oncequant.search.supernet import measure_codes
 from oncequant.space import SearchSpace
 
 
@@ -88,9 +88,9 @@ def judged(run: Path, options: Options) -> dict[tuple[str, int | None], tuple]:
     data, supernet = found_run.data, load_supernet(run, "mixed")
     space, memory = supernet.space, MeasurementFile(run / "predictor_claim.jsonl", "mixed")
     wanted = qfa.sample_codes(space, np.random.default_rng([cfg.seed, 6]), options.measured)
-    if len(read_measurements(memory.path)) < options.measured:
+    if len(memory.read()) < options.measured:
         measure_codes(supernet, memory, wanted, "claim", cfg.calibration(data), data)
-    measured = {m.arch: m.top1 for m in read_measurements(memory.path)}
+    measured = {m.arch: m.top1 for m in memory.read()}
     codes = np.array([space.encode(space.complete(arch)) for arch in measured])
     top1, found = np.array(list(measured.values())), {}
     again = np.random.default_rng(0).binomial(len(data.validation), top1) / len(data.validation)
@@ -100,7 +100,7 @@ def judged(run: Path, options: Options) -> dict[tuple[str, int | None], tuple]:
     if options.on_test:
         file = MeasurementFile(run / "predictor_claim_test.jsonl", "mixed")
         measure_codes(supernet, file, codes[first], "test", cfg.calibration(data), replace(data, validation=data.test))
-        by_arch = {m.arch: m.top1 for m in read_measurements(file.path)}
+        by_arch = {m.arch: m.top1 for m in file.read()}
         on_test = np.array([by_arch[space.brief(space.decode(code))] for code in codes[first]])
     for size in [n for n in options.sizes if n <= len(top1) - options.held_out]:
         for model in options.models:

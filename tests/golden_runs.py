@@ -43,11 +43,11 @@ def run(name: str, folder: Path) -> None:
 def digest(folder: Path) -> dict:
     """What a run folder holds, in short."""
     from oncequant.export.package import load_package
-    from oncequant.files import read_lines, read_records, read_tensors
+    from oncequant.files import read_json, read_lines, read_tensors
 
     stages = sorted(p for p in folder.rglob("*.safetensors") if "exports" not in p.parts and p.stem != "predictor")
     networks = {str(p.relative_to(folder)): read_tensors(p)[0] for p in stages}
-    exports = [without_times(row) for row in read_records(folder / "exports.json")]
+    exports = [without_times(row) for row in read_json(folder / "exports.json")]
     torch.manual_seed(0)
     logits = {}
     for row in exports:
@@ -63,7 +63,7 @@ def digest(folder: Path) -> dict:
         },
         "metrics": {str(p.relative_to(folder)): [without_times(row) for row in read_lines(p)] for p in logs},
         "measurements": read_lines(folder / "measurements.jsonl"),
-        "family": read_records(folder / "family.json"),
+        "family": read_json(folder / "family.json"),
         "exports": exports,
         "logits": logits,
     }

@@ -9,7 +9,8 @@ from oncequant.cost import COSTS, Budget
 from oncequant.family import with_bits
 from oncequant.models import space_of
 from oncequant.models.mobilenet_v3 import PRESETS
-from oncequant.search.measurements import Measurement, all_costs
+from oncequant.records import Measurement
+from oncequant.search.measurements import all_costs
 
 NANO = space_of(with_bits(PRESETS["nano"], 4))
 MIXED = space_of(replace(PRESETS["nano"], weight_bits=(2, 3, 4), act_bits=(2, 4, 8), edge_bits=8, se_bits=8))

@@ -20,7 +20,7 @@ from oncequant.models.mobilenet_v3 import PRESETS
 from oncequant.models.resnet import PRESETS as RESNETS
 from oncequant.report import write_report
 from oncequant.search.budget import BudgetError, check_reachable, feasible_codes, smallest_codes, within
-from oncequant.search.measurements import MeasurementFile, read_measurements
+from oncequant.search.measurements import MeasurementFile
 
 MIXED = space_of(replace(PRESETS["nano"], weight_bits=(2, 4, 8), act_bits=(2, 4, 8)))
 SKIPPED = space_of(replace(RESNETS["resnet20"], precisions=(SKIP, 104, 408, 832), projections=True))
@@ -147,7 +147,7 @@ def test_a_new_cost_is_everywhere_by_its_entry_alone(tmp_path, monkeypatch, caps
     arch = MIXED.largest()
     memory = MeasurementFile(tmp_path / "measurements.jsonl", "mixed")
     list(memory.measured(MIXED, lambda arch: 0.5, "random")([arch]))
-    (measured,) = read_measurements(tmp_path / "measurements.jsonl")
+    (measured,) = memory.read()
     assert measured.costs["traffic"] == traffic(MIXED.layers(arch))
 
     (tmp_path / "archs.jsonl").write_text(space_of(PRESETS["nano"]).smallest().to_json() + "\n")

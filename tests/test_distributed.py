@@ -17,8 +17,8 @@ from oncequant.data import train_batches
 from oncequant.files import read_tensors
 from oncequant.methods import oqat, qfa
 from oncequant.quantizers import batchquant
+from oncequant.records import Measurement, read_records
 from oncequant.sandwich import sandwich_archs
-from oncequant.search.measurements import read_measurements
 
 
 def test_processes_started_again_find_nothing_of_their_predecessors():
@@ -141,7 +141,7 @@ def test_two_processes_equal_one_with_mixed_precision(tmp_path):
         one, two = (read_tensors(tmp_path / which / f"{stage}.safetensors")[0] for which in ("one", "two"))
         difference = max((one[name] - two[name]).nan_to_num().abs().max().item() for name in one)
         assert difference <= tolerance, (stage, difference)
-    archs = [[m.arch for m in read_measurements(tmp_path / w / "measurements.jsonl")] for w in ("one", "two")]
+    archs = [[m.arch for m in read_records(tmp_path / w / "measurements.jsonl", Measurement)] for w in ("one", "two")]
     assert archs[0][:32] == archs[1][:32]
 
 

@@ -25,6 +25,7 @@ from oncequant.files import FileError, read_json, read_lines
 from oncequant.methods import dnas
 from oncequant.models import build_network, space_of
 from oncequant.network import Network
+from oncequant.records import Sample, read_records
 from oncequant.search.budget import BudgetError
 from oncequant.train import fit
 
@@ -68,25 +69,25 @@ def test_stages_and_choice(run, digits):
     stages = [*dnas.stages(cfg), *(dnas.sample_stage(i) for i in range(cfg.samples))]
     assert names == sorted(f"{stage}.safetensors" for stage in stages)
     assert not list(folder.rglob("*.resume.pt"))
-    family = {entry["name"]: entry for entry in dnas.choose(cfg, dnas.SearchOptions(), digits, folder)}
-    samples = {row["stage"]: row for row in read_json(folder / "samples.json")}
+    family = {member.name: member for member in dnas.choose(cfg, dnas.SearchOptions(), digits, folder)}
+    samples = {sample.stage: sample for sample in read_records(folder / "samples.json", Sample)}
     assert set(family) == {"float", "MA", "ME"} and len(samples) == cfg.samples
-    best = max(row["top1_validation"] for row in samples.values())
-    assert family["MA"]["top1_validation"] == best
-    assert family["ME"]["top1_validation"] >= min(best, family["float"]["top1_validation"]) - cfg.tolerance
-    assert family["ME"]["costs"]["weight_bytes"] <= family["MA"]["costs"]["weight_bytes"]
-    for entry in family.values():
-        net = load_supernet(folder, entry["stage"])
-        assert net.space.size() == 1 and net.space.complete(entry["arch"]) == net.space.largest()
+    best = max(sample.top1_validation for sample in samples.values())
+    assert family["MA"].top1_validation == best
+    assert family["ME"].top1_validation >= min(best, family["float"].top1_validation) - cfg.tolerance
+    assert family["ME"].costs["weight_bytes"] <= family["MA"].costs["weight_bytes"]
+    for member in family.values():
+        net = load_supernet(folder, member.stage)
+        assert net.space.size() == 1 and net.space.complete(member.arch) == net.space.largest()
 
 
 def test_budgets_choose_among_the_samples(run, digits):
     cfg, folder = run
-    costs = sorted(row["costs"]["weight_bytes"] for row in read_json(folder / "samples.json"))
+    costs = sorted(sample.costs["weight_bytes"] for sample in read_records(folder / "samples.json", Sample))
     (_, chosen) = dnas.choose(
         cfg, dnas.SearchOptions(budgets=(Budget(COSTS["weight_bytes"], costs[0]),)), digits, folder
     )
-    assert chosen["costs"]["weight_bytes"] == costs[0]
+    assert chosen.costs["weight_bytes"] == costs[0]
     with pytest.raises(BudgetError, match="none of the 2 trained networks keeps weight_bytes<=1"):
         dnas.choose(cfg, dnas.SearchOptions(budgets=(Budget(COSTS["weight_bytes"], 1.0),)), digits, folder)
 
@@ -176,9 +177,9 @@ def test_one_precision_alone_is_trained_as_quantized(digits, tmp_path):
     cfg = dnas.Config(**FAST, precisions=(404,))
     dnas.train(cfg, MODEL, digits, tmp_path)
     family = dnas.choose(cfg, dnas.SearchOptions(), digits, tmp_path)
-    assert {entry["name"] for entry in family} == {"float", "MA", "ME"}
-    (sample,) = read_json(tmp_path / "samples.json")
-    assert sample["costs"]["bitops"] < family[0]["costs"]["bitops"] / 20
+    assert {member.name for member in family} == {"float", "MA", "ME"}
+    (sample,) = read_records(tmp_path / "samples.json", Sample)
+    assert sample.costs["bitops"] < family[0].costs["bitops"] / 20
 
 
 def test_layers_choose_for_themselves(digits, tmp_path):

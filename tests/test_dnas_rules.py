@@ -13,13 +13,14 @@ from small_dnas import MODEL, supernet
 
 from oncequant import alone
 from oncequant.arch import FLOAT_PAIR as FLOAT
-from oncequant.arch import SKIP
+from oncequant.arch import SKIP, Arch
 from oncequant.calibrate import initialise_quantizers
 from oncequant.cost import COSTS, Budget
 from oncequant.files import FileError
 from oncequant.methods import dnas
 from oncequant.models import build_network, space_of
 from oncequant.network import elastic_layers
+from oncequant.records import Sample
 from oncequant.search.budget import BudgetError
 
 
@@ -70,7 +71,7 @@ def test_cost_factor_is_one_at_the_start():
 
 def test_most_accurate_and_most_efficient():
     rows = [
-        dict(top1_validation=top1, costs=dict(weight_bytes=cost))
+        Sample("samples/0/network", Arch({}), top1, dict(weight_bytes=cost))
         for top1, cost in ((0.90, 100), (0.92, 90), (0.918, 40), (0.80, 10))
     ]
     found = dnas.most_accurate_and_efficient(rows, 0.93, dnas.Config())

@@ -1,13 +1,12 @@
 """The file of measurements: each once, every searcher credited, half-written lines cut off."""
 
-import json
-
 import numpy as np
 import pytest
-from small_spaces import NANO, measurement
+from small_spaces import NANO
 
 from oncequant.arch import Arch
-from oncequant.search.measurements import MeasurementFile, all_costs, read_measurements
+from oncequant.records import Measurement, read_records
+from oncequant.search.measurements import MeasurementFile, all_costs
 
 
 def test_each_architecture_is_measured_once_and_every_searcher_is_credited(tmp_path):
@@ -28,7 +27,7 @@ def test_each_architecture_is_measured_once_and_every_searcher_is_credited(tmp_p
     other_stage = MeasurementFile(path, "2bit").measured(NANO, measure, "first")
     assert list(other_stage(archs[:1])) == [1.0] and len(calls) == 4
 
-    written = read_measurements(path)
+    written = read_records(path, Measurement)
     assert [(m.searcher, m.stage, m.top1) for m in written] == [
         ("first", "4bit", 0.25),
         ("first", "4bit", 0.5),
@@ -48,26 +47,13 @@ def test_half_written_last_line_is_ignored_and_cut_off(tmp_path):
     whole = path.read_bytes()
     for length in (1, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole + whole[:length])
-        assert [m.top1 for m in read_measurements(path)] == [0.5]
+        assert [m.top1 for m in read_records(path, Measurement)] == [0.5]
     file = MeasurementFile(path, "4bit")
     assert list(file.measured(NANO, lambda arch: 0.75, "a")([large])) == [0.75]
     assert path.read_bytes().startswith(whole)
-    assert [m.top1 for m in read_measurements(path)] == [0.5, 0.75]
+    assert [m.top1 for m in read_records(path, Measurement)] == [0.5, 0.75]
     path.write_bytes(whole[:-1])  # even of the first line only the line end is missing
-    assert read_measurements(path) == []
-
-
-@pytest.mark.parametrize("line", ["{", "[]", '{"arch": {}}', json.dumps({"arch": {}, "top1": 1, "surprise": 2})])
-def test_corrupt_line_is_an_error_with_file_and_line(tmp_path, line):
-    path = tmp_path / "measurements.jsonl"
-    good = json.dumps(measurement(NANO.smallest(), 0.5).record())
-    path.write_text(f"{good}\n{line}\n{good}\n")
-    with pytest.raises((ValueError, OSError), match=r"measurements\.jsonl, line 2"):
-        MeasurementFile(path, "4bit")
-
-
-def test_missing_file_has_no_measurements(tmp_path):
-    assert read_measurements(tmp_path / "none.jsonl") == []
+    assert read_records(path, Measurement) == []
 
 
 def test_file_of_another_space_is_refused(tmp_path):

@@ -6,7 +6,6 @@ import pytest
 import torch
 from small_qfa import QUICK, TINY, digits, trained_in
 
-from oncequant.arch import Arch
 from oncequant.checkpoint import load_supernet, save_supernet
 from oncequant.cost import COSTS, Budget
 from oncequant.data import eval_batches
@@ -14,9 +13,9 @@ from oncequant.evaluate import measure
 from oncequant.files import read_json
 from oncequant.methods import qfa
 from oncequant.quantizers.batchquant import BatchQuant
+from oncequant.records import Measurement, Member, read_records
 from oncequant.search import fronts
 from oncequant.search.budget import BudgetError
-from oncequant.search.measurements import read_measurements
 from oncequant.search.predictor import fit_predictor, load_predictor
 
 
@@ -33,9 +32,9 @@ def searched(trained):
 
 def test_a_search_hands_out_a_family_along_the_front(trained, searched):
     cfg, data, folder = trained
-    names = [entry["name"] for entry in searched]
+    names = [member.name for member in searched]
     assert names[0] == "float-max" and set(names[1:]) <= {"mixed-S", "mixed-M", "mixed-L"} and len(names) >= 2
-    found = read_measurements(folder / "measurements.jsonl")
+    found = read_records(folder / "measurements.jsonl", Measurement)
     by = Counter(m.searcher for m in found)
     assert by["sample"] == 40 and by["predicted"] >= 1
     assert {"uniform 2 bits", "uniform 3 bits", "uniform 4 bits"} <= set(by)
@@ -44,15 +43,15 @@ def test_a_search_hands_out_a_family_along_the_front(trained, searched):
             bits = {value for name, value in m.arch.items() if name.endswith("_bits")}
             assert bits == {int(m.searcher.split()[1])}
     sample = {m.arch for m in found if m.searcher == "sample"}
-    for entry in searched[1:]:  # what was learned from is not predicted
-        assert ("top1_predicted" in entry) == (Arch(entry["arch"]) not in sample)
-        assert 0 <= entry.get("top1_predicted", 0) <= 1 and 0 <= entry["top1_before_folding"] <= 1
-    assert read_json(folder / "family.json") == searched
+    for member in searched[1:]:  # what was learned from is not predicted
+        assert (member.top1_predicted is None) == (member.arch in sample)
+        assert 0 <= (member.top1_predicted or 0) <= 1 and 0 <= member.top1_before_folding <= 1
+    assert read_records(folder / "family.json", Member) == searched
 
 
 def test_what_the_predictor_is_judged_by_it_has_not_seen(trained, searched):
     _, _, folder = trained
-    found = read_measurements(folder / "measurements.jsonl")
+    found = read_records(folder / "measurements.jsonl", Measurement)
     sample = {m.arch for m in found if m.searcher == "sample"}
     unseen = [m.top1 for m in found if m.searcher.startswith(("predicted", "uniform")) and m.arch not in sample]
     assert [point["measured"] for point in read_json(folder / "predictor.json")["points"]] == unseen
@@ -62,7 +61,7 @@ def test_the_predictor_kept_has_learned_from_everything(trained, searched):
     cfg, data, folder = trained
     space = load_supernet(folder, "mixed").space
     kept, _ = load_predictor(folder / "predictor.safetensors", space)
-    found = {m.arch: m.top1 for m in read_measurements(folder / "measurements.jsonl") if m.stage == "mixed"}
+    found = {m.arch: m.top1 for m in read_records(folder / "measurements.jsonl", Measurement) if m.stage == "mixed"}
     codes = np.array([space.encode(space.complete(arch)) for arch in found])
     again = fit_predictor(space, codes, np.array(list(found.values())), seed=cfg.seed)
     np.testing.assert_allclose(kept.top1(codes), again.top1(codes), atol=1e-6)
@@ -105,12 +104,12 @@ def test_what_whole_zero_points_cost_is_reported(trained, tmp_path):
                 module.offset.fill_(0.45)
     save_supernet(folder, "mixed", net)
     family = qfa.choose(cfg, qfa.SearchOptions(evaluations=12, searcher="random"), data, folder)[1:]
-    for entry in family:
-        arch, calibration = net.space.complete(entry["arch"]), cfg.calibration(data)
+    for member in family:
+        arch, calibration = net.space.complete(member.arch), cfg.calibration(data)
         for key, fold in (("top1_validation", True), ("top1_before_folding", False)):
             top1 = measure(net, arch, calibration, eval_batches(data, data.validation), fold=fold)
-            assert entry[key] == pytest.approx(top1), key
-    assert any(entry["top1_validation"] != entry["top1_before_folding"] for entry in family)
+            assert getattr(member, key) == pytest.approx(top1), key
+    assert any(member.top1_validation != member.top1_before_folding for member in family)
 
 
 def test_more_evaluations_make_the_sample_grow_and_the_predictor_learn_again(trained, tmp_path):
@@ -118,31 +117,31 @@ def test_more_evaluations_make_the_sample_grow_and_the_predictor_learn_again(tra
     folder, budget = copied(trained, tmp_path), Budget(COSTS["params"], 10**9)
     quick = qfa.SearchOptions(evaluations=30, population=8, generations=2)
     qfa.choose(cfg, quick, data, folder)
-    before, predictor = read_measurements(folder / "measurements.jsonl"), folder / "predictor.safetensors"
+    before, predictor = read_records(folder / "measurements.jsonl", Measurement), folder / "predictor.safetensors"
     with pytest.raises(ValueError, match="at least 30"):
         qfa.choose(cfg, replace(quick, evaluations=20, budgets=(budget,)), data, folder)
     qfa.choose(cfg, replace(quick, evaluations=None, budgets=(budget,)), data, folder)
-    assert len([m for m in read_measurements(folder / "measurements.jsonl") if m.searcher == "sample"]) == 30
+    assert len([m for m in read_records(folder / "measurements.jsonl", Measurement) if m.searcher == "sample"]) == 30
     kept = predictor.read_bytes()
     qfa.choose(cfg, replace(quick, evaluations=36, budgets=(budget,)), data, folder)
-    after = read_measurements(folder / "measurements.jsonl")
+    after = read_records(folder / "measurements.jsonl", Measurement)
     assert after[: len(before)] == before and len([m for m in after if m.searcher == "sample"]) == 36
     assert predictor.read_bytes() != kept
 
 
 def test_a_budget_is_answered_from_the_predictor(trained, searched):
     cfg, data, folder = trained
-    before = read_measurements(folder / "measurements.jsonl")
+    before = read_records(folder / "measurements.jsonl", Measurement)
     costs = sorted(m.costs["bitops"] for m in before)
     budget = Budget(COSTS["bitops"], costs[len(costs) // 2])
-    entries = qfa.choose(cfg, qfa.SearchOptions(budgets=(budget,)), data, folder)
-    after = read_measurements(folder / "measurements.jsonl")
+    chosen = qfa.choose(cfg, qfa.SearchOptions(budgets=(budget,)), data, folder)
+    after = read_records(folder / "measurements.jsonl", Measurement)
     assert len(after) - len(before) <= fronts.MEASURED_UNDER_BUDGET
     assert all(m.searcher == "budget" and budget.limit >= m.costs["bitops"] for m in after[len(before) :])
     fitting = [m.top1 for m in after if m.costs["bitops"] <= budget.limit]
-    assert entries[-1]["costs"]["bitops"] <= budget.limit and entries[-1]["top1_validation"] == max(fitting)
-    kept = {entry["name"] for entry in read_json(folder / "family.json")}
-    assert {e["name"] for e in searched} | {entries[-1]["name"]} == kept
+    assert chosen[-1].costs["bitops"] <= budget.limit and chosen[-1].top1_validation == max(fitting)
+    kept = {member.name for member in read_records(folder / "family.json", Member)}
+    assert {member.name for member in searched} | {chosen[-1].name} == kept
 
 
 def test_a_budget_that_nothing_meets_is_refused_before_measuring(trained, tmp_path):
@@ -167,7 +166,7 @@ def test_restricted_spaces_are_searched(space, kernels, tmp_path):
     model = replace(model, stage_hswish=(True,))
     qfa.train(cfg, model, data, tmp_path)
     family = qfa.choose(cfg, qfa.SearchOptions(evaluations=30, population=8, generations=4), data, tmp_path)
-    found = read_measurements(tmp_path / "measurements.jsonl")
+    found = read_records(tmp_path / "measurements.jsonl", Measurement)
     if space == "architecture":
         assert {m.searcher for m in found} == {"random"}
         assert len(found) == load_supernet(tmp_path, "mixed").space.size() == 4 * len(kernels)
@@ -236,7 +235,7 @@ def test_a_sample_is_the_beginning_of_a_larger_one(n):
 def test_dominated_candidates_are_given_up(trained, tmp_path, monkeypatch):
     """Validation in batches of 1: hopeless ones see only some of them, and nothing is noted."""
     cfg, data, folder = trained
-    from oncequant.search import supernet as searching
+    from oncequant.search import family as searching
 
     stop = searching._hopeless(to_beat=0.9, images=1000)
     assert stop(50, 250) and not stop(220, 250) and not stop(0, 1000)

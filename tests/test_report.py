@@ -11,8 +11,11 @@ from oncequant.cost import COSTS
 from oncequant.family import with_bits
 from oncequant.models import space_of
 from oncequant.models.mobilenet_v3 import PRESETS
-from oncequant.report import ReportError, page_data, read_run, stretch, top1_axis, write_report
-from oncequant.search.measurements import Measurement, all_costs
+from oncequant.records import Measurement, to_json
+from oncequant.report import ReportError, write_report
+from oncequant.report.contents import read_contents
+from oncequant.report.sections import page_data, stretch, top1_axis
+from oncequant.search.measurements import all_costs
 from oncequant.search.pareto import spread
 
 CLASSES = ["zero", "one", "a < b & c", "</script><b>bold</b>", "{{data}}", *"56789"]
@@ -88,7 +91,7 @@ def make_run_folder(folder: Path, measurements: int = 60, seed: int = 0) -> Path
     }
     (folder / "run.json").write_text(json.dumps(run))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in metrics))
-    (folder / "measurements.jsonl").write_text("".join(json.dumps(line.record()) + "\n" for line in lines))
+    (folder / "measurements.jsonl").write_text("".join(json.dumps(to_json(line)) + "\n" for line in lines))
     (folder / "family.json").write_text(json.dumps(family))
     (folder / "exports.json").write_text(json.dumps(exports))
     return folder
@@ -176,7 +179,7 @@ def test_searchers_are_compared_on_one_reference(tmp_path):
     middle = cheap | {"searcher": "both", "top1": 0.8, "costs": dict.fromkeys(COSTS, 100)}
     lines = [cheap, good, cheap | {"searcher": "both"}, middle, good | {"searcher": "both"}]
     (folder / "measurements.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    rows = page_data(read_run(folder))["searchers"]
+    rows = page_data(read_contents(folder))["searchers"]
     assert [(r["searcher"], r["measured"], r["best"]) for r in rows] == [
         ("one", 1, 0.5),
         ("two", 1, 0.9),
@@ -230,9 +233,8 @@ def test_torn_last_line_and_diverged_loss(run_folder, tmp_path):
     for name in ("metrics.jsonl", "measurements.jsonl"):
         (tmp_path / name).write_text((run_folder / name).read_text()[:-20])
     rows = (tmp_path / "metrics.jsonl").read_text()
-    (tmp_path / "metrics.jsonl").write_text(
-        json.dumps({"stage": "float", "step": 5, "loss": float("nan")}) + "\n" + rows
-    )
+    diverged = {"stage": "float", "step": 5, "steps": 600, "time_s": 1.0, "loss": float("nan")}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(diverged) + "\n" + rows)
     data = data_in(write_report(tmp_path))
     assert len(data["points"]) == len(lines_of(run_folder)) - 1
     assert np.isnan(data["curves"][0]["loss"][0][1])
@@ -262,7 +264,7 @@ def test_bits_by_role_are_of_networks_with_mixed_precision(tmp_path):
         lines.append(json.dumps(line) + "\n")
     (tmp_path / "run.json").write_text(json.dumps({"model": {"config": asdict(config)}}))
     (tmp_path / "measurements.jsonl").write_text("".join(lines))
-    table = page_data(read_run(tmp_path))["bits_by_role"]
+    table = page_data(read_contents(tmp_path))["bits_by_role"]
     means = {(row["role"], row["what"]): row["mean"] for row in table}
     assert means["depthwise", "weights"] == 2 and means["depthwise", "inputs"] == means["project", "weights"] == 4
 
@@ -286,30 +288,18 @@ def test_errors_name_path_and_remedy(tmp_path):
         write_report(tmp_path)
     (tmp_path / "run.json").write_text("{}")
     (tmp_path / "measurements.jsonl").write_text('{"stage": "4bit", "searcher": "random", "top1": 0.9, "costs": {}}\n')
-    with pytest.raises(ReportError, match=r"measurements\.jsonl: record 1 lacks 'arch'"):
+    with pytest.raises(ReportError, match=r"measurements\.jsonl, line 1: 'arch' is missing"):
         write_report(tmp_path)
     line = {"stage": "4bit", "searcher": "r", "top1": 1, "arch": {}, "costs": {"macs": 1}}
     (tmp_path / "measurements.jsonl").write_text(json.dumps(line) + "\n")
-    with pytest.raises(ReportError, match=r"record 1 lacks 'bitops'"):
+    with pytest.raises(ReportError, match=r"record 1: 'bitops' is missing"):
         write_report(tmp_path)
     (tmp_path / "measurements.jsonl").write_text(json.dumps(line | {"costs": dict.fromkeys(COSTS, 1)}) + "\n")
     with pytest.raises(ReportError, match=r"run\.json: model\.config"):
         write_report(tmp_path)
     make_run_folder(tmp_path, measurements=3)
-    (tmp_path / "family.json").write_text(
-        json.dumps(
-            [
-                line
-                | {
-                    "name": "x",
-                    "top1_validation": 1,
-                    "top1_test": 1,
-                    "arch": {"resolution": 9},
-                    "costs": dict.fromkeys(COSTS, 1),
-                }
-            ]
-        )
-    )
+    member = {"name": "x", "stage": "4bit", "bits": 4, "arch": {"resolution": 9}, "costs": dict.fromkeys(COSTS, 1)}
+    (tmp_path / "family.json").write_text(json.dumps([member | {"top1_validation": 1, "top1_test": 1}]))
     with pytest.raises(ReportError, match=r"stage 4bit: resolution = 9 is not allowed"):
         write_report(tmp_path)
 

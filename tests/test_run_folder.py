@@ -31,7 +31,8 @@ def test_every_command_that_changes_a_run_is_kept(digits_run, monkeypatch, capsy
 
 def test_a_run_of_an_older_version_keeps_its_first_command(digits_run, tmp_path, monkeypatch, capsys):
     shutil.copy(digits_run / "run.json", tmp_path)
-    (tmp_path / "commands.jsonl").write_text('{"command": "oncequant export x", "date": "2026-11-22"}\n')
+    line = read_lines(digits_run / "commands.jsonl")[0] | {"command": "oncequant export x"}
+    (tmp_path / "commands.jsonl").write_text(json.dumps(line) + "\n")
     call(monkeypatch, "info", tmp_path)
     lines = " ".join(capsys.readouterr().out.split())
     assert read_json(digits_run / "run.json")["command"] in lines and "then: oncequant export x" in lines
@@ -44,8 +45,8 @@ def test_a_run_of_an_older_version_keeps_its_first_command(digits_run, tmp_path,
         ("run.json", '{"settings": {}}', "lacks 'data'"),
         ("run.json", '{"settings": [], "data": {}, "date": "", "device": "", "command": ""}', "settings"),
         ("family.json", "{}", "should hold a JSON list"),
-        ("family.json", '[{"name": "4bit-S"}]', "record 1 lacks 'stage'"),
-        ("family.json", "[1]", "record 1 lacks 'name'"),
+        ("family.json", '[{"name": "4bit-S"}]', "record 1: 'stage' is missing"),
+        ("family.json", "[1]", "record 1: not a JSON object"),
     ],
 )
 def test_files_that_are_json_but_not_ours_are_named(digits_run, tmp_path, monkeypatch, capsys, name, content, says):

@@ -7,9 +7,10 @@ import pytest
 from small_spaces import ALL_SMALL, IMAGENET, MIXED, NANO, ONE_POINT, SMALL, budget
 
 from oncequant.cost import COSTS, Budget, bitops, macs
+from oncequant.records import Measurement, read_records
 from oncequant.search import SEARCHERS
 from oncequant.search.budget import BudgetError, cost_batch, within
-from oncequant.search.measurements import MeasurementFile, read_measurements
+from oncequant.search.measurements import MeasurementFile
 from oncequant.search.pareto import hypervolume
 
 
@@ -162,7 +163,7 @@ def test_resumes_after_a_kill(name, killed_at, tmp_path):
         run()
     assert run() == uninterrupted
     assert calls == 40 + 1  # the interrupted measurement is the only one repeated
-    written = read_measurements(tmp_path / "run" / "measurements.jsonl")
+    written = read_records(tmp_path / "run" / "measurements.jsonl", Measurement)
     assert [(NANO.complete(m.arch), m.top1) for m in written] == uninterrupted
 
 

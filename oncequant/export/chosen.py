@@ -11,9 +11,10 @@ from oncequant.checkpoint import load_supernet
 from oncequant.data import Data, eval_batches
 from oncequant.evaluate import calibrated_subnet
 from oncequant.export.verify import VerificationError, export_network
-from oncequant.files import read_json, read_records, write_json
+from oncequant.files import read_json, write_json
 from oncequant.network import Network
 from oncequant.progress import track
+from oncequant.records import Member, read_export_rows, read_records
 
 
 def export_chosen(run_dir: Path, names: Sequence[str], calibration: Batches, data: Data) -> list[dict[str, Any]]:
@@ -21,11 +22,11 @@ def export_chosen(run_dir: Path, names: Sequence[str], calibration: Batches, dat
 
     A row is written as soon as it is known, `problems` say what is wrong with its files. Raises FileError.
     """
-    family = {entry["name"]: entry for entry in read_records(run_dir / "family.json")}
+    family = {member.name: member for member in read_records(run_dir / "family.json", Member)}
     path = run_dir / "exports.json"
-    rows = {row["name"]: row for row in read_records(path)}
+    rows = {row["name"]: row for row in read_export_rows(path)}
     # a name may stand for another network after a new search
-    rows = {name: row for name, row in rows.items() if name in family and row.get("arch") == family[name]["arch"]}
+    rows = {name: row for name, row in rows.items() if name in family and row.get("arch") == dict(family[name].arch)}
 
     @cache
     def supernet_of(stage: str) -> Network:
@@ -40,9 +41,9 @@ def export_chosen(run_dir: Path, names: Sequence[str], calibration: Batches, dat
 
     with track("verify files", len(names) * len(data.test)) as bar:
         for done, name in enumerate(names):
-            entry = family[name]
-            supernet = supernet_of(entry["stage"])
-            arch = supernet.space.complete(entry["arch"])
+            member = family[name]
+            supernet = supernet_of(member.stage)
+            arch = supernet.space.complete(member.arch)
             subnet = calibrated_subnet(supernet, arch, calibration)
             folder = run_dir / "exports" / name
             images = shown(eval_batches(data, data.test), done * len(data.test))
@@ -51,7 +52,7 @@ def export_chosen(run_dir: Path, names: Sequence[str], calibration: Batches, dat
                 found = asdict(export_network(subnet, arch, *preprocessing, calibration, images, folder))
             except VerificationError:  # its findings are in the file and in the row
                 found = read_json(folder / "verification.json")
-            place = {"stage": entry["stage"], "arch": entry["arch"], "folder": f"exports/{name}"}
+            place = {"stage": member.stage, "arch": dict(member.arch), "folder": f"exports/{name}"}
             rows[name] = {"name": name, **place, **found}
             write_json(path, list(rows.values()))
     return [rows[name] for name in names]

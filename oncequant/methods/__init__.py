@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from oncequant.data import Data
 from oncequant.family import NetworkConfig
 from oncequant.methods import dnas, oqat, qfa
+from oncequant.records import Member
 from oncequant.search import BudgetOptions
 from oncequant.space import SearchSpace
 from oncequant.train import TrainingOptions
@@ -46,7 +47,7 @@ class Method(Protocol):
         """Train every stage that has no checkpoint yet. Killed at any time, the same call goes on where it stopped and
         comes to the same weights. Raises TrainingError if a loss is not finite, FileError if the folder is damaged."""
 
-    def choose(self, cfg: Any, options: Any, data: Data, run_dir: Path) -> list[dict[str, Any]]:
+    def choose(self, cfg: Any, options: Any, data: Data, run_dir: Path) -> list[Member]:
         """Choose members among the subnets of a trained run, without training; they are added to `family.json` with
         their test accuracy (0 to 1), and returned. Raises BudgetError before any measurement if no subnet is within
         the budgets, FileError if what it needs is not trained."""

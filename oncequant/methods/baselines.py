@@ -28,13 +28,14 @@ from oncequant.cost import COSTS, Budget, bitops
 from oncequant.data import Data, eval_batches
 from oncequant.evaluate import measure
 from oncequant.family import ElasticConfig
-from oncequant.files import FileError, read_lines, write_csv, write_json
+from oncequant.files import FileError, write_csv, write_json
 from oncequant.methods import oqat
 from oncequant.models import extract_subnet
 from oncequant.progress import track
-from oncequant.search.measurements import MeasurementFile, read_measurements
+from oncequant.records import Measurement, Metrics, read_records
+from oncequant.search.family import search_by_measuring
+from oncequant.search.measurements import MeasurementFile
 from oncequant.search.pareto import best_under
-from oncequant.search.supernet import search_by_measuring
 from oncequant.space import SearchSpace
 
 Way = Literal["supernet", "nas-then-quantize", "search-then-retrain", "uniform"]
@@ -80,7 +81,7 @@ def compare(
     for name, supernet in supernets.items():
         memory = MeasurementFile(run_dir / "measurements.jsonl", name)
         search_by_measuring(supernet, memory, *how, calibration, data, cfg.seed)
-    measured = distributed.from_main(lambda: read_measurements(run_dir / "measurements.jsonl"))
+    measured = distributed.from_main(lambda: read_records(run_dir / "measurements.jsonl", Measurement))
     found = {name: [m for m in measured if m.stage == name] for name in supernets}
     costs = [m.costs["bitops"] for m in found[stage]]
     budgets = np.geomspace(min(costs), max(costs), deployments + 1)[1:]
@@ -167,10 +168,10 @@ def shared_images(cfg: oqat.Config, run_dir: Path, bits: int) -> dict[str, int]:
 
 def training_images(run_dir: Path) -> dict[str, int]:
     """By stage, the images that training has seen, once for each subnet of a step. Raises FileError."""
-    images = {row["stage"]: row.get("images") for row in read_lines(run_dir / "metrics.jsonl")}
-    if not images or None in images.values():
+    last = {row.stage: row.values for row in read_records(run_dir / "metrics.jsonl", Metrics)}
+    if not last or any("images" not in values for values in last.values()):
         raise FileError(f"{run_dir / 'metrics.jsonl'} does not count training images: a run of an older version?")
-    return images
+    return {stage: int(values["images"]) for stage, values in last.items()}
 
 
 def uniform_archs(space: SearchSpace) -> list[tuple[Arch, float]]:

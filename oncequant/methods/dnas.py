@@ -16,7 +16,6 @@ The equations are numbered in no public version that we know; differences from t
 Run. `oncequant run dnas`, recipes/dnas_*.      Results. results/README.md
 """
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -37,13 +36,14 @@ from oncequant.data import Data, eval_batches, train_batches
 from oncequant.elastic import Pass
 from oncequant.evaluate import measure
 from oncequant.family import NetworkConfig
-from oncequant.files import FileError, append_line, read_json, read_lines, write_atomically, write_json
+from oncequant.files import FileError
 from oncequant.models import FAMILIES, build_network, families_with, space_of
 from oncequant.network import Network
+from oncequant.records import Distribution, Member, Sample, append_record, read_records, write_records
 from oncequant.search import BudgetOptions
 from oncequant.search.budget import BudgetError
+from oncequant.search.family import Pick, budget_name, record_family
 from oncequant.search.measurements import MeasurementFile, all_costs
-from oncequant.search.supernet import Choice, budget_name, record_family
 from oncequant.space import SearchSpace
 from oncequant.train import Schedule, StepFunction, TrainingOptions, check_shares, fit
 
@@ -287,14 +287,13 @@ def train_search(cfg: Config, config: NetworkConfig, space: SearchSpace, data: D
 
     def note(number: int) -> None:
         probabilities = supernet.arch_logits.detach().softmax(1).tolist()
-        append_line(path, dict(step=number, steps=schedule.steps, probabilities=dict(zip(space.free, probabilities))))
+        append_record(path, Distribution(number, schedule.steps, dict(zip(space.free, probabilities))))
 
     def step(images: Tensor, labels: Tensor, rng: np.random.Generator, done: float) -> Tensor:
         nonlocal begun
         number = round(done * schedule.steps)
         if distributed.is_main() and not begun:  # drop what a killed run noted beyond its last checkpoint
-            kept = [row for row in read_lines(path) if row["step"] < number]
-            write_atomically(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
+            write_records(path, [row for row in read_records(path, Distribution) if row.step < number])
         begun = True
         if distributed.is_main() and number % every == 0:
             note(number)
@@ -324,10 +323,10 @@ def most_probable(space: SearchSpace, probabilities: np.ndarray) -> Arch:
 def sampled_archs(cfg: Config, space: SearchSpace, path: Path) -> list[Arch]:
     """Different architectures from the distributions in `distribution.jsonl`, evenly over the second half of the
     search, and last the most probable one of its end; fewer than `samples` where the distribution is that sharp."""
-    rows = [row for row in read_lines(path) if 2 * row["step"] >= row["steps"]]
-    if not rows or set(rows[-1]["probabilities"]) != set(space.free):
+    rows = [row for row in read_records(path, Distribution) if 2 * row.step >= row.steps]
+    if not rows or set(rows[-1].probabilities) != set(space.free):
         raise FileError(f"{path} does not belong to this search: use another run folder")
-    tables = [np.array([row["probabilities"][name] for name in space.free]) for row in rows]
+    tables = [np.array([row.probabilities[name] for name in space.free]) for row in rows]
     last = most_probable(space, tables[-1])
     rng, found = np.random.default_rng([cfg.seed, 1]), {}  # a dict for its order
     for _ in range(20):
@@ -345,14 +344,14 @@ def train_samples(cfg: Config, config: NetworkConfig, space: SearchSpace, data: 
     jobs = [job(cfg, config, space.restrict(arch), data, run_dir, sample_stage(i)) for i, arch in enumerate(archs)]
     train_side_by_side(jobs, data, cfg.jobs)
 
-    def result(number: int) -> dict[str, Any]:
+    def result(number: int) -> Sample:
         stage, arch = sample_stage(number), archs[number]
         net = load_supernet(run_dir, stage, data.device)
         top1 = measure(net, net.space.largest(), cfg.calibration(data), eval_batches(data, data.validation))
-        return dict(stage=stage, arch=dict(space.brief(arch)), top1_validation=top1, costs=all_costs(space, arch))
+        return Sample(stage, space.brief(arch), top1, all_costs(space, arch))
 
-    rows = distributed.shared_map(result, range(len(archs)))
-    distributed.from_main(lambda: write_json(run_dir / "samples.json", rows))
+    samples = distributed.shared_map(result, range(len(archs)))
+    distributed.from_main(lambda: write_records(run_dir / "samples.json", samples))
 
 
 def job(cfg: Config, config: NetworkConfig, space: SearchSpace, data: Data, run_dir: Path, stage: str) -> Job:
@@ -388,7 +387,7 @@ def cheapest(space: SearchSpace, cost: Cost) -> Arch:
     return arch
 
 
-def choose(cfg: Config, options: SearchOptions, data: Data, run_dir: Path) -> list[dict[str, Any]]:
+def choose(cfg: Config, options: SearchOptions, data: Data, run_dir: Path) -> list[Member]:
     """Choose among the trained samples: MA, the most accurate on the validation images, and ME, the most efficient,
     the cheapest that loses at most `tolerance` against the float network, or if none does, against MA.
 
@@ -397,16 +396,18 @@ def choose(cfg: Config, options: SearchOptions, data: Data, run_dir: Path) -> li
     """
     teacher, supernet = (load_supernet(run_dir, stage, data.device) for stage in ("float", "search"))
     calibration, space = cfg.calibration(data), supernet.space
-    samples = distributed.from_main(lambda: read_json(run_dir / "samples.json"))
+    samples = distributed.from_main(lambda: read_records(run_dir / "samples.json", Sample))
+    if not samples:
+        raise FileError(f"{run_dir / 'samples.json'} does not exist: no sample is trained yet")
     memory = MeasurementFile(run_dir / "measurements.jsonl", "samples")
-    by_arch = {space.complete(row["arch"]): row for row in samples}
-    list(memory.measured(space, lambda arch: by_arch[arch]["top1_validation"], "dnas")(list(by_arch)))
+    by_arch = {space.complete(sample.arch): sample for sample in samples}
+    list(memory.measured(space, lambda arch: by_arch[arch].top1_validation, "dnas")(list(by_arch)))
     largest = teacher.space.largest()
     top1 = measure(teacher, largest, calibration, eval_batches(data, data.validation))
-    chosen = [Choice("float", "float", largest, top1, FLOAT_BITS)]
+    chosen = [Pick("float", "float", largest, top1, FLOAT_BITS)]
     if options.budgets:
         specs = [space.layers(space.complete(row["arch"])) for row in samples]
-        fitting = [row for row, layers in zip(samples, specs) if all(b.holds(layers) for b in options.budgets)]
+        fitting = [sample for sample, layers in zip(samples, specs) if all(b.holds(layers) for b in options.budgets)]
         if not fitting:
             budgets = ", ".join(map(str, options.budgets))
             least = ", ".join(f"{b.cost} {min(map(b.cost, specs)):.6g}" for b in options.budgets)
@@ -418,21 +419,21 @@ def choose(cfg: Config, options: SearchOptions, data: Data, run_dir: Path) -> li
     else:
         picked = most_accurate_and_efficient(samples, top1, cfg)
     chosen += [
-        Choice(name, row["stage"], space.complete(row["arch"]), row["top1_validation"]) for name, row in picked.items()
+        Pick(name, sample.stage, space.complete(sample.arch), sample.top1_validation) for name, sample in picked.items()
     ]
 
-    def top1_test(choice: Choice) -> float:
-        net = load_supernet(run_dir, choice.stage, data.device)
+    def top1_test(pick: Pick) -> float:
+        net = load_supernet(run_dir, pick.stage, data.device)
         return measure(net, net.space.largest(), calibration, eval_batches(data, data.test))
 
-    spaces = {choice.stage: space for choice in chosen} | {"float": teacher.space}
+    spaces = {pick.stage: space for pick in chosen} | {"float": teacher.space}
     return record_family(run_dir, chosen, spaces, top1_test, set() if options.budgets else {"MA", "ME"})
 
 
-def most_accurate_and_efficient(samples: Sequence[dict[str, Any]], float_top1: float, cfg: Config) -> dict[str, dict]:
-    """MA and ME of the rows of `samples.json`."""
-    accurate = max(samples, key=lambda row: (row["top1_validation"], -row["costs"][cfg.cost]))
-    holding = [row for row in samples if row["top1_validation"] >= float_top1 - cfg.tolerance]
-    near = [row for row in samples if row["top1_validation"] >= accurate["top1_validation"] - cfg.tolerance]
-    efficient = min(holding or near, key=lambda row: row["costs"][cfg.cost])
+def most_accurate_and_efficient(samples: Sequence[Sample], float_top1: float, cfg: Config) -> dict[str, Sample]:
+    """MA and ME of the trained samples."""
+    accurate = max(samples, key=lambda sample: (sample.top1_validation, -sample.costs[cfg.cost]))
+    holding = [sample for sample in samples if sample.top1_validation >= float_top1 - cfg.tolerance]
+    near = [sample for sample in samples if sample.top1_validation >= accurate.top1_validation - cfg.tolerance]
+    efficient = min(holding or near, key=lambda sample: sample.costs[cfg.cost])
     return {"MA": accurate, "ME": efficient}

@@ -33,12 +33,13 @@ from oncequant.family import ElasticConfig, with_bits
 from oncequant.models import build_network, families_with, space_of
 from oncequant.network import Network, elastic_layers
 from oncequant.progress import console
+from oncequant.records import Member
 from oncequant.run_folder import preset_for
 from oncequant.sandwich import sandwich_training, train_supernet
 from oncequant.search import BudgetOptions, FrontOptions
 from oncequant.search.budget import BudgetError, check_reachable
+from oncequant.search.family import Pick, chosen_measurements, record_family, search_by_measuring
 from oncequant.search.measurements import MeasurementFile
-from oncequant.search.supernet import Choice, chosen_measurements, record_family, search_by_measuring
 from oncequant.space import SearchSpace
 from oncequant.train import Schedule, SupernetOptions, TrainingOptions
 
@@ -153,7 +154,7 @@ def reachable(spaces: Mapping[int, SearchSpace], budgets: Sequence[Budget]) -> l
     return found
 
 
-def choose(cfg: Config, options: SearchOptions, data: Data, run_dir: Path) -> list[dict[str, Any]]:
+def choose(cfg: Config, options: SearchOptions, data: Data, run_dir: Path) -> list[Member]:
     """Choose subnets of every bit-width by measured validation accuracy, without retraining.
 
     Under budgets the most accurate subnet of each bit-width; without, three along its Pareto front (S, M, L), as the
@@ -172,7 +173,7 @@ def choose(cfg: Config, options: SearchOptions, data: Data, run_dir: Path) -> li
 
     largest = supernets["float"].space.largest()
     top1 = measure(supernets["float"], largest, calibration, eval_batches(data, data.validation))
-    chosen = [Choice("float-max", "float", largest, top1, FLOAT_BITS)]
+    chosen = [Pick("float-max", "float", largest, top1, FLOAT_BITS)]
     for stage in quantized:
         supernet = supernets[stage]
         memory = MeasurementFile(run_dir / "measurements.jsonl", stage)
@@ -182,12 +183,12 @@ def choose(cfg: Config, options: SearchOptions, data: Data, run_dir: Path) -> li
         )
         found = distributed.from_main(partial(chosen_measurements, memory, *wanted, supernet.space))
         chosen += [
-            Choice(f"{stage}-{name}", stage, supernet.space.complete(m.arch), m.top1, int(stage.removesuffix("bit")))
+            Pick(f"{stage}-{name}", stage, supernet.space.complete(m.arch), m.top1, int(stage.removesuffix("bit")))
             for name, m in found.items()
         ]
 
-    def top1_test(choice: Choice) -> float:
-        return measure(supernets[choice.stage], choice.arch, calibration, eval_batches(data, data.test))
+    def top1_test(pick: Pick) -> float:
+        return measure(supernets[pick.stage], pick.arch, calibration, eval_batches(data, data.test))
 
     # an earlier family of these stages may have had more members
     replaced = set() if options.budgets else {f"{stage}-{letter}" for stage in quantized for letter in "SML"}

@@ -30,25 +30,25 @@ from oncequant.checkpoint import load_supernet, save_supernet
 from oncequant.data import Data, eval_batches, train_batches
 from oncequant.evaluate import calibrated_subnet, measure
 from oncequant.family import ElasticConfig
-from oncequant.files import read_records
 from oncequant.models import build_network, families_with, space_of
 from oncequant.network import Network, elastic_layers
 from oncequant.quantizers import INPUT_QUANTIZERS
+from oncequant.records import Member, read_records
 from oncequant.run_folder import preset_for
 from oncequant.sandwich import own_rng, pass_of_step, sandwich_training, train_supernet
 from oncequant.search import BudgetOptions, FrontOptions, PredictedOptions
+from oncequant.search.bits import bit_choices, open_bits, sample_codes, with_uniform_bits
 from oncequant.search.budget import check_reachable
-from oncequant.search.fronts import learned_from, measure_predicted
-from oncequant.search.measurements import MeasurementFile
-from oncequant.search.precision import bit_choices, open_bits, sample_codes, with_uniform_bits
-from oncequant.search.predictor import LEAST_PAIRS
-from oncequant.search.supernet import (
-    Choice,
+from oncequant.search.family import (
+    Pick,
     chosen_measurements,
     measure_codes,
     record_family,
     search_by_measuring,
 )
+from oncequant.search.fronts import learned_from, measure_predicted
+from oncequant.search.measurements import MeasurementFile
+from oncequant.search.predictor import LEAST_PAIRS
 from oncequant.space import SearchSpace
 from oncequant.train import Schedule, StepFunction, SupernetOptions, TrainingOptions
 
@@ -335,7 +335,7 @@ def check_evaluations(options: SearchOptions) -> None:
         )
 
 
-def choose(cfg: Config, options: SearchOptions, data: Data, run_dir: Path) -> list[dict[str, Any]]:
+def choose(cfg: Config, options: SearchOptions, data: Data, run_dir: Path) -> list[Member]:
     """Choose subnets of a trained supernet, without retraining.
 
     Without budgets: measure a sample of subnets on the validation images, fit the accuracy predictor, find its front by
@@ -375,17 +375,15 @@ def choose(cfg: Config, options: SearchOptions, data: Data, run_dir: Path) -> li
         return {**known, "top1_before_folding": unfolded}
 
     largest = teacher.space.largest()
-    known = distributed.from_main(lambda: read_records(run_dir / "family.json"))
-    known = [entry["top1_validation"] for entry in known if entry["name"] == "float-max"]
+    family = distributed.from_main(lambda: read_records(run_dir / "family.json", Member))
+    known = [member.top1_validation for member in family if member.name == "float-max"]
     top1 = known[0] if known else measure(teacher, largest, calibration, eval_batches(data, data.validation))
-    chosen = [Choice("float-max", "float", largest, top1, FLOAT_BITS)]
-    chosen += [
-        Choice(f"mixed-{name}", "mixed", space.complete(m.arch), m.top1, more=about) for name, m in found.items()
-    ]
+    chosen = [Pick("float-max", "float", largest, top1, FLOAT_BITS)]
+    chosen += [Pick(f"mixed-{name}", "mixed", space.complete(m.arch), m.top1, more=about) for name, m in found.items()]
 
-    def top1_test(choice: Choice) -> float:
-        net = teacher if choice.stage == "float" else supernet
-        return measure(net, choice.arch, calibration, eval_batches(data, data.test))
+    def top1_test(pick: Pick) -> float:
+        net = teacher if pick.stage == "float" else supernet
+        return measure(net, pick.arch, calibration, eval_batches(data, data.test))
 
     replaced = set() if options.budgets else {f"mixed-{letter}" for letter in "SML"}
     return record_family(run_dir, chosen, {"float": teacher.space, "mixed": space}, top1_test, replaced)

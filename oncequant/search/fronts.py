@@ -15,12 +15,13 @@ from oncequant.data import Data
 from oncequant.files import write_json
 from oncequant.network import Network
 from oncequant.progress import track
+from oncequant.records import Measurement
 from oncequant.search import PredictedOptions, predicted
-from oncequant.search.measurements import Measurement, MeasurementFile, read_measurements
+from oncequant.search.bits import bit_choices, with_uniform_bits
+from oncequant.search.family import measure_codes
+from oncequant.search.measurements import MeasurementFile
 from oncequant.search.pareto import hypervolume
-from oncequant.search.precision import bit_choices, with_uniform_bits
 from oncequant.search.predictor import AccuracyPredictor, fit_predictor, load_predictor, quality, save_predictor
-from oncequant.search.supernet import measure_codes
 from oncequant.space import SearchSpace
 
 MEASURED_OF_UNIFORM = 6  # members of the predicted front of each uniform bit-width that are measured
@@ -85,15 +86,13 @@ def evenly(front: np.ndarray, most: int) -> np.ndarray:
 
 def pairs(memory: MeasurementFile, space: SearchSpace, searcher: str | None) -> tuple[np.ndarray, np.ndarray]:
     """Codes (n, genes) and top-1 (n,) of what is measured, by one searcher or all, each architecture once."""
-    found = [m for m in read_measurements(memory.path) if m.stage == memory.stage and searcher in (None, m.searcher)]
-    unique = {m.arch: m.top1 for m in found}
+    unique = {m.arch: m.top1 for m in memory.read() if searcher in (None, m.searcher)}
     return np.array([space.encode(space.complete(arch)) for arch in unique]), np.array(list(unique.values()))
 
 
 def learned_from(memory: MeasurementFile, searcher: str | None) -> set[Arch]:
     """What is measured, by one searcher or all, in brief."""
-    found = read_measurements(memory.path)
-    return {m.arch for m in found if m.stage == memory.stage and searcher in (None, m.searcher)}
+    return {m.arch for m in memory.read() if searcher in (None, m.searcher)}
 
 
 def keep_predictor(used: AccuracyPredictor, memory: MeasurementFile, path: Path, cost: str | None, seed: int) -> None:
@@ -103,7 +102,7 @@ def keep_predictor(used: AccuracyPredictor, memory: MeasurementFile, path: Path,
     space, everything = used.space, pairs(memory, used.space, None)
     found = quality(space, *everything, seed=seed)
     save_predictor(path, fit_predictor(space, *everything, seed=seed), found)
-    here = [m for m in read_measurements(memory.path) if m.stage == memory.stage]
+    here = memory.read()
     learned = {m.arch for m in here if m.searcher == "sample"}
     fronts = [m for m in here if m.searcher.startswith(("predicted", "uniform")) and m.arch not in learned]
     if cost is None or not fronts:

@@ -5,67 +5,34 @@ on the same file is answered from it up to the point of the kill, and at most on
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from oncequant.arch import Arch
 from oncequant.cost import COSTS
 from oncequant.distributed import is_main, shared_map, world_size
-from oncequant.files import append_line, read_lines
+from oncequant.records import Measurement, append_record, read_records
 from oncequant.space import SearchSpace
 
 MeasureAll = Callable[[Sequence[Arch]], Iterable[float]]
 """Top-1 in [0, 1] of architectures, in order, measured as the result is iterated."""
 
 
-@dataclass(frozen=True)
-class Measurement:
-    """One measured architecture."""
-
-    arch: Arch
-    """As `space.brief` gives it; `space.complete` turns it into what a supernet takes."""
-    top1: float
-    """In [0, 1]."""
-    costs: dict[str, float]
-    """Every cost in `cost.COSTS` by name."""
-    stage: str
-    """The weights it was measured with: "4bit", "3bit", ..."""
-    searcher: str
-
-    def record(self) -> dict[str, Any]:
-        """What is written as one line of JSON."""
-        return {**vars(self), "arch": dict(self.arch)}
-
-
-def read_measurements(path: Path | str) -> list[Measurement]:
-    """All measurements of a file, in the order of measuring; none if there is no file yet.
-
-    A last line without its end was cut by a kill and is ignored. Raises FileError or ValueError naming file and line
-    for any other line that is not a measurement.
-    """
-    measurements = []
-    for number, row in enumerate(read_lines(Path(path)), start=1):
-        try:
-            measurements.append(Measurement(**{**row, "arch": Arch(row["arch"])}))
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path}, line {number}: not a measurement ({error})") from None
-    return measurements
-
-
 class MeasurementFile:
     """Append-only file of measurements, and the memory of one stage's results in it.
 
-    Raises ValueError for a corrupt file, see `read_measurements`.
+    Raises FileError for a corrupt file, see `read_records`.
     """
 
     def __init__(self, path: Path | str, stage: str):
         self.path, self.stage = Path(path), stage
         self._by_arch: dict[Arch, Measurement] = {}
         self._credited: set[tuple[Arch, str]] = set()
-        for measurement in read_measurements(self.path):
-            if measurement.stage == stage:
-                self._remember(measurement)
+        for measurement in self.read():
+            self._remember(measurement)
+
+    def read(self) -> list[Measurement]:
+        """What the file holds of this stage, in its order: each searcher's own list. Raises FileError."""
+        return [m for m in read_records(self.path, Measurement) if m.stage == self.stage]
 
     def best_within(self, cost: str, limit: float) -> float:
         """The highest top-1 measured at this stage with at most this cost; 0 if there is none."""
@@ -98,14 +65,12 @@ class MeasurementFile:
         return measure_all
 
     def _note(self, new: Measurement) -> None:
-        """Check a measurement and append it, unless this searcher has it already."""
-        if not 0 <= new.top1 <= 1:
-            raise ValueError(f"top-1 must be in [0, 1], measured {new.top1} for {new.arch}")
+        """Append a measurement, unless this searcher has it already."""
         if known := self._by_arch.get(new.arch):
             self._check_same_network(known, new.costs)
         if (new.arch, new.searcher) not in self._credited:
             if is_main():
-                append_line(self.path, new.record())
+                append_record(self.path, new)
             self._remember(new)
 
     def _check_same_network(self, known: Measurement, costs: dict[str, float]) -> None:

@@ -6,8 +6,8 @@ import numpy as np
 from pymoo.indicators.hv import HV
 
 from oncequant.cost import Budget, bitops
+from oncequant.records import Measurement
 from oncequant.search.budget import BudgetError
-from oncequant.search.measurements import Measurement
 from oncequant.space import SearchSpace
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -13,11 +12,11 @@ from oncequant.calibrate import Batches
 from oncequant.cost import COSTS, Budget
 from oncequant.data import Data, eval_batches
 from oncequant.evaluate import accuracy, calibrated_subnet, measure
-from oncequant.files import read_records, write_json
 from oncequant.network import Network
 from oncequant.progress import track
+from oncequant.records import Measurement, Member, read_records, write_records
 from oncequant.search import SEARCHERS
-from oncequant.search.measurements import Measurement, MeasurementFile, all_costs, read_measurements
+from oncequant.search.measurements import MeasurementFile, all_costs
 from oncequant.search.pareto import best_under, spread
 from oncequant.space import SearchSpace
 
@@ -103,61 +102,66 @@ def _hopeless(to_beat: float, images: int) -> Callable[[int, int], bool]:
 
 
 @dataclass(frozen=True)
-class Choice:
-    """A subnet that a search hands out."""
+class Pick:
+    """A subnet that a search has picked; `record_family` measures it on the test images and makes it a member."""
 
     name: str
     stage: str
     arch: Arch
+    """Complete."""
     top1: float
     """On the validation images."""
     bits: int | None = None
     """Of all quantized layers; None for mixed precision."""
-    more: Callable[[Arch], dict[str, Any]] | None = None
-    """What else family.json is to say of it."""
+    more: Callable[[Arch], dict[str, float]] | None = None
+    """Measures further fields of the `Member`, by name."""
 
 
 def record_family(
     run_dir: Path,
-    choices: Sequence[Choice],
+    picks: Sequence[Pick],
     spaces: Mapping[str, SearchSpace],
-    top1_test: Callable[[Choice], float],
+    top1_test: Callable[[Pick], float],
     replaced: set[str],
-) -> list[dict[str, Any]]:
-    """Add subnets to `family.json` and return their entries, each with its test accuracy, which is measured once.
+) -> list[Member]:
+    """Make members of the family of subnets that a search has picked, add them to `family.json` and return them.
 
-    `spaces` by stage; `replaced` are names of an earlier search that go.
+    The test accuracy of a subnet is measured once. `spaces` by stage; `replaced` are names of an earlier search that
+    go.
     """
     path = run_dir / "family.json"
-    family = {entry["name"]: entry for entry in read_records(path)}
+    family = {member.name: member for member in read_records(path, Member)}
 
-    def entry(choice: Choice) -> dict[str, Any]:
-        space = spaces[choice.stage]
-        brief = dict(space.brief(choice.arch))
-        known = [e["top1_test"] for e in family.values() if e["stage"] == choice.stage and e["arch"] == brief]
-        test = known[0] if known else top1_test(choice)
-        accuracies = dict(top1_validation=choice.top1, top1_test=test)
-        place = dict(name=choice.name, stage=choice.stage, bits=choice.bits, arch=brief)
-        return {
-            **place,
-            **accuracies,
-            **(choice.more(choice.arch) if choice.more else {}),
-            "costs": all_costs(space, choice.arch),
-        }
+    def member(pick: Pick) -> Member:
+        space = spaces[pick.stage]
+        brief = space.brief(pick.arch)
+        known = [m.top1_test for m in family.values() if m.stage == pick.stage and m.arch == brief]
+        return Member(
+            name=pick.name,
+            stage=pick.stage,
+            bits=pick.bits,
+            arch=brief,
+            top1_validation=pick.top1,
+            top1_test=known[0] if known else top1_test(pick),
+            costs=all_costs(space, pick.arch),
+            **(pick.more(pick.arch) if pick.more else {}),
+        )
 
-    kept, entries, at_once = {n: old for n, old in family.items() if n not in replaced}, [], distributed.world_size()
-    for first in range(0, len(choices), at_once):  # a kill loses at most what is being measured
-        entries += distributed.shared_map(entry, choices[first : first + at_once])
-        kept.update((new["name"], new) for new in entries)
-        distributed.from_main(lambda: write_json(path, list(kept.values())))
-    return entries
+    kept = {name: old for name, old in family.items() if name not in replaced}
+    new: list[Member] = []
+    at_once = distributed.world_size()
+    for first in range(0, len(picks), at_once):  # a kill loses at most what is being measured
+        new += distributed.shared_map(member, picks[first : first + at_once])
+        kept.update((one.name, one) for one in new)
+        distributed.from_main(lambda: write_records(path, list(kept.values())))
+    return new
 
 
 def chosen_measurements(
     memory: MeasurementFile, budgets: Sequence[Budget], front: str, space: SearchSpace
 ) -> dict[str, Measurement]:
     """By name: the most accurate measurement of a stage within the budgets, or S, M and L along the front of a cost."""
-    everything = [m for m in read_measurements(memory.path) if m.stage == memory.stage]
+    everything = memory.read()
     if budgets:
         return {budget_name(budgets): best_under(everything, budgets, space)}
     members = spread(everything, 3, front)

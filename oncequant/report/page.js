@@ -1,4 +1,4 @@
-// Draws the page from DATA (made by report.py). Text goes into the page with textContent only, so nothing that a run
+// Draws the page from DATA (made by sections.py). Text goes into the page with textContent only, so nothing that a run
 // folder contains is ever read as HTML. Positions of axes are linear: log10 of a cost, "stretched" top-1, steps.
 "use strict";
 

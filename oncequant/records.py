@@ -1,0 +1,231 @@
+"""The records in the files of a run: their fields, and the one place where they are read, checked and written.
+
+A file that ends in `.jsonl` has one record a line, a `.json` file a list of them. The names of the fields are those in
+the file, in the same order. A field with a default may be missing there, and is left out when it has this value.
+Accuracies are shares in [0, 1]; costs are those of `cost.COSTS` by name, without those that are younger than the file.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, TypeVar, get_args, get_origin
+
+from oncequant.arch import Arch
+from oncequant.files import FileError, append_line, read_json, read_lines, write_atomically, write_json
+
+
+@dataclass(frozen=True)
+class Command:
+    """A line of `commands.jsonl`: a command that changed the run folder."""
+
+    command: str
+    """As it was typed, quoted for a shell."""
+    version: str
+    commit: str | None
+    """Of the checkout that ran it; None for an installed package."""
+    device: str
+    date: str
+    """Year-month-day, UTC."""
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """A line of `metrics.jsonl`: how far the training of a stage is."""
+
+    stage: str
+    step: int
+    steps: int
+    """Of the whole stage."""
+    time_s: float
+    """Seconds of training so far, without interruptions."""
+    values: dict[str, float] = field(default_factory=dict, metadata={"rest": True})
+    """Everything else in the line, by name. `loss` and `lr`; `images` that training has seen, once for each subnet of a
+    step (not in the first folders); at some steps what was measured on the validation images: `top1_largest`,
+    `top1_smallest`, `top1`, `top1_likely`, `expected_COST`."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A line of `measurements.jsonl`: an architecture whose accuracy a search has measured."""
+
+    arch: Arch
+    """In brief, as `space.brief` gives it; `space.complete` turns it into what a supernet takes."""
+    top1: float
+    """On the validation images."""
+    costs: dict[str, float]
+    stage: str
+    """The weights it was measured with: "4bit", "mixed", ..."""
+    searcher: str
+
+    def __post_init__(self):
+        """Refuse what cannot be an accuracy."""
+        _check_shares(top1=self.top1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """An entry of `family.json`: a subnet that a search has chosen."""
+
+    name: str
+    stage: str
+    bits: int | None
+    """Of all quantized layers, 32 for a float network; None for mixed precision."""
+    arch: Arch
+    """In brief."""
+    top1_validation: float
+    top1_test: float
+    top1_predicted: float | None = None
+    """On the validation images, as the accuracy predictor said before it was measured; QFA alone."""
+    top1_before_folding: float | None = None
+    """On the validation images, before zero points were rounded; QFA alone."""
+    costs: dict[str, float]
+
+    def __post_init__(self):
+        """Refuse what cannot be an accuracy."""
+        _check_shares(top1_validation=self.top1_validation, top1_test=self.top1_test)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An entry of `samples.json`: an architecture drawn from DNAS's distribution, after its training."""
+
+    stage: str
+    arch: Arch
+    """In brief."""
+    top1_validation: float
+    costs: dict[str, float]
+
+    def __post_init__(self):
+        """Refuse what cannot be an accuracy."""
+        _check_shares(top1_validation=self.top1_validation)
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """A line of `distribution.jsonl`: DNAS's distribution at a step of its search."""
+
+    step: int
+    steps: int
+    """Of the whole search."""
+    probabilities: dict[str, list[float]]
+    """By choice, of each of its candidates; they add up to 1."""
+
+
+Record = Command | Metrics | Measurement | Member | Sample | Distribution
+R = TypeVar("R", bound=Record)
+
+RECORDS: dict[str, type[Record]] = {  # file in a run folder -> what it holds
+    "commands.jsonl": Command,
+    "metrics.jsonl": Metrics,
+    "measurements.jsonl": Measurement,
+    "family.json": Member,
+    "samples.json": Sample,
+    "distribution.jsonl": Distribution,
+}
+
+
+def read_records(path: Path, kind: type[R]) -> list[R]:
+    """All records of a file, in its order; none if there is no file.
+
+    A last line without its end was cut by a kill and is left out. Raises FileError naming the file, the line or the
+    record, and the field, if anything else is not what it should be.
+    """
+    is_lines = path.suffix == ".jsonl"
+    rows = read_lines(path) if is_lines else _read_list(path)
+    records = []
+    for number, row in enumerate(rows, start=1):
+        try:
+            records.append(from_json(kind, row))
+        except ValueError as error:
+            raise FileError(f"{path}, {'line' if is_lines else 'record'} {number}: {error}") from error
+    return records
+
+
+def write_records(path: Path, records: Sequence[Record]) -> None:
+    """Write a whole file atomically. Raises FileError."""
+    rows = [to_json(record) for record in records]
+    if path.suffix == ".jsonl":
+        write_atomically(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
+    else:
+        write_json(path, rows)
+
+
+def append_record(path: Path, record: Record) -> None:
+    """Append a line to a file and push it to the disk. Raises FileError."""
+    append_line(path, to_json(record))
+
+
+def read_export_rows(path: Path) -> list[dict[str, Any]]:
+    """Entries of `exports.json`, what verification found of each exported network; none if there is no file.
+
+    Raises FileError if one lacks its name or its folder."""
+    rows = _read_list(path)
+    for number, row in enumerate(rows, start=1):
+        for key in ("name", "folder"):
+            if not isinstance(row, dict) or key not in row:
+                raise FileError(f"{path}, record {number}: {key!r} is missing")
+    return rows
+
+
+def to_json(record: Record) -> dict[str, Any]:
+    """A record as it is written."""
+    values: dict[str, Any] = {}
+    for of in fields(record):
+        value = getattr(record, of.name)
+        if of.metadata.get("rest"):
+            values.update(value)
+        elif of.default is MISSING or value != of.default:
+            values[of.name] = dict(value) if isinstance(value, Mapping) else value
+    return values
+
+
+def from_json(kind: type[R], values: Any) -> R:
+    """Inverse of `to_json`. Raises ValueError naming the field that is missing, unknown or of another type."""
+    if not isinstance(values, dict):
+        raise ValueError("not a JSON object")
+    found: dict[str, Any] = {}
+    rest = dict(values)
+    for of in fields(kind):
+        if of.metadata.get("rest"):
+            found[of.name] = {name: _parsed(value, float, name) for name, value in rest.items()}
+            rest = {}
+        elif of.name in rest:
+            found[of.name] = _parsed(rest.pop(of.name), of.type, of.name)
+        elif of.default is MISSING:
+            raise ValueError(f"{of.name!r} is missing")
+    if rest:
+        raise ValueError(f"unknown field {next(iter(rest))!r}")
+    return kind(**found)
+
+
+WORDS = {str: "text", int: "a whole number", float: "a number", dict: "a JSON object", list: "a JSON list"}
+
+
+def _parsed(value: Any, kind: Any, name: str) -> Any:
+    """`value` as a field of a type; `name` is for the message. Raises ValueError."""
+    if kind is Arch:
+        return Arch(_parsed(value, dict[str, int], name))
+    if get_origin(kind) is UnionType:  # of a type and None
+        (kind,) = (one for one in get_args(kind) if one is not NoneType)
+        return None if value is None else _parsed(value, kind, name)
+    outer, inner = get_origin(kind) or kind, get_args(kind)
+    if not isinstance(value, outer if outer is not float else int | float) or isinstance(value, bool):
+        raise ValueError(f"{name} is {value!r:.60}, not {WORDS[outer]}")
+    if isinstance(value, dict):
+        return {key: _parsed(one, inner[1], f"{name}.{key}") for key, one in value.items()}
+    return [_parsed(one, inner[0], name) for one in value] if isinstance(value, list) else value
+
+
+def _read_list(path: Path) -> list[Any]:
+    rows = read_json(path) if path.exists() else []
+    if not isinstance(rows, list):
+        raise FileError(f"{path} should hold a JSON list")
+    return rows
+
+
+def _check_shares(**shares: float) -> None:
+    for name, share in shares.items():
+        if not 0 <= share <= 1:
+            raise ValueError(f"{name} must be in [0, 1], not {share}")

@@ -1,0 +1,125 @@
+"""What the files of a run folder say, as one value. Whatever is not there yet is empty."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from oncequant.arch import FLOAT_BITS
+from oncequant.checkpoint import load_space
+from oncequant.cost import Cost, shown_costs
+from oncequant.family import ElasticConfig, with_bits
+from oncequant.files import FileError, read_object
+from oncequant.models import config_from_json, space_of
+from oncequant.records import (
+    RECORDS,
+    Distribution,
+    Measurement,
+    Member,
+    Metrics,
+    read_export_rows,
+    read_records,
+)
+from oncequant.run_folder import commands_of
+from oncequant.space import SearchSpace
+
+AXES = ("bitops", "weight_bytes")  # costs that every record must have: sections and pictures are about them
+
+
+class ReportError(ValueError):
+    """The folder cannot be reported; the message names the path and what is wrong or missing."""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """A run folder."""
+
+    folder: Path
+    info: dict[str, Any]
+    """run.json, and all `commands` that have changed the folder."""
+    metrics: list[Metrics]
+    measurements: list[Measurement]
+    family: list[Member]
+    exports: list[dict[str, Any]]
+    """Of networks that are still in the family."""
+    distribution: list[Distribution]
+    drawn_from: SearchSpace | None
+    """The space of the distribution."""
+    predictions: dict[str, Any] | None
+    """predictor.json: what an accuracy predictor said before subnets were measured, and how good it is."""
+    spaces: dict[str, SearchSpace]
+    """By stage, of those whose networks are measured or chosen."""
+
+    @property
+    def costs(self) -> list[Cost]:
+        """The costs that tables and pictures show."""
+        return shown_costs([m.costs for m in self.measurements] + [m.costs for m in self.family])
+
+    @property
+    def layer_names(self) -> list[str]:
+        """The layers of all networks, in the order of a forward pass."""
+        return list(dict.fromkeys(name for space in self.spaces.values() for name in space.layers(space.largest())))
+
+
+def read_contents(folder: Path) -> Contents:
+    """Read a run folder; only run.json must be there. Raises ReportError."""
+    if not (folder / "run.json").is_file():
+        expected = f"run.json and, as the run goes on, {', '.join((*RECORDS, 'exports.json'))}"
+        raise ReportError(f"{folder} is not a run folder: it has no run.json; expected in it: {expected}")
+    try:
+        info = read_object(folder / "run.json")
+        info["commands"] = commands_of(folder)
+        metrics = read_records(folder / "metrics.jsonl", Metrics)
+        measurements = read_records(folder / "measurements.jsonl", Measurement)
+        family = read_records(folder / "family.json", Member)
+        exports = read_export_rows(folder / "exports.json")
+        distribution = read_records(folder / "distribution.jsonl", Distribution)
+        known = (folder / "predictor.json").exists()
+        predictions = read_object(folder / "predictor.json", "points", "kendall_tau", "rmse") if known else None
+    except FileError as error:
+        raise ReportError(str(error)) from error
+    _check_costs(folder / "measurements.jsonl", (m.costs for m in measurements))
+    _check_costs(folder / "family.json", (m.costs for m in family))
+    # networks in a folder inside the run, which were trained one by one, are shown together
+    family = [replace(member, stage=member.stage.partition("/")[0]) for member in family]
+    chosen = {member.name: dict(member.arch) for member in family}
+    # a name may stand for another network after a new search
+    exports = [row for row in exports if row.get("arch") is None or row["arch"] == chosen.get(row["name"])]
+    stages = dict.fromkeys([m.stage for m in measurements] + [m.stage for m in family])
+    drawn_from = _last_space(folder, metrics) if distribution else None
+    spaces = {stage: _space_of(folder, info, stage, drawn_from) for stage in stages}
+    rest = (exports, distribution, drawn_from, predictions, spaces)
+    return Contents(folder, info, metrics, measurements, family, *rest)
+
+
+def _check_costs(path: Path, costs: Iterable[dict[str, float]]) -> None:
+    for number, row in enumerate(costs, start=1):
+        if missing := [cost for cost in AXES if cost not in row]:
+            raise ReportError(f"{path}, record {number}: {missing[0]!r} is missing")
+
+
+def _space_of(folder: Path, info: dict[str, Any], stage: str, drawn_from: SearchSpace | None) -> SearchSpace:
+    """The search space of a stage: of its supernet, or by its name: float, 4bit, ...
+
+    Networks that were drawn from a distribution are from its space. Raises ReportError.
+    """
+    try:
+        if (folder / f"{stage}.safetensors").exists():
+            return load_space(folder, stage)[1]
+        bits = FLOAT_BITS if stage == "float" else int((re.match(r"(\d+)bit", stage) or "00")[1])
+        if not bits and drawn_from:
+            return drawn_from
+        config = config_from_json(info["model"]["config"])
+        return space_of(with_bits(config, bits) if bits and isinstance(config, ElasticConfig) else config)
+    except (KeyError, TypeError, ValueError, FileError) as error:
+        raise ReportError(f"{folder / 'run.json'}: model.config does not fit: {error!r}") from error
+
+
+def _last_space(folder: Path, metrics: list[Metrics]) -> SearchSpace | None:
+    """The space of the supernet that was trained last, None as long as there is none. Raises ReportError."""
+    trained = [row.stage for row in metrics if (folder / f"{row.stage}.safetensors").exists()]
+    try:
+        return load_space(folder, trained[-1])[1] if trained else None
+    except FileError as error:
+        raise ReportError(str(error)) from error
