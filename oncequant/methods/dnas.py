@@ -406,7 +406,7 @@ def choose(cfg: Config, options: SearchOptions, data: Data, run_dir: Path) -> li
     top1 = measure(teacher, largest, calibration, eval_batches(data, data.validation))
     chosen = [Pick("float", "float", largest, top1, FLOAT_BITS)]
     if options.budgets:
-        specs = [space.layers(space.complete(row["arch"])) for row in samples]
+        specs = [space.layers(space.complete(sample.arch)) for sample in samples]
         fitting = [sample for sample, layers in zip(samples, specs) if all(b.holds(layers) for b in options.budgets)]
         if not fitting:
             budgets = ", ".join(map(str, options.budgets))
@@ -415,7 +415,7 @@ def choose(cfg: Config, options: SearchOptions, data: Data, run_dir: Path) -> li
                 f"none of the {len(samples)} trained networks keeps {budgets}; the least are {least}. "
                 "DNAS cannot make others without training: use another gamma"
             )
-        picked = {budget_name(options.budgets): max(fitting, key=lambda r: r["top1_validation"])}
+        picked = {budget_name(options.budgets): max(fitting, key=lambda sample: sample.top1_validation)}
     else:
         picked = most_accurate_and_efficient(samples, top1, cfg)
     chosen += [
