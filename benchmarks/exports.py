@@ -21,8 +21,8 @@ from rows import measured, save
 
 from oncequant.calibrate import calibrate, initialise_quantizers
 from oncequant.export.lower import lower
+from oncequant.export.onnx_runtime import session
 from oncequant.export.onnx_writer import write_onnx
-from oncequant.export.verify import session
 from oncequant.family import with_bits
 from oncequant.models import build_network, extract_subnet
 from oncequant.models.mobilenet_v3 import PRESETS

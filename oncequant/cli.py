@@ -22,6 +22,7 @@ from oncequant import train as training
 from oncequant.allocator import keep_freed_memory
 from oncequant.arch import Arch
 from oncequant.cost import COSTS, readable, shown_costs
+from oncequant.export.formats import FORMATS, exports_table, needed_packages
 from oncequant.files import read_object
 from oncequant.methods import METHODS, baselines, method_of, oqat
 from oncequant.models import PRESETS, family_of
@@ -39,10 +40,10 @@ from oncequant.options import (
     parse,
 )
 from oncequant.progress import console
-from oncequant.records import Member, read_export_rows
+from oncequant.records import Member
 from oncequant.run_folder import Run as RunValue
 from oncequant.run_folder import commands_of, read_settings, writing
-from oncequant.runs import device_of, family_of_run
+from oncequant.runs import device_of, family_of_run, outdated_exports
 from oncequant.search import SEARCHERS, BudgetOptions
 from oncequant.search.measurements import all_costs
 from oncequant.train import TrainingOptions
@@ -97,7 +98,7 @@ class UsageError(ValueError):
 def run(options: Run) -> None:
     """`oncequant run`."""
     options.train.training.check_files()
-    _check_packages("onnx", "onnxruntime", "matplotlib")
+    _check_packages(*needed_packages(FORMATS), "matplotlib")
     cfg, found = _prepare(options.train, options.search)
     with writing(found.folder, runs.called_as(), found.data.device):
         METHODS[method_of(cfg)].train(cfg, found.model, found.data, found.folder)
@@ -161,10 +162,13 @@ def evaluate(options: Evaluate) -> None:
 
 def export(options: Export) -> None:
     """`oncequant export`."""
-    _check_packages("onnx", "onnxruntime")
+    formats = options.export.formats
+    if not formats:
+        raise UsageError(f"--formats: give at least one of {', '.join(FORMATS)}")
+    _check_packages(*needed_packages(formats))
     cfg, found = _open(options.source)
     with writing(found.folder, runs.called_as(), found.data.device):
-        problems = _export(cfg, found, options.export.names, options.export.stage)
+        problems = _export(cfg, found, options.export.names, options.export.stage, formats)
     if problems:
         raise UsageError(problems)
 
@@ -254,31 +258,28 @@ def _search(cfg: TrainingOptions, found: RunValue, options: BudgetOptions) -> No
             "validation images do not tell more apart",
             soft_wrap=True,
         )
-    exports, archs = found.folder / "exports.json", {m.name: dict(m.arch) for m in family_of_run(found.folder)}
-    if old := [row["folder"] for row in read_export_rows(exports) if row.get("arch") != archs.get(row["name"])]:
+    if old := outdated_exports(found.folder):
         console.print(
             f"{', '.join(old)}: still the networks of an earlier search, until `oncequant export` replaces them",
             soft_wrap=True,
         )
 
 
-def _export(cfg: TrainingOptions, found: RunValue, names: Sequence[str], stage: str | None) -> str:
+def _export(
+    cfg: TrainingOptions,
+    found: RunValue,
+    names: Sequence[str],
+    stage: str | None,
+    formats: Sequence[str] = tuple(FORMATS),
+) -> str:
     """Export and verify chosen subnets, all without `names`. Returns what is wrong with the files, or ""."""
-    rows = runs.export_members(cfg, found, names, stage)
-    _print_exports(rows)
-    return "; ".join(f"{row['name']} cannot be trusted: {'; '.join(p)}" for row in rows if (p := row["problems"]))
-
-
-def _print_exports(rows: list[dict]) -> None:
-    title = "Exported files, verified in ONNX Runtime on every test image"
-    table = Table(
-        "subnet", "test %", "deployed %", "ONNX kB", "package kB", "weights kB", "ms", "float ms", title=title
-    )
-    for row in rows:
-        accuracies = [f"{100 * row[key]:.2f}" for key in ("top1_plain", "top1_deployed")]
-        sizes = [f"{row[key] / 1000:.1f}" for key in ("onnx_bytes", "package_bytes", "ideal_bytes")]
-        table.add_row(row["name"], *accuracies, *sizes, f"{row['latency_ms']:.3f}", f"{row['float_latency_ms']:.3f}")
+    exports = runs.export_members(cfg, found, names, stage, formats)
+    shown = exports_table([one.found for one in exports], brief=True)
+    table = Table("subnet", *shown.columns, title="Exported files, verified on every test image")
+    for one, texts in zip(exports, shown.texts):
+        table.add_row(one.name, *texts)
     console.print(table)
+    return "; ".join(f"{one.name} cannot be trusted: {'; '.join(one.problems)}" for one in exports if one.problems)
 
 
 def _print_family(family: Sequence[Member]) -> None:

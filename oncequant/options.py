@@ -15,6 +15,7 @@ import tyro
 
 from oncequant.arch import FLOAT_BITS
 from oncequant.cost import COSTS
+from oncequant.export.formats import FORMATS
 from oncequant.files import FileError
 from oncequant.methods import METHODS, baselines
 from oncequant.models import FAMILIES
@@ -153,6 +154,8 @@ class ExportOptions:
     names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """Names of chosen subnets; default all of them. A JSON file with an architecture (as the report shows it), largest
     or smallest is measured, chosen as STAGE-NAME and exported."""
+    formats: tuple[str, ...] = tuple(FORMATS)
+    """Files to write. Those of other formats, from an export before, are removed."""
     stage: str | None = None
     """For those: float, 4bit, mixed, ...; default the last supernet (the lowest bit-width)."""
 
@@ -208,7 +211,7 @@ COMMANDS = {
 }  # fmt: skip
 CHOICES = {
     "preset": tuple(presets_of(DEFAULT)), "searcher": tuple(SEARCHERS), "front": tuple(COSTS),
-    "weight_quantizer": tuple(WEIGHT_QUANTIZERS),
+    "weight_quantizer": tuple(WEIGHT_QUANTIZERS), "formats": tuple(FORMATS),
 }  # fmt: skip
 
 

@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
 from functools import cache
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import docstring_parser
 import tyro
@@ -55,8 +55,11 @@ class Groups:
             hint: Any = hints[f.name]
             types = get_args(hint)
             if f.name in self.choices:
-                hint = Literal[tuple(self.choices[f.name])]
-                hint = hint | None if type(None) in types else hint
+                one: Any = Literal[tuple(self.choices[f.name])]
+                if get_origin(hint) is tuple:
+                    hint = tuple[one, ...]
+                else:
+                    hint = one | None if type(None) in types else one
             if f.name == "budgets":
                 name = tyro.conf.arg(name="budget", metavar="BOUND")
                 hint = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, name]

@@ -113,7 +113,28 @@ class Distribution:
     """By choice, of each of its candidates; they add up to 1."""
 
 
-Record = Command | Metrics | Measurement | Member | Sample | Distribution
+@dataclass(frozen=True)
+class Export:
+    """An entry of `exports.json`: the files of a member of the family, and what verification found of them."""
+
+    name: str
+    folder: str
+    """In the run folder."""
+    problems: list[str]
+    """Why the files cannot be trusted; empty if they can."""
+    stage: str | None = None
+    arch: Arch | None = None
+    """In brief."""
+    found: dict[str, float] = field(default_factory=dict, metadata={"rest": True})
+    """Everything else in the entry, by name: numbers that all formats share, such as `images` and `top1_plain`, and the
+    judgement of each format (its `Format.keys`). Of formats that were not exported there is nothing."""
+
+    def is_of(self, member: Member | None) -> bool:
+        """Whether the files are those of a member; its name may stand for another network after a new search."""
+        return member is not None and self.arch == member.arch
+
+
+Record = Command | Metrics | Measurement | Member | Sample | Distribution | Export
 R = TypeVar("R", bound=Record)
 
 RECORDS: dict[str, type[Record]] = {  # file in a run folder -> what it holds
@@ -121,6 +142,7 @@ RECORDS: dict[str, type[Record]] = {  # file in a run folder -> what it holds
     "metrics.jsonl": Metrics,
     "measurements.jsonl": Measurement,
     "family.json": Member,
+    "exports.json": Export,
     "samples.json": Sample,
     "distribution.jsonl": Distribution,
 }
@@ -155,18 +177,6 @@ def write_records(path: Path, records: Sequence[Record]) -> None:
 def append_record(path: Path, record: Record) -> None:
     """Append a line to a file and push it to the disk. Raises FileError."""
     append_line(path, to_json(record))
-
-
-def read_export_rows(path: Path) -> list[dict[str, Any]]:
-    """Entries of `exports.json`, what verification found of each exported network; none if there is no file.
-
-    Raises FileError if one lacks its name or its folder."""
-    rows = _read_list(path)
-    for number, row in enumerate(rows, start=1):
-        for key in ("name", "folder"):
-            if not isinstance(row, dict) or key not in row:
-                raise FileError(f"{path}, record {number}: {key!r} is missing")
-    return rows
 
 
 def to_json(record: Record) -> dict[str, Any]:

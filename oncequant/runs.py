@@ -18,13 +18,14 @@ from oncequant.checkpoint import load_supernet
 from oncequant.data import Data, Split, check_images, eval_batches, native_size
 from oncequant.data.sources import is_read
 from oncequant.evaluate import measure
+from oncequant.export.formats import FORMATS
 from oncequant.family import NetworkConfig
 from oncequant.files import FileError
 from oncequant.methods import METHODS, method_of
 from oncequant.models import PRESETS, family_of, space_of
 from oncequant.network import Network
 from oncequant.progress import console
-from oncequant.records import Member, read_records
+from oncequant.records import Export, Member, read_records
 from oncequant.run_folder import Run, RunSettings, check_fingerprint, create_run, read_settings
 from oncequant.search import BudgetOptions
 from oncequant.search.family import Pick, record_family
@@ -250,6 +251,13 @@ def family_of_run(folder: Path) -> list[Member]:
     return read_records(folder / "family.json", Member)
 
 
+def outdated_exports(folder: Path) -> list[str]:
+    """Folders of exports whose names stand for other members by now, or for none. Raises FileError."""
+    members = {member.name: member for member in family_of_run(folder)}
+    exports = read_records(folder / "exports.json", Export)
+    return [one.folder for one in exports if not one.is_of(members.get(one.name))]
+
+
 def is_arch(text: str) -> bool:
     """Whether this stands for an architecture by itself, not as the name of a chosen subnet."""
     return text in ("largest", "smallest") or Path(text).is_file()
@@ -310,9 +318,13 @@ def add_member(cfg: TrainingOptions, run: Run, text: str, stage: str | None = No
 
 
 def export_members(
-    cfg: TrainingOptions, run: Run, names: Sequence[str] = (), stage: str | None = None
-) -> list[dict[str, Any]]:
-    """Export chosen subnets and verify their files, by default all; the rows of `exports.json`.
+    cfg: TrainingOptions,
+    run: Run,
+    names: Sequence[str] = (),
+    stage: str | None = None,
+    formats: Sequence[str] = tuple(FORMATS),
+) -> list[Export]:
+    """Export chosen subnets and verify their files, by default all in all formats; the entries of `exports.json`.
 
     A name may also be that of a JSON file with an architecture, "largest" or "smallest": it is measured and chosen
     first, at `stage` or the last one. Raises ValueError for unknown names.
@@ -328,4 +340,4 @@ def export_members(
     if unknown := [name for name in names if name not in family]:
         listed = ", ".join(family) or "none yet: run `oncequant search` first"
         raise ValueError(f"no chosen subnet is called {unknown[0]!r}; there are: {listed}")
-    return export_chosen(run.folder, names or family, cfg.calibration(run.data), run.data)
+    return export_chosen(run.folder, names or family, cfg.calibration(run.data), run.data, formats)

@@ -13,7 +13,7 @@ import numpy as np
 import tyro
 
 from oncequant.files import read_json, write_csv
-from oncequant.records import Measurement, Member, read_export_rows, read_records
+from oncequant.records import Export, Measurement, Member, read_records
 from oncequant.search.pareto import pareto_front
 
 
@@ -32,7 +32,7 @@ def main(options: Options) -> None:
     rows, best = [], defaultdict(list)
     for run in options.runs:
         info = read_json(run / "run.json")
-        exports = {row["name"]: row for row in read_export_rows(run / "exports.json")}
+        exports = {one.name: one.found for one in read_records(run / "exports.json", Export)}
         family = read_records(run / "family.json", Member)
         predictor = read_json(run / "predictor.json") if (run / "predictor.json").exists() else {}
         volumes = {f"hypervolume_{name}": round(v, 4) for name, v in predictor.get("hypervolume", {}).items()}

@@ -1,6 +1,3 @@
-import json
-from dataclasses import replace
-
 import numpy as np
 import onnx
 import onnxruntime
@@ -9,26 +6,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx.reference import ReferenceEvaluator
-from small_export import SMALLER, digits, initialise, lowered, nano4, preprocessing, preset, subnet_of
+from small_export import SMALLER, digits, lowered, nano4, preprocessing, preset, subnet_of
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from oncequant.calibrate import calibrate
 from oncequant.export.graph import Grid, Weights
 from oncequant.export.lower import grid_over, lower, network_input
+from oncequant.export.onnx_runtime import kernel_counts, near_ties, run_onnx, session
 from oncequant.export.onnx_writer import onnx_model, write_onnx
 from oncequant.export.package import load_package, write_package
 from oncequant.export.packing import pack, unpack
 from oncequant.export.simulate import _accumulate, _Codes, run_float, run_integer
-from oncequant.export.verify import (
-    VerificationError,
-    export_network,
-    kernel_counts,
-    near_ties,
-    run_onnx,
-    session,
-    verify,
-)
 from oncequant.models import build_network, space_of
 from oncequant.network import elastic_layers
 from oncequant.quantizers.functional import activate
@@ -249,80 +237,3 @@ def test_lowering_refuses_binary_networks_and_missing_images():
     subnet, arch, _ = nano4()
     with pytest.raises(ValueError, match="no calibration images"):
         lower(subnet, arch, *preprocessing(1), [])
-
-
-# -- the whole export
-
-
-def trained(steps=90):
-    """A 4-bit nano subnet that tells digits apart; (subnet, arch)."""
-    config = preset("nano", 4)
-    space = space_of(config)
-    arch = space.smallest()
-    images, labels = digits(1)
-    torch.manual_seed(0)
-    net = build_network(config, space.restrict(arch))
-    initialise(net, arch, images[:100])
-    optimizer = torch.optim.Adam(net.parameters(), 3e-3)
-    for step in range(steps):
-        rows = torch.arange(step * 32, step * 32 + 32) % 300
-        optimizer.zero_grad()
-        F.cross_entropy(net(images[rows], arch), labels[rows]).backward()
-        optimizer.step()
-    calibrate(net, arch, [(images[:300], None)])
-    return net, arch
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("export")
-    net, arch = trained()
-    images, labels = digits(1)
-    batches = [(images[300:350], labels[300:350]), (images[350:], labels[350:])]
-    calibration = [(images[:300], None)]
-    result = export_network(net, arch, *preprocessing(1), calibration, iter(batches), folder, keep_float=True)
-    return folder, net, arch, result
-
-
-def test_a_trained_network_is_exported_and_verified(exported):
-    folder, _, _, result = exported
-    assert {p.name for p in folder.iterdir()} == {
-        "model.onnx", "model.safetensors", "model.json", "float.onnx", "verification.json"
-    }  # fmt: skip
-    written = json.loads((folder / "verification.json").read_text())
-    assert written["top1_deployed"] == result.top1_deployed and written["problems"] == []
-    assert result.images == 100 and result.top1_plain > 0.6
-    assert abs(result.top1_plain - result.top1_deployed) <= 0.1  # of 100 images; CPUs train this network differently
-    assert result.top1_deployed == result.top1_simulated and result.simulator_bit_equal_images == 100
-    assert result.argmax_differences == result.near_tie_differences
-    assert result.low_bit_bytes <= 1.1 * result.low_bit_ideal_bytes
-    assert result.float_layers == 0 and result.latency_ms > 0 and result.float_latency_ms > 0
-
-
-def test_verification_finds_a_wrong_file(exported, tmp_path):
-    folder, net, arch, _ = exported
-    graph = lowered(net, arch)
-    images, labels = digits(1)
-    last = graph.nodes[-1]
-    broken = replace(last, weights=replace(last.weights, weight=last.weights.weight.flip(0)))
-    write_onnx(replace(graph, nodes=(*graph.nodes[:-1], broken)), tmp_path / "model.onnx")
-    result = verify(net, graph, tmp_path / "model.onnx", folder, folder / "float.onnx", [(images[:50], labels[:50])])
-    assert len(result.problems) == 3 and "not explained by rounding" in result.problems[0]
-    assert "less correctly than the trained network" in result.problems[2]
-
-
-def test_a_failed_verification_raises_and_leaves_its_evidence(exported, tmp_path, monkeypatch):
-    _, net, arch, result = exported
-    images, labels = digits(1)
-    wrong = replace(result, problems=("wrong on 3 of 50 images",))
-    monkeypatch.setattr("oncequant.export.verify.verify", lambda *args: wrong)
-    with pytest.raises(VerificationError, match="wrong on 3 of 50"):
-        export_network(net, arch, *preprocessing(1), [(images[:50], None)], [(images[:50], labels[:50])], tmp_path)
-    assert json.loads((tmp_path / "verification.json").read_text())["problems"] == ["wrong on 3 of 50 images"]
-    assert not (tmp_path / "float.onnx").exists()
-
-
-def test_verification_needs_images(exported):
-    folder, net, arch, _ = exported
-    with pytest.raises(ValueError, match="no test images"):
-        verify(net, lowered(net, arch), folder / "model.onnx", folder, folder / "float.onnx", [])

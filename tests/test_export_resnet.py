@@ -47,8 +47,9 @@ def test_residual_networks_of_all_precisions(precisions, shape, quantizers, tmp_
     test = [(torch.randn(60, 3, 16, 16), torch.randint(10, (60,)))]
     preprocessing = (0.5,) * 3, (0.25,) * 3, tuple("0123456789"), 16
     found = export_network(subnet, arch, *preprocessing, calibration, test, tmp_path)
-    assert found.problems == () and found.simulator_argmax_differences == 0
-    assert found.argmax_differences == found.near_tie_differences
+    onnx = found.judgements["onnx"]
+    assert found.problems == () and onnx.simulator_argmax_differences == 0
+    assert onnx.argmax_differences == onnx.near_tie_differences
     assert all(torch.equal(tensor, before[name]) for name, tensor in subnet.state_dict().items())
     nodes = {node.name: node for node in load_package(tmp_path).graph.nodes}
     for name, spec in net.space.layers(arch).items():

@@ -251,11 +251,12 @@ def test_mixed_precision_subnets_are_exported_and_verified(trained, seed, tmp_pa
     subnet = calibrated_subnet(net, arch, calibration)
     test = eval_batches(data, data.test, 100)
     found = export_network(subnet, arch, data.mean, data.std, data.classes, data.size, calibration, test, tmp_path)
-    assert not found.problems and found.argmax_differences == found.near_tie_differences
-    assert found.simulator_bit_equal_images == found.images
+    onnx = found.judgements["onnx"]
+    assert not found.problems and onnx.argmax_differences == onnx.near_tie_differences
+    assert onnx.simulator_bit_equal_images == found.common.images
     specs = net.space.layers(arch)
     ideal = sum(s.weights * s.weight_bits / 8 for s in specs.values())
-    assert found.ideal_bytes == ideal
+    assert found.common.ideal_bytes == ideal
 
 
 def test_a_subnet_with_zero_points_between_levels_is_not_exported(trained, tmp_path):

@@ -73,7 +73,7 @@ def make_run_folder(folder: Path, measurements: int = 60, seed: int = 0) -> Path
             {k: entry[k] for k in ("name", "stage", "arch")}
             | {"folder": f"exports/{entry['name']}", **sizes, **times}
             | {**checks, "argmax_differences": 2 if k == 4 else 0, "float_onnx_bytes": 4 * entry["costs"]["params"]}
-            | {"integer_layers": 17, "float_layers": 5}
+            | {"integer_layers": 17, "float_layers": 5, "problems": []}
         )
     images = {"name": "digits", "classes": CLASSES, "train": 1077, "validation": 360, "test": 360}
     run = {
@@ -135,8 +135,12 @@ def test_page_has_every_measurement_network_and_export(run_folder):
         (m["stage"], m["searcher"], m["top1"], [m["costs"][name] for name in SHOWN]) for m in lines_of(run_folder)
     ]
     assert stages == list(STAGES)
-    assert [e["name"] for e in data["exports"]] == [f"{b}bit-{s}" for b in (4, 3, 2) for s in "SML"]
-    assert [f["name"] for f in data["family"]] == ["float-max", *(e["name"] for e in data["exports"])]
+    exports = data["exports"]
+    assert exports["names"] == [f"{b}bit-{s}" for b in (4, 3, 2) for s in "SML"]
+    assert [f["name"] for f in data["family"]] == ["float-max", *exports["names"]]
+    shown = [dict(zip(exports["columns"], texts)) for texts in exports["texts"]]
+    assert shown[4]["Verified"].startswith("✗ differs on 2") and shown[0]["Verified"] == "✓ all 360 images"
+    assert shown[0]["Speed-up"] == "1.73×" and shown[0]["Same as trained"] == "–"
 
 
 def test_exports_of_networks_that_are_no_longer_chosen_are_left_out(run_folder, tmp_path):
@@ -146,7 +150,7 @@ def test_exports_of_networks_that_are_no_longer_chosen_are_left_out(run_folder, 
     other = next(entry for entry in family if entry["name"] == "3bit-S")["arch"]
     next(entry for entry in family if entry["name"] == "3bit-M")["arch"] = other  # a later search found this one
     (tmp_path / "family.json").write_text(json.dumps([entry for entry in family if entry["name"] != "2bit-L"]))
-    shown = [row["name"] for row in data_in(write_report(tmp_path))["exports"]]
+    shown = data_in(write_report(tmp_path))["exports"]["names"]
     assert shown == ["4bit-S", "4bit-M", "4bit-L", "3bit-S", "3bit-L", "2bit-S", "2bit-M"]
 
 

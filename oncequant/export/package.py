@@ -1,12 +1,15 @@
-"""The deployed network as two files without ONNX: `model.safetensors` (packed weights) and `model.json` (the rest).
+"""The format `package`: two files without ONNX, `model.safetensors` (packed weights) and `model.json` (the rest).
 
 JSON and safetensors hold data only, so loading a package from a stranger executes nothing. Everything in the JSON is
-covered by one hash and the tensors by another: a package is complete and unchanged, or it is refused.
+covered by one hash and the tensors by another: a package is complete and unchanged, or it is refused. It is judged by
+loading it: the loaded graph must be the one that was written, and its answers must be those of that graph.
 """
 
 import hashlib
 import json
-from dataclasses import asdict
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +18,13 @@ from torch import Tensor, nn
 
 from oncequant.arch import FLOAT_BITS, Arch
 from oncequant.data.images import open_image, resize, square
+from oncequant.export.format import Batch, Common, Exported, Format, text
 from oncequant.export.graph import Graph, Grid, Node, Weights, signed_codes
 from oncequant.export.packing import pack, unpack
 from oncequant.export.simulate import float_parameters, run_float
 from oncequant.files import FileError, package_version, read_json, read_tensors, write_atomically, write_tensors
 
-FORMAT = "oncequant package 2"
+VERSION = "oncequant package 2"
 TENSORS, DESCRIPTION = "model.safetensors", "model.json"
 
 
@@ -57,8 +61,52 @@ class DeployedNetwork(nn.Module):
         return resize(torch.from_numpy(pixels.copy())[None].float(), self.graph.resolution)
 
 
+@dataclass(frozen=True)
+class PackageJudgement:
+    """What was found of a package."""
+
+    bytes: int
+    top1: float
+    """The package loaded into PyTorch."""
+    problems: tuple[str, ...] = ()
+
+
 def write_package(graph: Graph, folder: Path) -> None:
     """Write both files, each atomically; the JSON last, so an interrupted write is refused by its hash."""
+    folder = Path(folder)
+    tensors, content = _contents(graph)
+    write_tensors(folder / TENSORS, tensors, {"format": VERSION})
+    hashes = {"tensors_sha256": _file_hash(folder / TENSORS), "content_sha256": _content_hash(content)}
+    description = {"format": VERSION, **hashes, "content": content}
+    write_atomically(folder / DESCRIPTION, json.dumps(description, separators=(",", ":")).encode())
+
+
+def load_package(folder: Path) -> DeployedNetwork:
+    """The network of a package, in evaluation mode. Raises FileError if it is missing, damaged, foreign or newer."""
+    folder = Path(folder)
+    description = read_json(folder / DESCRIPTION)
+    found = description.get("format") if isinstance(description, dict) else None
+    if found != VERSION:
+        raise FileError(f"{folder / DESCRIPTION} is not {VERSION!r} (its format is {found!r})")
+    content = description.get("content")
+    if _content_hash(content) != description.get("content_sha256"):
+        raise FileError(f"{folder / DESCRIPTION} was changed or damaged: its content does not match its hash")
+    tensors, metadata = read_tensors(folder / TENSORS)
+    if metadata.get("format") != VERSION:
+        raise FileError(f"{folder / TENSORS} is not {VERSION!r}")
+    if _file_hash(folder / TENSORS) != description.get("tensors_sha256"):
+        raise FileError(f"{folder / TENSORS} was changed or damaged: it does not match the hash in {DESCRIPTION}")
+    try:
+        nodes = tuple(_node_from_json(values, tensors) for values in content["nodes"])
+        mean, std, classes = (tuple(content[key]) for key in ("mean", "std", "classes"))
+        graph = Graph(nodes, Arch(content["arch"]), mean, std, classes, content["image_size"])
+    except Exception as error:  # hashes are right, so another program made it; anything may be missing or misshapen
+        raise FileError(f"{folder}: the package is inconsistent: {error}") from error
+    return DeployedNetwork(graph).eval()
+
+
+def _contents(graph: Graph) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What a package holds of a graph: tensors, and what is JSON."""
     tensors = {}
     for node in graph.nodes:
         if node.weights is None:
@@ -70,8 +118,6 @@ def write_package(graph: Graph, folder: Path) -> None:
             tensors[f"{name}.planes"] = torch.from_numpy(pack(weights.unsigned_codes().numpy(), weights.bits))
             tensors[f"{name}.scale"] = weights.scale
         tensors[f"{name}.bias"] = weights.bias
-    folder = Path(folder)
-    write_tensors(folder / TENSORS, tensors, {"format": FORMAT})
     content = {
         "version": package_version(),
         "arch": dict(graph.arch),
@@ -81,33 +127,7 @@ def write_package(graph: Graph, folder: Path) -> None:
         "image_size": graph.image_size,
         "nodes": [_node_to_json(node) for node in graph.nodes],
     }
-    hashes = {"tensors_sha256": _file_hash(folder / TENSORS), "content_sha256": _content_hash(content)}
-    description = {"format": FORMAT, **hashes, "content": content}
-    write_atomically(folder / DESCRIPTION, json.dumps(description, separators=(",", ":")).encode())
-
-
-def load_package(folder: Path) -> DeployedNetwork:
-    """The network of a package, in evaluation mode. Raises FileError if it is missing, damaged, foreign or newer."""
-    folder = Path(folder)
-    description = read_json(folder / DESCRIPTION)
-    found = description.get("format") if isinstance(description, dict) else None
-    if found != FORMAT:
-        raise FileError(f"{folder / DESCRIPTION} is not {FORMAT!r} (its format is {found!r})")
-    content = description.get("content")
-    if _content_hash(content) != description.get("content_sha256"):
-        raise FileError(f"{folder / DESCRIPTION} was changed or damaged: its content does not match its hash")
-    tensors, metadata = read_tensors(folder / TENSORS)
-    if metadata.get("format") != FORMAT:
-        raise FileError(f"{folder / TENSORS} is not {FORMAT!r}")
-    if _file_hash(folder / TENSORS) != description.get("tensors_sha256"):
-        raise FileError(f"{folder / TENSORS} was changed or damaged: it does not match the hash in {DESCRIPTION}")
-    try:
-        nodes = tuple(_node_from_json(values, tensors) for values in content["nodes"])
-        mean, std, classes = (tuple(content[key]) for key in ("mean", "std", "classes"))
-        graph = Graph(nodes, Arch(content["arch"]), mean, std, classes, content["image_size"])
-    except Exception as error:  # hashes are right, so another program made it; anything may be missing or misshapen
-        raise FileError(f"{folder}: the package is inconsistent: {error}") from error
-    return DeployedNetwork(graph).eval()
+    return tensors, content
 
 
 def _node_to_json(node: Node) -> dict[str, Any]:
@@ -140,9 +160,56 @@ def _weights_from_json(name: str, values: dict[str, Any], tensors: dict[str, Ten
     return Weights(codes, bias, tensors[f"{name}.scale"], **values)
 
 
+def _text(content: Any) -> str:
+    return json.dumps(content, sort_keys=True)
+
+
 def _content_hash(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(_text(content).encode()).hexdigest()
 
 
 def _file_hash(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+# -- the format
+
+
+def read(exported: Exported) -> Callable[[Batch], Counter[str]]:
+    """The loaded package."""
+    network = load_package(exported.folder)
+
+    @torch.no_grad()
+    def count(batch: Batch) -> Counter[str]:
+        return Counter(correct=int((network(batch.pixels).argmax(1) == batch.labels).sum()))
+
+    return count
+
+
+def judge(exported: Exported, counts: Counter[str], common: Common) -> PackageJudgement:
+    """The package must hold the graph, whose answers other formats are compared with."""
+    found, written = (_contents(graph) for graph in (load_package(exported.folder).graph, exported.graph))
+    same = found[0].keys() == written[0].keys() and _text(found[1]) == _text(written[1])
+    same = same and all(torch.equal(tensor, written[0][name]) for name, tensor in found[0].items())
+    return PackageJudgement(
+        bytes=sum((exported.folder / name).stat().st_size for name in (TENSORS, DESCRIPTION)),
+        top1=counts["correct"] / common.images,
+        problems=() if same else ("the package holds another network than the one that was written",),
+    )
+
+
+FORMAT = Format(
+    name="package",
+    files=(TENSORS, DESCRIPTION),
+    write=write_package,
+    read=read,
+    judge=judge,
+    keys={"bytes": "package_bytes", "top1": "top1_package"},
+    columns={
+        "Package kB": lambda row: text(row.get("package_bytes"), lambda n: f"{n / 1000:.1f}"),
+        "Package / ideal": lambda row: text(
+            row.get("package_bytes"), lambda n: f"{n / row['ideal_bytes']:.2f}×" if row.get("ideal_bytes") else "–"
+        ),
+    },
+    brief=("Package kB",),
+)

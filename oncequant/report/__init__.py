@@ -23,10 +23,9 @@ def write_report(run_dir: Path) -> Path:
     data = page_data(contents)
     folder = contents.folder / "report"
     folder.mkdir(exist_ok=True)
-    tables = {name: [to_json(one) for one in getattr(contents, name)] for name in ("metrics", "measurements", "family")}
-    for name, rows in (tables | {"exports": contents.exports}).items():
-        if rows:
-            write_csv(folder / f"{name}.csv", [_flat(row) for row in rows])
+    for name in ("metrics", "measurements", "family", "exports"):
+        if records := getattr(contents, name):
+            write_csv(folder / f"{name}.csv", [_flat(to_json(one)) for one in records])
     drawn = draw_pictures(data, contents.layer_names, folder)
     return write_page(data, drawn, folder / "index.html")
 

@@ -15,10 +15,10 @@ from oncequant.models import config_from_json, space_of
 from oncequant.records import (
     RECORDS,
     Distribution,
+    Export,
     Measurement,
     Member,
     Metrics,
-    read_export_rows,
     read_records,
 )
 from oncequant.run_folder import commands_of
@@ -41,7 +41,7 @@ class Contents:
     metrics: list[Metrics]
     measurements: list[Measurement]
     family: list[Member]
-    exports: list[dict[str, Any]]
+    exports: list[Export]
     """Of networks that are still in the family."""
     distribution: list[Distribution]
     drawn_from: SearchSpace | None
@@ -65,7 +65,7 @@ class Contents:
 def read_contents(folder: Path) -> Contents:
     """Read a run folder; only run.json must be there. Raises ReportError."""
     if not (folder / "run.json").is_file():
-        expected = f"run.json and, as the run goes on, {', '.join((*RECORDS, 'exports.json'))}"
+        expected = f"run.json and, as the run goes on, {', '.join(RECORDS)}"
         raise ReportError(f"{folder} is not a run folder: it has no run.json; expected in it: {expected}")
     try:
         info = read_object(folder / "run.json")
@@ -73,7 +73,7 @@ def read_contents(folder: Path) -> Contents:
         metrics = read_records(folder / "metrics.jsonl", Metrics)
         measurements = read_records(folder / "measurements.jsonl", Measurement)
         family = read_records(folder / "family.json", Member)
-        exports = read_export_rows(folder / "exports.json")
+        exports = read_records(folder / "exports.json", Export)
         distribution = read_records(folder / "distribution.jsonl", Distribution)
         known = (folder / "predictor.json").exists()
         predictions = read_object(folder / "predictor.json", "points", "kendall_tau", "rmse") if known else None
@@ -83,9 +83,8 @@ def read_contents(folder: Path) -> Contents:
     _check_costs(folder / "family.json", (m.costs for m in family))
     # networks in a folder inside the run, which were trained one by one, are shown together
     family = [replace(member, stage=member.stage.partition("/")[0]) for member in family]
-    chosen = {member.name: dict(member.arch) for member in family}
-    # a name may stand for another network after a new search
-    exports = [row for row in exports if row.get("arch") is None or row["arch"] == chosen.get(row["name"])]
+    members = {member.name: member for member in family}
+    exports = [one for one in exports if one.arch is None or one.is_of(members.get(one.name))]
     stages = dict.fromkeys([m.stage for m in measurements] + [m.stage for m in family])
     drawn_from = _last_space(folder, metrics) if distribution else None
     spaces = {stage: _space_of(folder, info, stage, drawn_from) for stage in stages}

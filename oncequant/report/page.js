@@ -292,22 +292,9 @@ function distributionTable() {
   picture("distribution", "How the distribution sharpened over the steps of the search.");
 }
 function exportsTable() {
-  const ms = (t) => (Number.isFinite(t) ? `${t.toFixed(t < 1 ? 3 : 2)} ms` : "–");
-  const times = (a, b) => (Number.isFinite(a / b) ? `${(a / b).toFixed(2)}×` : "–");
-  const unexplained = (e) => e.argmax_differences - (e.near_tie_differences ?? 0);
-  const check = (e) => (e.argmax_differences == null ? "not checked"
-    : unexplained(e) ? `✗ differs on ${unexplained(e)} of ${e.images}`
-      : `✓ all ${e.images ?? ""} images${e.argmax_differences ? `, ${e.argmax_differences} ties` : ""}`);
-  const same = (e) => (e.plain_differences == null ? "–" : `${e.images - e.plain_differences} of ${e.images}`);
-  const convs = (e) => (e.integer_layers == null ? "–" : `${e.integer_layers} of ${e.integer_layers + (e.float_layers ?? 0)}`);
-  $("exports").append(table(
-    `Ideal: weights at their own bits, nothing else. Verified: ONNX Runtime without optimisation gives the answers of the packed file in PyTorch, but for codes on a rounding boundary (ties). Same as trained: images on which the integer file and the trained network, which lacks the file's 8-bit grids between layers, give the same answer. Speed-up: latency of the float network over that of the exported one. ${
-      DATA.exports[0].folder ? `Each network has a folder in the run, the first ${DATA.exports[0].folder}.` : ""}`,
-    ["Network", "Packed file", "Ideal", "Packed / ideal", "ONNX file", "Float file", "Latency", "Float latency", "Speed-up",
-      "Integer convolutions", "Top-1 as trained", "Top-1 of the file", "Verified", "Same as trained"],
-    DATA.exports.map((e) => [e.name, short(e.package_bytes, "B"), short(e.ideal_bytes, "B"), times(e.package_bytes, e.ideal_bytes),
-      short(e.onnx_bytes, "B"), short(e.float_onnx_bytes, "B"), ms(e.latency_ms), ms(e.float_latency_ms),
-      times(e.float_latency_ms, e.latency_ms), convs(e), percent(e.top1_plain), percent(e.top1_deployed), check(e), same(e)])));
+  const { names, columns, texts, notes } = DATA.exports;
+  $("exports").append(table(`Each network has a folder in the run, exports/NAME. ${notes}`,
+    ["Network", ...columns], names.map((name, i) => [name, ...texts[i]])));
 }
 function searcherTable() {
   $("searchers").append(table(
@@ -331,7 +318,7 @@ function pareto() {
 about();
 if (POINTS.length || FAMILY.length) pareto(); else nothing("pareto", "No network has been measured yet (measurements.jsonl).");
 if (FAMILY.length) familyTable(); else nothing("family", "No network has been chosen yet (family.json).");
-if (DATA.exports.length) exportsTable(); else nothing("exports", "Nothing has been exported yet (exports.json).");
+if (DATA.exports.names.length) exportsTable(); else nothing("exports", "Nothing has been exported yet (exports.json).");
 if (DATA.bits_by_role.length || DATA.predictions) mixedTables();
 if (DATA.distribution) distributionTable();
 if (!(DATA.bits_by_role.length || DATA.predictions || DATA.distribution)) $("mixed").remove();

@@ -12,6 +12,7 @@ import numpy as np
 
 from oncequant.arch import FLOAT_BITS, LayerSpec
 from oncequant.cost import layer_macs, weight_bytes
+from oncequant.export.formats import exports_table
 from oncequant.records import Distribution, Measurement, Member, Metrics
 from oncequant.report.contents import Contents, ReportError
 from oncequant.search.pareto import hypervolume, pareto_front
@@ -52,6 +53,7 @@ def page_data(run: Contents) -> dict[str, Any]:
     family = [item | {"name": m.name} | {k.removeprefix("top1_"): getattr(m, k) for k in more} for item, m in chosen]
     fronts = [[_front(points, stage, cost) for stage in range(len(stages))] for cost in range(len(costs))]
     on_fronts = [points[i]["top1"] for by_stage in fronts for front in by_stage for i in front]
+    found = [one.found for one in run.exports]
     data = {
         "run": run.info,
         "stages": stage_styles(stages),
@@ -62,7 +64,7 @@ def page_data(run: Contents) -> dict[str, Any]:
         "points": points,
         "fronts": fronts,  # [cost][stage] -> indices of points, by rising cost
         "family": family,
-        "exports": run.exports,
+        "exports": {"names": [one.name for one in run.exports], **exports_table(found)._asdict()},
         "searchers": compare_searchers(run),
         "curves": training_curves(run),
         "top1_axis": top1_axis(on_fronts + [f["top1"] for f in family]),
