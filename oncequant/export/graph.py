@@ -111,6 +111,12 @@ def weights_of(node: Node) -> Weights:
     return node.weights
 
 
+def scale_of(weights: Weights) -> Tensor:
+    """The scale of each channel of integer codes, float32 (C_out,)."""
+    assert weights.scale is not None
+    return weights.scale
+
+
 def grid_of(node: Node) -> Grid:
     """What a `quantize` node has; a Graph made sure of it."""
     assert node.grid is not None

@@ -12,13 +12,15 @@ On x86 CPUs without VNNI, kernels add two u8 x s8 products in 16 bits. Codes bel
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from oncequant.arch import FLOAT_BITS
-from oncequant.export.graph import Graph, Node, Weights
+from oncequant.export.graph import Graph, Node, Weights, grid_of, scale_of, weights_of
 from oncequant.export.packing import pack
 from oncequant.files import package_version, write_atomically
 
@@ -49,7 +51,7 @@ def onnx_model(graph: Graph) -> onnx.ModelProto:
     build = _Builder(graph)
     for node in graph.nodes[1:]:
         build.node(node)
-    shape = ["N", graph.channels, graph.resolution, graph.resolution]
+    shape: list[str | int | None] = ["N", graph.channels, graph.resolution, graph.resolution]
     model = helper.make_model(
         helper.make_graph(
             build.nodes,
@@ -81,7 +83,7 @@ def onnx_model(graph: Graph) -> onnx.ModelProto:
 
 def codes_name(node: Node) -> str:
     """Name in the ONNX file of the UINT8 codes of a `quantize` node."""
-    return f"{node.name}.u{node.grid.bits}"
+    return f"{node.name}.u{grid_of(node).bits}"
 
 
 class _Builder:
@@ -101,7 +103,7 @@ class _Builder:
         """A name for a value that only the next node reads; names are a good part of a small network's file."""
         return f"t{len(self.nodes)}"
 
-    def constant(self, name: str, value: np.ndarray) -> str:
+    def constant(self, name: str, value: npt.ArrayLike) -> str:
         """An initializer; equal names share it."""
         if name not in self.initializers:
             self.initializers[name] = numpy_helper.from_array(np.asarray(value), name)
@@ -126,14 +128,14 @@ class _Builder:
             case "subsample":
                 self.add("MaxPool", inputs, name, kernel_shape=[1, 1], strides=[2, 2])
             case "pad_channels":
-                before, after = node.channels
+                before, after = node.channels or (0, 0)
                 pads = np.array([0, before, 0, 0, 0, after, 0, 0], np.int64)
                 self.add("Pad", [*inputs, self.constant(f"pads{before}.{after}", pads)], name)
             case _:
                 self.add(SAME_IN_ONNX[node.op], inputs, name)
 
     def quantize(self, node: Node) -> None:
-        grid, name = node.grid, node.name
+        grid, name = grid_of(node), node.name
         step = self.constant(f"{name}.s", np.float32(grid.step))
         zero = self.constant(f"zero{grid.zero_point}", np.uint8(grid.zero_point))
         codes = self.add("QuantizeLinear", [node.inputs[0], step, zero], f"{name}.u8")
@@ -143,7 +145,7 @@ class _Builder:
         self.add("DequantizeLinear", [codes, step, zero], name)
 
     def layer(self, node: Node) -> None:
-        weights, name = node.weights, node.name
+        weights, name = weights_of(node), node.name
         operands = [node.inputs[0], self.weight(node), self.constant(f"{name}.b", weights.bias.numpy())]
         if not weights.is_integer and self.by_name[node.inputs[0]].op == "quantize":
             # an identity: between two quantizers ORT would quantize float weights and biases on its own
@@ -161,7 +163,7 @@ class _Builder:
 
     def weight(self, node: Node) -> str:
         """Name of the float weight."""
-        name, weights = node.name, node.weights
+        name, weights = node.name, weights_of(node)
         codes = weights.weight.numpy()
         if weights.bits == FLOAT_BITS:
             return self.constant(f"{name}.w", codes)
@@ -169,7 +171,7 @@ class _Builder:
             source = self.constant(f"{name}.w", codes)
         else:
             source = self.unpacked(name, weights)
-        operands = [source, self.constant(f"{name}.ws", weights.scale.numpy())]
+        operands = [source, self.constant(f"{name}.ws", scale_of(weights).numpy())]
         # ORT's QGemm insists on a zero point; weights of float layers get a wrong one on x86 CPUs without VNNI
         if node.op == "linear" or not weights.is_integer:
             operands.append(self.constant(f"{name}.wz", np.zeros(len(codes), np.int8)))
@@ -185,7 +187,7 @@ class _Builder:
         half = (2**bits - 1) << weights.shift if weights.odd else 2 ** (bits - 1) << shift
         planes = pack(codes, bits)[:, :, None]  # (bits, ceil(n / 8), 1)
         place = np.array([[[1 << plane << shift]] for plane in range(bits)], np.int32)
-        steps = [
+        steps: list[tuple[str, list[str], dict[str, Any]]] = [
             ("Cast", [self.constant(f"{name}.w", planes)], dict(to=TensorProto.INT32)),
             ("Div", [self.constant("powers", (1 << np.arange(8)).astype(np.int32))], {}),  # (bits, ceil(n / 8), 8)
             ("Mod", [self.constant("two", np.int32(2))], {}),
@@ -203,7 +205,7 @@ class _Builder:
             ("Reshape", [self.constant("x".join(map(str, codes.shape)), np.array(codes.shape, np.int64))], {}),
             ("Cast", [], dict(to=TensorProto.INT8)),
         ]
-        value = []
+        value: list[str] = []
         for op, operands, attributes in steps:
             value = [self.add(op, [*value, *operands], self.short(), **attributes)]
         return value[0]

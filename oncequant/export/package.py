@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from oncequant.arch import FLOAT_BITS, Arch
 from oncequant.data.images import open_image, resize, square
 from oncequant.export.format import Batch, Common, Exported, Format, text
-from oncequant.export.graph import Graph, Grid, Node, Weights, signed_codes
+from oncequant.export.graph import Graph, Grid, Node, Weights, scale_of, signed_codes
 from oncequant.export.packing import pack, unpack
 from oncequant.export.simulate import float_parameters, run_float
 from oncequant.files import FileError, package_version, read_json, read_tensors, write_atomically, write_tensors
@@ -116,7 +116,7 @@ def _contents(graph: Graph) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors[f"{name}.weight"] = weights.weight
         else:
             tensors[f"{name}.planes"] = torch.from_numpy(pack(weights.unsigned_codes().numpy(), weights.bits))
-            tensors[f"{name}.scale"] = weights.scale
+            tensors[f"{name}.scale"] = scale_of(weights)
         tensors[f"{name}.bias"] = weights.bias
     content = {
         "version": package_version(),

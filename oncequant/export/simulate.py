@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from oncequant.export.graph import Graph, Grid, Node, Weights, grid_of, weights_of
+from oncequant.export.graph import Graph, Grid, Node, Weights, grid_of, scale_of, weights_of
 
 Parameters = Mapping[str, tuple[Tensor, Tensor]]  # node name -> dequantized weight (C_out, C_in / groups, K, K), bias
 AnyValue = TypeVar("AnyValue")
@@ -147,8 +147,8 @@ def _float_bias(graph: Graph, node: Node, weights: Weights) -> Tensor:
 
 def bias_scale(weights: Weights, grid: Grid) -> Tensor:  # (C_out,) float32
     """Value of one unit of the integer accumulator and bias, for an input on `grid`; `weights` are integers."""
-    assert weights.scale is not None
-    return weights.scale.new_tensor(grid.step) * weights.scale
+    scale = scale_of(weights)
+    return scale.new_tensor(grid.step) * scale
 
 
 # -- integer
