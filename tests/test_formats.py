@@ -1,22 +1,26 @@
 """The contract of `Format`, for every entry of `FORMATS`; verification of whole exports, all formats and some."""
 
 import json
-from dataclasses import asdict, is_dataclass, replace
+from collections import Counter
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 from small_export import digits, initialise, lowered, preprocessing, preset, subnet_of
+from test_report import data_in, make_run_folder
 from torch.nn import functional as F
 
 from oncequant.calibrate import calibrate
-from oncequant.export.format import Common, Exported
+from oncequant.export.format import Common, Exported, Format, text
 from oncequant.export.formats import FORMATS, exports_table, needed_packages
 from oncequant.export.package import load_package
+from oncequant.export.simulate import float_parameters, run_float
 from oncequant.export.verify import VerificationError, export_network, verify
-from oncequant.files import FileError
+from oncequant.files import FileError, read_json, write_json
 from oncequant.models import build_network, space_of
+from oncequant.report import write_report
 
 GRAPHS = {  # presets of small_export, with bits
     "2 bits": ("nano", 2),
@@ -243,3 +247,51 @@ def test_one_format_alone(name, exported, tmp_path):
 def test_a_loaded_package_is_the_graph(exported):
     folder, net, arch, _ = exported
     assert load_package(Path(folder)).graph.arch == arch == lowered(net, arch).arch
+
+
+# -- one place
+
+
+@dataclass(frozen=True)
+class TextJudgement:
+    bytes: int
+    top1: float
+    problems: tuple[str, ...] = ()
+
+
+def toy_format():
+    """Weights as text, read back and run by the float simulator."""
+
+    def write(graph, folder):
+        write_json(folder / "weights.txt", [n.weights.weight.tolist() for n in graph.nodes if n.weights])
+
+    def read(exported):
+        weights = read_json(exported.folder / "weights.txt")
+        parameters = float_parameters(exported.graph)
+        assert [list(w.shape) for w, _ in parameters.values()] == [list(torch.tensor(w).shape) for w in weights]
+        return lambda batch: Counter(
+            correct=int((run_float(exported.graph, batch.pixels, parameters).argmax(1) == batch.labels).sum())
+        )
+
+    def judge(exported, counts, common):
+        return TextJudgement((exported.folder / "weights.txt").stat().st_size, counts["correct"] / common.images)
+
+    keys = {"bytes": "text_bytes", "top1": "top1_text"}
+    columns = {"Text top-1": lambda row: text(row.get("top1_text"), "{:.2%}".format)}
+    return Format("text", ("weights.txt",), write, read, judge, keys, columns, notes="Text: only a toy.")
+
+
+def test_a_new_format_is_everywhere_by_its_entry_alone(exported, tmp_path, monkeypatch):
+    monkeypatch.setitem(FORMATS, "text", toy_format())
+    _, net, arch, every = exported
+    images, labels = digits(1)
+    test = [(images[300:], labels[300:])]
+    found = export_network(net, arch, *preprocessing(1), [(images[:300], None)], test, tmp_path, ["package", "text"])
+    assert found.judgements["text"].top1 == every.judgements["package"].top1
+    assert json.loads((tmp_path / "verification.json").read_text())["text_bytes"] > 0
+    run = make_run_folder(tmp_path / "run", measurements=3)
+    rows = json.loads((run / "exports.json").read_text())
+    (run / "exports.json").write_text(json.dumps([row | found.flat() for row in rows]))
+    shown = data_in(write_report(run))["exports"]
+    assert shown["columns"][-1] == "Text top-1" and shown["notes"].endswith("only a toy.")
+    assert shown["texts"][0][-1] == f"{found.judgements['text'].top1:.2%}"
