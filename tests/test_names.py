@@ -27,7 +27,7 @@ DICTIONARIES = {
 }
 SELECTIONS = {  # some names of a dictionary, on purpose
     ("search/predictor.py", "macs bitops"): "what the accuracy predictor reads",
-    ("report.py", "bitops weight_bytes"): "costs that sections and pictures are about",
+    ("report/contents.py", "bitops weight_bytes"): "costs that sections and pictures are about",
     ("methods/dnas.py", "dorefa lsq"): "quantizers of weights that DNAS has been run with",
     ("methods/dnas.py", "pact lsq"): "quantizers of inputs that need no range of each layer and architecture",
     ("methods/qfa.py", "batchquant lsq running"): "quantizers of inputs whose zero points can be folded",
