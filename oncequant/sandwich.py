@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -15,10 +16,39 @@ from oncequant.elastic import ALONE, Pass, SharedWeights
 from oncequant.evaluate import measure
 from oncequant.network import Network
 from oncequant.space import SearchSpace
-from oncequant.train import StepFunction, TrainingOptions, fit
+from oncequant.train import Schedule, StepFunction, fit
 
 
-def sandwich_training(supernet: Network, cfg: TrainingOptions) -> StepFunction:
+class SupernetConfig(Protocol):
+    """What the training of a supernet reads of a method's Config: TrainingOptions and SupernetOptions together."""
+
+    @property
+    def seed(self) -> int: ...
+    @property
+    def precision(self) -> str: ...
+    @property
+    def label_smoothing(self) -> float: ...
+    @property
+    def checkpoint_seconds(self) -> float: ...
+    @property
+    def random_subnets(self) -> int: ...
+    @property
+    def checkpoint_activations(self) -> bool: ...
+    @property
+    def independent_archs(self) -> bool: ...
+    @property
+    def sync_batch_norm(self) -> bool: ...
+    @property
+    def shares_ranges(self) -> bool: ...
+
+    def schedule(self, stage: str, data: Data) -> Schedule:
+        """Steps and learning rate of a stage."""
+
+    def calibration(self, data: Data) -> list[tuple[Tensor, Tensor]]:
+        """Batches of training images for statistics."""
+
+
+def sandwich_training(supernet: Network, cfg: SupernetConfig) -> StepFunction:
     """Steps of the sandwich rule over the whole space of a supernet."""
 
     def step(images: Tensor, labels: Tensor, rng: np.random.Generator, done: float) -> Tensor:
@@ -28,7 +58,7 @@ def sandwich_training(supernet: Network, cfg: TrainingOptions) -> StepFunction:
     return step
 
 
-def pass_of_step(cfg: TrainingOptions) -> Pass:
+def pass_of_step(cfg: SupernetConfig) -> Pass:
     """How the subnets of a training step compute; each step has shared weights of its own."""
     return Pass(
         shared=SharedWeights(),
@@ -39,7 +69,7 @@ def pass_of_step(cfg: TrainingOptions) -> Pass:
     )
 
 
-def own_rng(cfg: TrainingOptions, rng: np.random.Generator) -> np.random.Generator:
+def own_rng(cfg: SupernetConfig, rng: np.random.Generator) -> np.random.Generator:
     """The generator from which this process draws a step's architectures."""
     return rng.spawn(distributed.world_size())[distributed.rank()] if cfg.independent_archs else rng
 
@@ -47,7 +77,7 @@ def own_rng(cfg: TrainingOptions, rng: np.random.Generator) -> np.random.Generat
 def train_supernet(
     supernet: Network,
     step: StepFunction,
-    cfg: TrainingOptions,
+    cfg: SupernetConfig,
     data: Data,
     run_dir: Path,
     stage: str,
@@ -92,8 +122,8 @@ def sandwich_step(
     """Sandwich rule with in-place distillation (BigNAS, 2003.11142): gradients of all `archs`, averaged.
 
     The first architecture, the largest, learns from the labels; the others learn from its soft answers. Subnets run
-    one after the other, so that memory is that of the largest alone. Where `how` has shared weights,
-    they get the gradients of all subnets before the parameters do. Returns the loss of the largest, 0-dim.
+    one after the other, so that memory is that of the largest alone. Where `how` has shared weights, they get the
+    gradients of all subnets before the parameters do. Returns the loss of the largest, 0-dim.
     """
     logits = net(images, archs[0], how)  # (N, classes)
     largest_loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)

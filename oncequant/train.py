@@ -115,8 +115,9 @@ class TrainingOptions:
                     f"option {name} = {values[name]!r}: this version of oncequant has no such option; use the version "
                     "that made this, or train again"
                 )
-        kept = {name: value for name, value in values.items() if name in known}
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in kept.items()})
+        kept: dict[str, Any] = {name: value for name, value in values.items() if name in known}
+        kept = {name: tuple(value) if isinstance(value, list) else value for name, value in kept.items()}
+        return cls(**kept)
 
     def to_json(self) -> dict[str, Any]:
         """All options by name, as run.json keeps them."""

@@ -45,6 +45,7 @@ def search_by_measuring(
         def all_top1(archs: Sequence[Arch]) -> Iterator[float]:
             nonlocal best
             for value in memory.measured(supernet.space, top1, searcher)(archs):
+                assert value is not None  # nothing is given up
                 best = max(best, value)
                 yield value
 

@@ -59,21 +59,20 @@ def measure_predicted(
     def measured(front: np.ndarray, most: int, name: str, stop_dominated: str | None = None) -> None:
         measure_codes(supernet, memory, evenly(front, most), name, calibration, data, stop_dominated)
 
+    fewer, shorter = max(4, population // 2), max(1, generations // 2)  # where less is to be found
     if budgets:
-        half = dict(population=max(4, population // 2), generations=max(1, generations // 2))
-        front = distributed.from_main(lambda: front_of(budgets=budgets, **half))
+        front = distributed.from_main(lambda: front_of(budgets=budgets, population=fewer, generations=shorter))
         best = np.argsort(-predictor.top1(front), kind="stable")[:MEASURED_UNDER_BUDGET]
         measured(front[best], MEASURED_UNDER_BUDGET, "budget")
     else:
         with track("predict", generations) as bar:
-            options_of = dict(population=population, generations=generations, progress=lambda done, _: bar(done, {}))
-            front = distributed.from_main(lambda: front_of(**options_of))
+            whole = partial(front_of, population=population, generations=generations)
+            front = distributed.from_main(lambda: whole(progress=lambda done, _: bar(done, {})))
         measured(front, options.front_members or len(front), "predicted", stop_dominated=cost)
         for width in sorted(bits) if bit_choices(space) else ():
             uniform = with_uniform_bits(space, space.largest(), width)
             fixed = {name: uniform[name] for name in bit_choices(space)}
-            half = dict(population=max(4, population // 2), generations=max(1, generations // 2))
-            front = distributed.from_main(partial(front_of, fixed=fixed, **half))
+            front = distributed.from_main(partial(front_of, fixed=fixed, population=fewer, generations=shorter))
             measured(front, MEASURED_OF_UNIFORM, f"uniform {width} bits")
     distributed.from_main(lambda: keep_predictor(predictor, memory, path, None if budgets else cost, seed))
     return predictor

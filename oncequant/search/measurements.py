@@ -38,7 +38,9 @@ class MeasurementFile:
         """The highest top-1 measured at this stage with at most this cost; 0 if there is none."""
         return max((m.top1 for m in self._by_arch.values() if m.costs[cost] <= limit), default=0.0)
 
-    def measured(self, space: SearchSpace, measure: Callable[[Arch], float | None], searcher: str) -> MeasureAll:
+    def measured(
+        self, space: SearchSpace, measure: Callable[[Arch], float | None], searcher: str
+    ) -> Callable[[Sequence[Arch]], Iterator[float | None]]:
         """`measure` (top-1 in [0, 1] of an architecture of `space`) for many, with the memory of this file.
 
         An architecture of this stage is measured once. When another searcher comes to it, the value is reused and a
@@ -53,7 +55,7 @@ class MeasurementFile:
             known = self._by_arch.get(space.brief(arch))
             return known.top1 if known else measure(arch)
 
-        def measure_all(archs: Sequence[Arch]) -> Iterator[float]:
+        def measure_all(archs: Sequence[Arch]) -> Iterator[float | None]:
             for start in range(0, len(archs), world_size()):
                 group = archs[start : start + world_size()]
                 for arch, top1 in zip(group, shared_map(top1_of, group)):
