@@ -7,7 +7,7 @@ Everything else (network, costs, search, export, report, commands) is made from 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 
@@ -19,6 +19,8 @@ from oncequant.space import SearchSpace
 
 class NetworkConfig(Protocol):
     """What every configuration, a frozen dataclass, has: what is fixed for a whole supernet, and allowed values."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     @property
     def num_classes(self) -> int:

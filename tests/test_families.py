@@ -198,4 +198,5 @@ def test_exports_are_verified(family, as_trained, tmp_path):
     found = export_network(subnet, arch, *preprocessing, calibration, test, tmp_path)
     assert found.problems == ()
     if family == "elastic_resnet":  # integer arithmetic from pixels to logits
-        assert found.float_layers == 0 and found.simulator_bit_equal_images == 40
+        onnx = found.judgements["onnx"]
+        assert onnx.float_layers == 0 and onnx.simulator_bit_equal_images == 40

@@ -44,7 +44,7 @@ def build_network(config: NetworkConfig, space: SearchSpace | None = None) -> Ne
 
 def config_to_json(config: NetworkConfig) -> dict[str, Any]:
     """The fields of a configuration and the name of its family."""
-    return {"name": family_of(config), **asdict(config)}  # type: ignore[call-overload]
+    return {"name": family_of(config), **asdict(config)}
 
 
 def config_from_json(values: Mapping[str, Any]) -> NetworkConfig:
