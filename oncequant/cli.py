@@ -43,9 +43,10 @@ from oncequant.progress import console
 from oncequant.records import Member
 from oncequant.run_folder import Run as RunValue
 from oncequant.run_folder import commands_of, read_settings, writing
-from oncequant.runs import device_of, family_of_run, outdated_exports
+from oncequant.runs import family_of_run, outdated_exports
 from oncequant.search import SEARCHERS, BudgetOptions
 from oncequant.search.measurements import all_costs
+from oncequant.settings import device_of, space_of_all_bits
 from oncequant.train import TrainingOptions
 
 
@@ -157,7 +158,7 @@ def evaluate(options: Evaluate) -> None:
     """`oncequant evaluate`."""
     cfg, found = _open(options.source)
     of = options.evaluate
-    print(json.dumps(runs.evaluate(cfg, found, of.arch, of.stage, of.split)))
+    print(json.dumps(runs.evaluate_run(cfg, found, of.arch, of.stage, of.split)))
 
 
 def export(options: Export) -> None:
@@ -184,7 +185,7 @@ def cost(options: Cost) -> None:
     """`oncequant cost`."""
     lines = sys.stdin if options.archs == "-" else Path(options.archs).read_text().splitlines()
     wanted = {name: value for name, value in vars(options).items() if name != "archs"}
-    space, default = runs.space_of_all_bits(**wanted)
+    space, default = space_of_all_bits(**wanted)
     for number, line in enumerate(lines, start=1):
         if line.strip():
             try:

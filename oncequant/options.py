@@ -17,16 +17,15 @@ from oncequant.arch import FLOAT_BITS
 from oncequant.cost import COSTS
 from oncequant.export.formats import FORMATS
 from oncequant.files import FileError
-from oncequant.methods import METHODS, baselines
+from oncequant.methods import DEFAULT_METHOD, METHODS, baselines
 from oncequant.models import FAMILIES
 from oncequant.parser import Groups, field_names, merged, one_line
 from oncequant.quantizers import WEIGHT_QUANTIZERS
 from oncequant.run_folder import read_settings
-from oncequant.runs import DataOptions, Device, ModelOptions, presets_of
 from oncequant.search import SEARCHERS, BudgetOptions
+from oncequant.settings import DataOptions, Device, ModelOptions, presets_of
 from oncequant.train import TrainingOptions
 
-DEFAULT = next(iter(METHODS))
 RunFolder = Annotated[Path, tyro.conf.Positional]
 DESCRIPTION = "Train one quantization-aware supernet on your images; deploy compact 4/3/2-bit networks for any budget."
 
@@ -210,7 +209,7 @@ COMMANDS = {
     "report": Report, "cost": Cost, "info": Info,
 }  # fmt: skip
 CHOICES = {
-    "preset": tuple(presets_of(DEFAULT)), "searcher": tuple(SEARCHERS), "front": tuple(COSTS),
+    "preset": tuple(presets_of(DEFAULT_METHOD)), "searcher": tuple(SEARCHERS), "front": tuple(COSTS),
     "weight_quantizer": tuple(WEIGHT_QUANTIZERS), "formats": tuple(FORMATS),
 }  # fmt: skip
 
@@ -240,11 +239,11 @@ def parse(words: Sequence[str]) -> Any:
 
 def _parse_training(command: str, words: Sequence[str]) -> Run | Train:
     """`run` and `train`, with the options of a method: the first of METHODS unless the first word is another."""
-    name = DEFAULT
+    name = DEFAULT_METHOD
     if words and not words[0].startswith("-"):
         name, *words = words
         if name not in METHODS:
-            _exit(f"there is no method {name!r}; there are {', '.join(METHODS)}: `oncequant {command} {DEFAULT}`")
+            _exit(f"there is no method {name!r}; there are {', '.join(METHODS)}")
     method = METHODS[name]
     parts = dict(data=DataOptions, model=ModelOptions, training=method.Config, machine=Machine)
     if command == "run":
@@ -276,8 +275,9 @@ def _refuse_old_spellings(command: str, words: Sequence[str]) -> None:
     """Say how options are written that older versions spelled otherwise."""
     for word, following in zip(words, [*words[1:], ""]):
         if word.partition("=")[0] == "--method":
-            method = word.partition("=")[2] or following
-            _exit(f"the method is a word: write `oncequant {command} {method if method in METHODS else DEFAULT}`")
+            given = word.partition("=")[2] or following
+            method = given if given in METHODS else DEFAULT_METHOD
+            _exit(f"the method is a word: write `oncequant {command} {method}`")
         if old := re.fullmatch(rf"--({'|'.join(METHODS)})[.]([^=]+)(=.*)?", word):
             _exit(f"options of a method have no prefix: write `oncequant {command} {old[1]} --{old[2]}`")
 

@@ -6,130 +6,38 @@ Nothing here prints results or knows of options' spelling; messages to the user 
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from oncequant import distributed
-from oncequant.arch import FLOAT_BITS, Arch
+from oncequant.arch import Arch
 from oncequant.checkpoint import load_supernet
+from oncequant.cost import Budget
 from oncequant.data import Data, Split, check_images, eval_batches, native_size
 from oncequant.data.sources import is_read
 from oncequant.evaluate import measure
 from oncequant.export.formats import FORMATS
-from oncequant.family import NetworkConfig
 from oncequant.files import FileError
-from oncequant.methods import METHODS, method_of
-from oncequant.models import PRESETS, family_of, space_of
+from oncequant.methods import DEFAULT_METHOD, METHODS, method_of
+from oncequant.models import PRESETS, family_of
 from oncequant.network import Network
 from oncequant.progress import console
 from oncequant.records import Export, Member, read_records
-from oncequant.run_folder import Run, RunSettings, check_fingerprint, create_run, read_settings
+from oncequant.run_folder import Run, RunSettings, check_fingerprint, create_run, read_settings, writing
 from oncequant.search import BudgetOptions
 from oncequant.search.family import Pick, record_family
 from oncequant.search.measurements import all_costs
-from oncequant.space import SearchSpace
+from oncequant.settings import DataOptions, Device, ModelOptions, device_of, presets_of, suited
 from oncequant.train import TrainingOptions, check_shares
 
-Device = Literal["auto", "cpu", "cuda"]
-
-
-@dataclass(frozen=True)
-class DataOptions:
-    """Which images a run has, and where its folder is."""
-
-    data: str = "digits"
-    """digits (bundled), a folder of class folders, a folder of Hugging Face parquet files, or a hub name."""
-    run: Path | None = None
-    """Folder of this run; default runs/<data>, for other methods than oqat runs/<data>-<method>."""
-    validation_fraction: float = 0.15
-    """Part of the training images held out for search, if there is no validation split."""
-    test_fraction: float = 0.2
-    """Part of the images held out for the final test, if there is no test split."""
-    flip: bool | None = None
-    """Mirror training images at random; default yes, no for digits."""
-    max_train: int | None = None
-    """Use only so many training images (a fixed random subset)."""
-    resident_gib: float = 2.0
-    """Decoded images are kept in memory up to this size; larger sets are decoded by worker processes as they are
-    needed, and training images are cropped and scaled at random."""
-
-
-@dataclass(frozen=True)
-class ModelOptions:
-    """The network. Options left at None keep the preset's value."""
-
-    preset: str = "auto"
-    """Kind and size of the networks; auto takes one that suits the method and the size of the images."""
-    width: float = 1.0
-    """Multiplies all channel counts (rounded to multiples of 8)."""
-    resolutions: tuple[int, ...] | None = None
-    """Input resolutions in pixels, for example 24 28 32."""
-    depths: tuple[int, ...] | None = None
-    """Blocks per stage to choose from."""
-    kernel_sizes: tuple[int, ...] | None = None
-    """Kernel sizes to choose from (odd)."""
-    expand_ratios: tuple[int, ...] | None = None
-    """Expand ratios to choose from."""
-    edge_bits: Literal[8, 32] = 8
-    """First convolution and classifier of quantized networks; 32 leaves them in float, as the paper."""
-    se_bits: Literal[8, 32] = 8
-    """Squeeze-and-excite of quantized networks; 32 leaves it in float, as the paper."""
-    signed_activations: bool = True
-    """Signed grid after linear bottlenecks; without, it clips at zero, as the official code."""
-    weight_quantizer: str | None = None
-    """Quantizer of weights; default lsq, learned step sizes."""
-
-    def config(self, preset: str, num_classes: int, channels: int) -> NetworkConfig:
-        """Configuration of a preset for a data set. Raises ValueError if an option is given that its family lacks."""
-        base = PRESETS[preset]
-        known, given = {field.name for field in fields(base)}, {}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name in known and value is not None:
-                given[field.name] = tuple(sorted(value)) if isinstance(value, tuple) else value
-            elif field.name not in known and value != field.default and field.name != "preset":
-                raise ValueError(f"{field.name} is not an option of {family_of(base)} networks (preset {preset})")
-        return replace(base, num_classes=num_classes, image_channels=channels, **given)
-
-
-def presets_of(method: str) -> dict[str, NetworkConfig]:
-    """The presets that a method can train, by name."""
-    families = METHODS[method].families
-    return {name: config for name, config in PRESETS.items() if family_of(config) in families}
-
-
-def device_of(name: Device) -> torch.device:
-    """The device of a name; auto takes a GPU if there is one. Raises ValueError if there is none."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device cuda: this machine has no usable GPU; use cpu or auto")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+# -- making and opening
 
 
 def called_as() -> str:
     """The command that this process was started with."""
     program = Path(sys.argv[0]).name if sys.argv[0] else "python"
     return shlex.join(["oncequant" if program in ("__main__.py", "oncequant") else program, *sys.argv[1:]])
-
-
-def space_of_all_bits(
-    preset: str, width: float, bits: int, edge_bits: int, se_bits: int, num_classes: int | None
-) -> tuple[SearchSpace, dict[str, int]]:
-    """The space of a preset in which every bit-width can be chosen, also of the edges; and, by choice, the bit-widths
-    that an architecture has which does not name them. Raises ValueError if a bit-width is none of 1 to 8 and 32."""
-    base, every = PRESETS[preset], tuple(sorted({*range(1, 9), FLOAT_BITS}))
-    known = {field.name for field in fields(base)}
-    own = {name: value for name, value in dict(width=width, se_bits=se_bits).items() if name in known}
-    config = replace(base, num_classes=num_classes or base.num_classes, weight_bits=every, act_bits=every, **own)
-    space = space_of(config)
-    edges = {f"{layer}.{what}_bits": edge_bits for layer in ("stem", "classifier") for what in ("weight", "act")}
-    space = replace(space, choices={**space.choices, **{name: every for name in edges}})
-    return space, {name: bits for name in space.choices if name.endswith("_bits")} | edges
-
-
-# -- making and opening
 
 
 def prepare(
@@ -145,26 +53,19 @@ def prepare(
     `search` below the cheapest subnet, broken images. Returns the options of the method as the folder keeps them, and
     the run. Raises ValueError (with BudgetError and DataError) and FileError; nothing is written then.
     """
-    where, options = where or DataOptions(), options or ModelOptions()
-    name, device_used = method_of(cfg), device_of(device)
-    method, presets = METHODS[name], presets_of(name)
-    cfg = method.Config.from_json(cfg.to_json())
-    source, preset = Path(where.data), options.preset
+    where, options, device_used = where or DataOptions(), options or ModelOptions(), device_of(device)
+    name, source = method_of(cfg), Path(where.data)
     is_place = where.data != "digits" and source.exists()
-    folder = where.run or Path("runs") / f"{_stem(source)}{'' if name == 'oqat' else f'-{name}'}"
+    folder = where.run or Path("runs") / f"{_stem(source)}{'' if name == DEFAULT_METHOD else f'-{name}'}"
     if is_place and is_read(source.resolve(), folder.resolve()):
         raise ValueError(f"{folder}: this run folder would lie among the images of {where.data}; give another --run")
-    if preset not in ("auto", *presets):
-        raise ValueError(f"preset {preset} does not fit {name}, which has {', '.join(presets)}")
-    adapts = preset == "auto" or len(presets[preset].resolutions) == 1
-    pixels = native_size(where.data) if adapts else 0
-    preset = method.preset(pixels) if preset == "auto" else preset
-    if presets[preset].resolutions == (32,) and not options.resolutions:  # smaller images need no more
-        options = replace(options, resolutions=(min(32, max(8, pixels)),))
+    known = presets_of(name).get(options.preset)
+    pixels = native_size(where.data) if known is None or len(known.resolutions) == 1 else 0
+    options = suited(name, options, pixels)
     settings = RunSettings(
         data=str(source.resolve()) if is_place else where.data,  # a folder is found from anywhere
-        preset=preset,
-        model=options.config(preset, 2, 1),  # for its resolution; classes and channels are known with the images
+        preset=options.preset,
+        model=options.config(2, 1),  # for its resolution; classes and channels are known with the images
         method=name,
         method_config=cfg.to_json(),
         seed=cfg.seed,
@@ -175,18 +76,51 @@ def prepare(
         resident_gib=where.resident_gib,
     )
     data = settings.load_data(device_used)
+    run = _begin(settings, options, data, folder, search)
+    _tell(data, options.preset, pixels, folder)
+    return _config(folder, settings), run
+
+
+def new_run(
+    cfg: TrainingOptions,
+    data: Data,
+    folder: Path | str,
+    preset: str = "auto",
+    search: BudgetOptions | None = None,
+    **network: Any,
+) -> Run:
+    """Make the folder of a run on loaded images, or go on with the one that is there; nothing is trained yet.
+
+    `network` are the options of the network that differ from the preset's, the fields of ModelOptions: `width=0.5`.
+    Whatever can be refused is refused here, with budgets of a later `search` too. Raises ValueError (with BudgetError
+    and DataError) and FileError; nothing is written then.
+    """
+    name = method_of(cfg)
+    options = suited(name, ModelOptions(preset, **network), data.size)
+    model = options.config(2, 1)
+    if max(model.resolutions) > data.size:
+        raise ValueError(f"resolutions {model.resolutions}: load the images with size {max(model.resolutions)}")
+    settings = RunSettings(
+        data.name, options.preset, model, name, cfg.to_json(), cfg.seed, 0.15, 0.2, data.flip, max_train=None
+    )
+    return _begin(settings, options, data, Path(folder), search)
+
+
+def _begin(settings: RunSettings, options: ModelOptions, data: Data, folder: Path, search: BudgetOptions | None) -> Run:
+    """Check what can be checked before training, and write run.json if there is none."""
+    method = METHODS[settings.method]
+    cfg = _config(folder, settings)
     if not all((folder / f"{stage}.safetensors").exists() for stage in method.stages(cfg)):
         for images in cfg.parts(len(data.train)):
             check_shares(cfg.batch_size, images)
-    settings = replace(settings, model=options.config(preset, len(data.classes), data.channels))
+    settings = replace(settings, model=options.config(len(data.classes), data.channels))
     method.check(cfg, search or method.SearchOptions(), settings.model)
     if distributed.from_main((folder / "run.json").exists):
-        _config(folder, read_settings(folder))  # its options must still be there
+        read_config(folder)  # its options must still be there
     else:
         check_images(data)
     distributed.from_main(lambda: create_run(folder, settings, data, called_as()))
-    _tell(data, preset, pixels, folder)
-    return cfg, Run(folder, settings.model, data)
+    return Run(folder, settings.model, data)
 
 
 def _stem(source: Path) -> str:
@@ -214,15 +148,22 @@ def _tell(data: Data, preset: str, pixels: int, folder: Path) -> None:
         )
 
 
-def open_run(folder: Path, data: str | None = None, device: Device = "auto") -> tuple[TrainingOptions, Run]:
-    """The method's options and the run of a folder; `data` says where its images are now, if they have moved.
+def open_run(
+    folder: Path | str, data: str | Data | None = None, device: Device = "auto"
+) -> tuple[TrainingOptions, Run]:
+    """The method's options and the run of a folder; `data` says where its images are now, if they have moved, or is the
+    loaded images themselves.
 
     Raises FileError if it is no run folder, of a version whose options are no more, or if the images have changed;
     DataError if they cannot be read.
     """
+    folder = Path(folder)
     settings = read_settings(folder)
     cfg = _config(folder, settings)
-    images = replace(settings, data=data or settings.data).load_data(device_of(device))
+    if isinstance(data, Data):
+        images = data
+    else:
+        images = replace(settings, data=data or settings.data).load_data(device_of(device))
     check_fingerprint(folder, images)
     return cfg, Run(folder, settings.model, images)
 
@@ -241,6 +182,56 @@ def read_config(folder: Path) -> tuple[str, TrainingOptions]:
     """Name and options of the method of a run folder, without its images. Raises FileError as `open_run`."""
     settings = read_settings(folder)
     return settings.method, _config(folder, settings)
+
+
+# -- what is done with a run
+
+
+def train_run(cfg: TrainingOptions, run: Run) -> None:
+    """Train every stage of the method that `cfg` belongs to, as far as it is not trained yet.
+
+    Killed at any time, the same call goes on where it stopped. Raises TrainingError if a loss is not finite, FileError
+    if the folder is damaged or another command works in it.
+    """
+    with writing(run.folder, called_as(), run.data.device):
+        METHODS[method_of(cfg)].train(cfg, run.model, run.data, run.folder)
+
+
+def search_run(cfg: TrainingOptions, run: Run, budgets: Sequence[Budget | str] = (), **options: Any) -> list[Member]:
+    """Choose subnets of a trained run, without training: under budgets such as "bitops<=20M" the most accurate, else
+    a few along the front of accuracy and cost. `options` are other fields of the method's SearchOptions.
+
+    Returns the members, which `family.json` keeps too, with accuracies (0 to 1) on validation and test images. Raises
+    BudgetError if no subnet is within the budgets, ValueError for a malformed one, FileError if a stage is missing.
+    """
+    method = METHODS[method_of(cfg)]
+    bounds = tuple(Budget.parse(budget) if isinstance(budget, str) else budget for budget in budgets)
+    with writing(run.folder, called_as(), run.data.device):
+        return method.choose(cfg, method.SearchOptions(budgets=bounds, **options), run.data, run.folder)
+
+
+def export_run(
+    cfg: TrainingOptions,
+    run: Run,
+    names: Sequence[str] = (),
+    stage: str | None = None,
+    formats: Sequence[str] = tuple(FORMATS),
+) -> list[Export]:
+    """Export chosen subnets, by default all, to folders of `run.folder / "exports"`, and verify the files.
+
+    Names and `stage` as for `export_members`, formats those of FORMATS. Returns a record for each subnet with sizes in
+    bytes, accuracies (0 to 1) and milliseconds; its `problems` say what is wrong with the files. Raises ValueError for
+    unknown names.
+    """
+    with writing(run.folder, called_as(), run.data.device):
+        return export_members(cfg, run, names, stage, formats)
+
+
+def report_run(run: Run) -> Path:
+    """Write the report of a run, a page that works offline, pictures and tables; returns it. Raises ReportError."""
+    from oncequant.report import write_report
+
+    return write_report(run.folder)
 
 
 # -- subnets of a run
@@ -285,7 +276,7 @@ def subnet(cfg: TrainingOptions, run: Run, text: str, stage: str | None = None) 
     return stage, supernet, supernet.space.complete(values)
 
 
-def evaluate(
+def evaluate_run(
     cfg: TrainingOptions,
     run: Run,
     arch: str,

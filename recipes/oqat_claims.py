@@ -30,8 +30,8 @@ from oncequant.files import read_json, write_json
 from oncequant.methods import oqat
 from oncequant.models import build_network, space_of
 from oncequant.network import Network
-from oncequant.run_folder import RunSettings, device_name, preset_for
-from oncequant.runs import ModelOptions
+from oncequant.run_folder import RunSettings, device_name
+from oncequant.settings import ModelOptions, suited
 from oncequant.train import Schedule
 
 
@@ -57,11 +57,12 @@ def main(options: Options) -> None:
     if options.summarise:
         return summarise(options.out, options.summarise)
     cfg = replace(options.training, bit_schedule=(4, 3, 2))
-    preset = options.model.preset if options.model.preset != "auto" else preset_for(native_size(options.data))
-    model = options.model.config(preset, 2, 1)
+    network = suited("oqat", options.model, native_size(options.data))
+    preset = network.preset
+    model = network.config(2, 1)
     settings = RunSettings(options.data, preset, model, "oqat", {}, cfg.seed, 0.15, 0.2, None, options.max_train)
     data = settings.load_data("cpu")
-    model = options.model.config(preset, len(data.classes), data.channels)
+    model = network.config(len(data.classes), data.channels)
     out = options.out / f"seed{cfg.seed}"
     out.mkdir(parents=True, exist_ok=True)
 

@@ -25,10 +25,8 @@ from oncequant.data import calibration_batches, eval_batches, load_data, native_
 from oncequant.evaluate import measure
 from oncequant.files import read_json, write_json
 from oncequant.methods import oqat
-from oncequant.models.mobilenet_v3 import PRESETS
-from oncequant.run_folder import preset_for
-from oncequant.runs import ModelOptions
 from oncequant.search.measurements import all_costs
+from oncequant.settings import ModelOptions, suited
 
 CHANGES_OF_THE_NETWORK = {
     "unsigned": {"signed_activations": False},
@@ -57,10 +55,9 @@ def main(options: Options) -> None:
     if options.summarise:
         return summarise(options.out, options.summarise)
     cfg = options.training
-    preset = options.model.preset if options.model.preset != "auto" else preset_for(native_size(options.data))
-    resolutions = options.model.resolutions or PRESETS[preset].resolutions
-    data = load_data(options.data, size=max(resolutions), seed=cfg.seed)
-    base = options.model.config(preset, len(data.classes), data.channels)
+    network = suited("oqat", options.model, native_size(options.data))
+    data = load_data(options.data, size=max(network.config(2, 1).resolutions), seed=cfg.seed)
+    base = network.config(len(data.classes), data.channels)
     calibration = calibration_batches(data, cfg.calibration_images, 250, cfg.seed)
     test = list(eval_batches(data, data.test))
     rows = []

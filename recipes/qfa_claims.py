@@ -34,9 +34,9 @@ from oncequant.methods import qfa
 from oncequant.models import build_network, extract_subnet
 from oncequant.models.mobilenet_v3 import MobileNetV3Config
 from oncequant.network import Network
-from oncequant.run_folder import RunSettings, device_name, preset_for
-from oncequant.runs import ModelOptions
+from oncequant.run_folder import RunSettings, device_name
 from oncequant.sandwich import train_supernet
+from oncequant.settings import ModelOptions, suited
 from oncequant.train import TrainingError
 
 VARIANTS = {  # changes of the paper's training, whose offsets are learned to the end
@@ -81,11 +81,12 @@ def main(options: Options) -> None:
     if options.summarise:
         return summarise(options.out, options.part, options.summarise)
     base = replace(options.training, learned_offsets=1.0)
-    preset = options.model.preset if options.model.preset != "auto" else preset_for(native_size(options.data))
-    model = options.model.config(preset, 2, 1)
+    network = suited("qfa", options.model, native_size(options.data))
+    preset = network.preset
+    model = network.config(2, 1)
     settings = RunSettings(options.data, preset, model, "qfa", {}, base.seed, 0.15, 0.2, None, options.max_train)
     data = settings.load_data("cpu")
-    model = options.model.config(preset, len(data.classes), data.channels)
+    model = network.config(len(data.classes), data.channels)
     out = options.out / f"seed{base.seed}"
     for name, changes in VARIANTS[options.part].items():
         if options.only and name not in options.only:

@@ -32,7 +32,8 @@ LAYERS = [  # a module may import modules of lines above it, and of its own pack
     {"export"},
     {"report"},
     {"methods"},
-    {"runs", "parser"},
+    {"settings", "parser"},
+    {"runs"},
     {"options"},
     {"cli"},
     {"__main__"},
@@ -117,7 +118,7 @@ def test_no_attribute_of_a_module_is_set_from_outside():
 
 def test_families_are_named_in_models_only():
     """Methods, search, report and commands serve every family without knowing its name."""
-    for place in ("methods", "search", "report", "export", "runs", "parser", "options", "cli"):
+    for place in ("methods", "search", "report", "export", "settings", "runs", "parser", "options", "cli"):
         for path in sorted((ROOT / "oncequant").glob(f"{place}*")):
             for file in [path] if path.is_file() else path.rglob("*.py"):
                 assert not re.search("MobileNetV3|ResNet", file.read_text()), file
@@ -165,19 +166,40 @@ def test_every_readme_command_parses(monkeypatch):
 
 
 def test_readme_python_example_runs(tmp_path, monkeypatch):
-    """As printed, but with fewer steps and a narrower network."""
+    """As printed, but with fewer steps and measurements and a narrower network."""
     import numpy as np
+    import torch
 
-    code = re.search(r"^```python\n(.*?)^network = ", README, re.MULTILINE | re.DOTALL)[1]
-    quick = "oqat.Config(bit_schedule=(4,), epochs=1, float_epochs=1, min_steps=2, calibration_images=16)"
-    code = code.replace("oqat.Config()", quick).replace("SearchOptions()", "SearchOptions(evaluations=3)")
-    code = code.replace('replace(PRESETS["cifar"], ', 'replace(PRESETS["cifar"], width=0.25, depths=(1, 2), ')
+    code = re.search(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)[1]
+    assert re.findall("^.*import .*$", code, re.MULTILINE) == ["import oncequant as oq"]
+    quick = "bit_schedule=(4,), epochs=1, float_epochs=1, min_steps=2, calibration_images=16)"
+    changes = {
+        "bit_schedule=(4, 2))": quick,
+        'preset="cifar")': 'preset="cifar", width=0.25, depths=(1, 2))',
+        '"bitops<=20M"])': '"bitops<=20M"], evaluations=3)',
+    }
+    for words, others in changes.items():
+        assert words in code
+        code = code.replace(words, others)
     rng = np.random.default_rng(0)
     dataset = [(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8), i % 2) for i in range(40)]
     monkeypatch.chdir(tmp_path)
     names = {"my_torch_dataset": dataset}
     exec(code, names)
     assert {member.stage for member in names["family"]} == {"float", "4bit"}
+    assert not any(export.problems for export in names["files"]) and isinstance(names["network"], torch.nn.Module)
+
+
+PUBLIC = """
+import sys, oncequant
+assert "torch" not in sys.modules and len(oncequant.__all__) > 10
+for name in oncequant.__all__:
+    assert getattr(oncequant, name).__doc__, name
+"""
+
+
+def test_what_is_public_is_imported_when_it_is_used_and_has_a_docstring():
+    subprocess.run([sys.executable, "-c", PUBLIC], check=True)
 
 
 def test_a_short_run_on_digits_learns_and_is_small(tmp_path):

@@ -54,6 +54,7 @@ class Method(Protocol):
 
 
 METHODS: dict[str, Method] = {"oqat": oqat, "qfa": qfa, "dnas": dnas}
+DEFAULT_METHOD = "oqat"
 
 
 def method_of(cfg: TrainingOptions) -> str:

@@ -1,0 +1,114 @@
+"""What a run is made of, as options: its images, its network, its device; and the presets of each method."""
+
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from oncequant.arch import FLOAT_BITS
+from oncequant.family import NetworkConfig
+from oncequant.methods import METHODS
+from oncequant.models import PRESETS, family_of, space_of
+from oncequant.space import SearchSpace
+
+Device = Literal["auto", "cpu", "cuda"]
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Which images a run has, and where its folder is."""
+
+    data: str = "digits"
+    """digits (bundled), a folder of class folders, a folder of Hugging Face parquet files, or a hub name."""
+    run: Path | None = None
+    """Folder of this run; default runs/<data>, for other methods than oqat runs/<data>-<method>."""
+    validation_fraction: float = 0.15
+    """Part of the training images held out for search, if there is no validation split."""
+    test_fraction: float = 0.2
+    """Part of the images held out for the final test, if there is no test split."""
+    flip: bool | None = None
+    """Mirror training images at random; default yes, no for digits."""
+    max_train: int | None = None
+    """Use only so many training images (a fixed random subset)."""
+    resident_gib: float = 2.0
+    """Decoded images are kept in memory up to this size; larger sets are decoded by worker processes as they are
+    needed, and training images are cropped and scaled at random."""
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """The network. Options left at None keep the preset's value."""
+
+    preset: str = "auto"
+    """Kind and size of the networks; auto takes one that suits the method and the size of the images."""
+    width: float = 1.0
+    """Multiplies all channel counts (rounded to multiples of 8)."""
+    resolutions: tuple[int, ...] | None = None
+    """Input resolutions in pixels, for example 24 28 32."""
+    depths: tuple[int, ...] | None = None
+    """Blocks per stage to choose from."""
+    kernel_sizes: tuple[int, ...] | None = None
+    """Kernel sizes to choose from (odd)."""
+    expand_ratios: tuple[int, ...] | None = None
+    """Expand ratios to choose from."""
+    edge_bits: Literal[8, 32] = 8
+    """First convolution and classifier of quantized networks; 32 leaves them in float, as the paper."""
+    se_bits: Literal[8, 32] = 8
+    """Squeeze-and-excite of quantized networks; 32 leaves it in float, as the paper."""
+    signed_activations: bool = True
+    """Signed grid after linear bottlenecks; without, it clips at zero, as the official code."""
+    weight_quantizer: str | None = None
+    """Quantizer of weights; default lsq, learned step sizes."""
+
+    def config(self, num_classes: int, channels: int) -> NetworkConfig:
+        """Configuration for a data set. Raises ValueError if an option is given that the preset's family lacks."""
+        base = PRESETS[self.preset]
+        known, given = {field.name for field in fields(base)}, {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name in known and value is not None:
+                given[field.name] = tuple(sorted(value)) if isinstance(value, tuple) else value
+            elif field.name not in known and value != field.default and field.name != "preset":
+                raise ValueError(f"{field.name} is not an option of {family_of(base)} networks (preset {self.preset})")
+        return replace(base, num_classes=num_classes, image_channels=channels, **given)
+
+
+def presets_of(method: str) -> dict[str, NetworkConfig]:
+    """The presets that a method can train, by name."""
+    families = METHODS[method].families
+    return {name: config for name, config in PRESETS.items() if family_of(config) in families}
+
+
+def suited(method: str, options: ModelOptions, pixels: int) -> ModelOptions:
+    """The options with the preset that suits a method and images of `pixels`, where it is left open. A network of one
+    resolution, 32 px, gets that of smaller images. Raises ValueError if the method cannot train the preset."""
+    presets = presets_of(method)
+    if options.preset not in ("auto", *presets):
+        raise ValueError(f"preset {options.preset} does not fit {method}, which has {', '.join(presets)}")
+    preset = METHODS[method].preset(pixels) if options.preset == "auto" else options.preset
+    if presets[preset].resolutions == (32,) and not options.resolutions:
+        return replace(options, preset=preset, resolutions=(min(32, max(8, pixels)),))
+    return replace(options, preset=preset)
+
+
+def device_of(name: Device) -> torch.device:
+    """The device of a name; auto takes a GPU if there is one. Raises ValueError if there is none."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device cuda: this machine has no usable GPU; use cpu or auto")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def space_of_all_bits(
+    preset: str, width: float, bits: int, edge_bits: int, se_bits: int, num_classes: int | None
+) -> tuple[SearchSpace, dict[str, int]]:
+    """The space of a preset in which every bit-width can be chosen, also of the edges; and, by choice, the bit-widths
+    that an architecture has which does not name them. Raises ValueError if a bit-width is none of 1 to 8 and 32."""
+    base, every = PRESETS[preset], tuple(sorted({*range(1, 9), FLOAT_BITS}))
+    known = {field.name for field in fields(base)}
+    own = {name: value for name, value in dict(width=width, se_bits=se_bits).items() if name in known}
+    config = replace(base, num_classes=num_classes or base.num_classes, weight_bits=every, act_bits=every, **own)
+    space = space_of(config)
+    edges = {f"{layer}.{what}_bits": edge_bits for layer in ("stem", "classifier") for what in ("weight", "act")}
+    space = replace(space, choices={**space.choices, **{name: every for name in edges}})
+    return space, {name: bits for name in space.choices if name.endswith("_bits")} | edges
