@@ -55,6 +55,10 @@ class NetworkConfig(Protocol):
         """No layer is quantized."""
 
 
+def ungated(name: str) -> None:
+    """The gate of choices that matter always; a function with a name, since spaces are sent to other processes."""
+
+
 @dataclass(frozen=True)
 class Family:
     """A family of networks."""
@@ -68,7 +72,7 @@ class Family:
     """The choices of a configuration with their allowed values, ascending; `resolution` is always among them."""
     describe: Callable[[Any, Mapping[str, Number]], Plan]
     """The Plan of a configuration and values of its choices, see oncequant.plan."""
-    gate: Callable[[str], tuple[str, int] | None] = lambda name: None
+    gate: Callable[[str], tuple[str, int] | None] = ungated
     """Which choices matter when, see SearchSpace; by default always."""
 
     def space(self, config: NetworkConfig) -> SearchSpace:
