@@ -87,7 +87,7 @@ class TrainingOptions:
     checkpoint_seconds: float = 60.0
     """Time between checkpoints within a stage; 0 writes one every step."""
     seed: int = 0
-    """Of the splits, the initial weights and every random choice in training and search."""
+    """Of the splits, the initial weights and everything that training and search draw."""
 
     def __post_init__(self):
         """Refuse impossible options before any training."""

@@ -87,7 +87,7 @@ def judged(run: Path, options: Options) -> dict[tuple[str, int | None], tuple]:
     cfg, found_run = open_run(run, device="cpu")
     data, supernet = found_run.data, load_supernet(run, "mixed")
     space, memory = supernet.space, MeasurementFile(run / "predictor_claim.jsonl", "mixed")
-    wanted = qfa.sample_codes(space, np.random.default_rng([cfg.seed, 6]), options.measured)
+    wanted = qfa.learning_codes(space, np.random.default_rng([cfg.seed, 6]), options.measured)
     if len(memory.read()) < options.measured:
         measure_codes(supernet, memory, wanted, "claim", cfg.calibration(data), data)
     measured = {m.arch: m.top1 for m in memory.read()}

@@ -209,7 +209,7 @@ def test_a_killed_search_measures_the_same_again(trained, tmp_path, monkeypatch)
 def test_the_sample_is_uniform_and_the_official_mixture_in_turn():
     cfg = qfa.Config()
     _, space = qfa.mixed_precision(cfg, TINY)
-    codes = qfa.sample_codes(space, np.random.default_rng(0), 2000)
+    codes = qfa.learning_codes(space, np.random.default_rng(0), 2000)
     assert len(np.unique(codes, axis=0)) == 2000
     archs = [space.decode(row) for row in codes]
     assert all(space.complete(arch) == arch for arch in archs)
@@ -228,8 +228,8 @@ def test_the_sample_is_uniform_and_the_official_mixture_in_turn():
 @pytest.mark.parametrize("n", [30, 200, 500])
 def test_a_sample_is_the_beginning_of_a_larger_one(n):
     _, space = qfa.mixed_precision(qfa.Config(), TINY)
-    larger = qfa.sample_codes(space, np.random.default_rng(1), 500)
-    assert (qfa.sample_codes(space, np.random.default_rng(1), n) == larger[:n]).all()
+    larger = qfa.learning_codes(space, np.random.default_rng(1), 500)
+    assert (qfa.learning_codes(space, np.random.default_rng(1), n) == larger[:n]).all()
 
 
 def test_dominated_candidates_are_given_up(trained, tmp_path, monkeypatch):

@@ -1,6 +1,6 @@
 """Batches of images: augmented for training, plain for evaluation and calibration.
 
-Batches are augmented as a whole on the device, and every random choice is a function of (seed, epoch) or (seed, step),
+Batches are augmented as a whole on the device, and everything random is a function of (seed, epoch) or (seed, step),
 never of what ran before.
 """
 

@@ -34,7 +34,7 @@ def open_image(raw: Any) -> Image.Image:
         raise DataError(f"an image must be a PIL image, an array or a tensor, not {type(raw).__name__}")
     array = raw.detach().cpu().numpy() if isinstance(raw, Tensor) else raw
     if array.ndim == 3:
-        # Tensors are channels first and arrays channels last by custom; only 3 x 3 images leave the choice to custom.
+        # Tensors are channels first and arrays channels last by custom; only 3 x 3 images leave that to custom.
         first, last = array.shape[0] in (1, 3, 4), array.shape[-1] in (1, 3, 4)
         if first and (isinstance(raw, Tensor) or not last):
             array = array.transpose(1, 2, 0)

@@ -304,7 +304,7 @@ def _load(what: str, *args: Any, **kwargs: Any) -> dict[str, Records]:
 
 
 def _table(split: str, table: Any) -> Records:
-    """Find the image and the label column; a column called "label" settles a choice between several."""
+    """Find the image and the label column; a column called "label" is taken among several."""
     datasets = _datasets()
     features = table.features
     listing = f"the columns of the {split} split are " + ", ".join(f"{name!r}: {f}" for name, f in features.items())

@@ -113,7 +113,7 @@ class Data:
 
 
 def native_size(source: str | tuple) -> int:
-    """Median shorter side, in pixels, of a sample of 64 training images (headers only).
+    """Median shorter side, in pixels, of 64 training images (headers only).
 
     Raises `DataError` if the source cannot be opened."""
     records = open_source(source).splits["train"]

@@ -14,7 +14,7 @@ from oncequant.train import TrainingOptions
 
 
 class Method(Protocol):
-    """What a method is to the rest of the program: a module (or another value) with these members.
+    """What a method is to the rest of the program: a module (or another value) with what follows.
 
     A *stage* is one network to train; it becomes `<stage>.safetensors` of the run folder.
     """

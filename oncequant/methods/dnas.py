@@ -391,8 +391,8 @@ def choose(cfg: Config, options: SearchOptions, data: Data, run_dir: Path) -> li
     """Choose among the trained samples: MA, the most accurate on the validation images, and ME, the most efficient,
     the cheapest that loses at most `tolerance` against the float network, or if none does, against MA.
 
-    With budgets: the most accurate sample within them; raises BudgetError if none is. The choice, with its test
-    accuracy, is added to `family.json` and returned.
+    With budgets: the most accurate sample within them; raises BudgetError if none is. The members, with their
+    test accuracies, are added to `family.json` and returned.
     """
     teacher, supernet = (load_supernet(run_dir, stage, data.device) for stage in ("float", "search"))
     calibration, space = cfg.calibration(data), supernet.space

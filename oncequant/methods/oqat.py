@@ -158,9 +158,9 @@ def choose(cfg: Config, options: SearchOptions, data: Data, run_dir: Path) -> li
     """Choose subnets of every bit-width by measured validation accuracy, without retraining.
 
     Under budgets the most accurate subnet of each bit-width; without, three along its Pareto front (S, M, L), as the
-    paper's OQATNets. Works on the stages trained so far. Measurements append to `measurements.jsonl`; the choice is
-    added to `family.json` with its test accuracy, and returned. Bit-widths too large for the budgets are left out.
-    Raises BudgetError before any measurement if all are, FileError if no stage is trained.
+    paper's OQATNets. Works on the stages trained so far. Measurements append to `measurements.jsonl`. The
+    members are added to `family.json` with their test accuracies, and returned. Bit-widths too large for the budgets
+    are left out. Raises BudgetError before any measurement if all are, FileError if no stage is trained.
     """
     trained = distributed.from_main(lambda: [s for s in stages(cfg) if (run_dir / f"{s}.safetensors").exists()])
     supernets = {stage: load_supernet(run_dir, stage, data.device) for stage in trained or stages(cfg)[:1]}

@@ -37,7 +37,7 @@ from oncequant.records import Member, read_records
 from oncequant.run_folder import preset_for
 from oncequant.sandwich import own_rng, pass_of_step, sandwich_training, train_supernet
 from oncequant.search import BudgetOptions, FrontOptions, PredictedOptions
-from oncequant.search.bits import bit_choices, open_bits, sample_codes, with_uniform_bits
+from oncequant.search.bits import bit_choices, learning_codes, open_bits, with_uniform_bits
 from oncequant.search.budget import check_reachable
 from oncequant.search.family import (
     Pick,
@@ -46,7 +46,7 @@ from oncequant.search.family import (
     record_family,
     search_by_measuring,
 )
-from oncequant.search.fronts import learned_from, measure_predicted
+from oncequant.search.fronts import LEARNING, learned_from, measure_predicted
 from oncequant.search.measurements import MeasurementFile
 from oncequant.search.predictor import LEAST_PAIRS
 from oncequant.space import SearchSpace
@@ -338,11 +338,11 @@ def check_evaluations(options: SearchOptions) -> None:
 def choose(cfg: Config, options: SearchOptions, data: Data, run_dir: Path) -> list[Member]:
     """Choose subnets of a trained supernet, without retraining.
 
-    Without budgets: measure a sample of subnets on the validation images, fit the accuracy predictor, find its front by
+    Without budgets: measure some subnets on the validation images, fit the accuracy predictor, find its front by
     NSGA-II, measure that and the fronts of uniform bit-widths, and choose three members (S, M, L). With budgets and a
     predictor from before: the most accurate subnet within them, in seconds. A `searcher` leaves the predictor out.
-    Everything measured appends to `measurements.jsonl`; the choice, with its test accuracy, is added to `family.json`
-    and returned. Raises BudgetError before any measurement if a budget cannot be met.
+    Everything measured appends to `measurements.jsonl`. The members are added to `family.json` with their test
+    accuracies, and returned. Raises BudgetError before any measurement if a budget cannot be met.
     """
     teacher, supernet = (load_supernet(run_dir, stage, data.device) for stage in ("float", "mixed"))
     space, calibration = supernet.space, cfg.calibration(data)
@@ -359,9 +359,9 @@ def choose(cfg: Config, options: SearchOptions, data: Data, run_dir: Path) -> li
         fit_again = not has_predictor or options.evaluations is not None  # the first search, or more to learn from
         if fit_again:
             check_evaluations(options)
-            sample = sample_codes(space, np.random.default_rng(cfg.seed), evaluations)
-            measure_codes(supernet, memory, sample, "sample", calibration, data)
-        learned = distributed.from_main(lambda: learned_from(memory, "sample" if fit_again else None))
+            codes = learning_codes(space, np.random.default_rng(cfg.seed), evaluations)
+            measure_codes(supernet, memory, codes, LEARNING, calibration, data)
+        learned = distributed.from_main(lambda: learned_from(memory, LEARNING if fit_again else None))
         predictor = measure_predicted(
             supernet, memory, cfg.bits, *wanted, options, path, calibration, data, cfg.seed, fit_again
         )

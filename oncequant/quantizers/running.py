@@ -1,4 +1,4 @@
-"""Moving averages of an activation's range, the usual choice for networks of one architecture; QFA's comparison."""
+"""Moving averages of an activation's range, the usual quantizer of networks of one architecture; QFA's comparison."""
 
 import math
 

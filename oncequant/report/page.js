@@ -286,7 +286,7 @@ function mixedTables() {
 function distributionTable() {
   const d = DATA.distribution, last = d.tables.at(-1);
   $("mixed").append(table(
-    `What the search learned: probability of each precision at its end (step ${d.times.at(-1)}). The mean entropy of a choice fell from ${
+    `What the search learned: probability of each pair of bit-widths at its end (step ${d.times.at(-1)}). The mean entropy of a choice fell from ${
       d.entropy[0].toFixed(2)} to ${d.entropy.at(-1).toFixed(2)} bits.`,
     ["Choice", ...d.candidates], d.choices.map((name, i) => [name, ...last[i].map((p) => percent(p, 0))])));
   picture("distribution", "How the distribution sharpened over the steps of the search.");

@@ -213,10 +213,10 @@ def bits_by_role(data: dict[str, Any], cost: int) -> list[dict[str, Any]]:
     return table
 
 
-# -- the distribution over precisions
+# -- the distribution over pairs of bit-widths
 
 
-def precision_label(value: int) -> str:
+def pair_label(value: int) -> str:
     """ "W4 A8" for 408, "W4" for float inputs."""
     weight_bits, act_bits = divmod(value, 100)
     if value == 0:
@@ -238,7 +238,7 @@ def sharpening(rows: Sequence[Distribution], space: SearchSpace | None) -> dict[
     entropy = -(tables * np.log2(tables.clip(1e-12))).sum(2).mean(1)
     return {
         "choices": [name.removesuffix(".precision") for name in names],
-        "candidates": [precision_label(value) for value in space.choices[names[0]]],
+        "candidates": [pair_label(value) for value in space.choices[names[0]]],
         "steps": [row.step for row in rows],
         "entropy": entropy.tolist(),
         "times": [rows[i].step for i in _moments(len(rows))],

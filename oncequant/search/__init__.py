@@ -51,7 +51,7 @@ class PredictedOptions:
     generations: int = 200
     """Generations of it; the published search has 500 and 1,000, half a minute for the imagenet space."""
     front_members: int = 24
-    """Members of the front of predicted accuracy that are measured, evenly along it; 0 measures all."""
+    """Subnets of the front of predicted accuracy that are measured, evenly along it; 0 measures all."""
 
     def __post_init__(self):
         """Refuse impossible numbers before any work."""

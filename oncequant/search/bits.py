@@ -1,4 +1,4 @@
-"""Mixed precision as choices of a space: one bit-width for all layers, and samples to learn a predictor from."""
+"""Mixed precision as choices of a space: one bit-width for all layers, and subnets to learn a predictor from."""
 
 from collections.abc import Mapping
 
@@ -7,7 +7,7 @@ import numpy as np
 from oncequant.arch import Arch
 from oncequant.space import SearchSpace
 
-DRAWN = 32  # architectures of a sample that are drawn at once
+DRAWN = 32  # architectures that are drawn at once
 
 
 def bit_choices(space: SearchSpace) -> list[str]:
@@ -26,12 +26,12 @@ def with_uniform_bits(space: SearchSpace, arch: Mapping[str, int], bits: int) ->
     return Arch({**arch, **{name: min(b for b in space.choices[name] if b >= bits) for name in names}})
 
 
-def sample_codes(space: SearchSpace, rng: np.random.Generator, n: int) -> np.ndarray:
+def learning_codes(space: SearchSpace, rng: np.random.Generator, n: int) -> np.ndarray:
     """`n` different architectures to learn the predictor from, (n, genes): uniform, and half of the official mixture.
 
     The mixture: with probability 0.4 the highest resolution, with 0.3 all blocks, with 0.3 one bit-width for all
     layers, independently; otherwise uniform. It covers the ends, where uniform draws of many choices never come. The
-    first rows of a larger sample are those of a smaller one, so that a sample can grow.
+    first rows for a larger `n` are those for a smaller one, so that there can be more later.
     """
     column = {name: i for i, name in enumerate(space.free)}
     found: dict[bytes, np.ndarray] = {}

@@ -1,4 +1,4 @@
-"""From a sample of measured subnets to measured fronts, by the accuracy predictor: the search of QFA."""
+"""From some measured subnets to measured fronts, by the accuracy predictor: the search of QFA."""
 
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -24,8 +24,9 @@ from oncequant.search.pareto import hypervolume
 from oncequant.search.predictor import AccuracyPredictor, fit_predictor, load_predictor, quality, save_predictor
 from oncequant.space import SearchSpace
 
-MEASURED_OF_UNIFORM = 6  # members of the predicted front of each uniform bit-width that are measured
+MEASURED_OF_UNIFORM = 6  # subnets of the predicted front of each uniform bit-width that are measured
 MEASURED_UNDER_BUDGET = 8
+LEARNING = "sample"  # name in measurements.jsonl of the subnets that the predictor learns from first
 
 
 def measure_predicted(
@@ -45,11 +46,11 @@ def measure_predicted(
 
     That is the front of error and cost, and those of the uniform bit-widths `bits`; with budgets the best within them.
 
-    With `fit_again` a predictor is fitted to the sample alone, so that a search that was killed measures the same
-    front again; otherwise it is that of `path`.
+    With `fit_again` a predictor is fitted to the LEARNING ones alone, so that a search that was killed measures the
+    same front again; otherwise it is that of `path`.
     """
     space = supernet.space
-    seen = distributed.from_main(lambda: pairs(memory, space, "sample" if fit_again else None))
+    seen = distributed.from_main(lambda: pairs(memory, space, LEARNING if fit_again else None))
     predictor = distributed.from_main(
         lambda: fit_predictor(space, *seen, seed=seed) if fit_again else load_predictor(path, space)[0]
     )
@@ -102,7 +103,7 @@ def keep_predictor(used: AccuracyPredictor, memory: MeasurementFile, path: Path,
     found = quality(space, *everything, seed=seed)
     save_predictor(path, fit_predictor(space, *everything, seed=seed), found)
     here = memory.read()
-    learned = {m.arch for m in here if m.searcher == "sample"}
+    learned = {m.arch for m in here if m.searcher == LEARNING}
     fronts = [m for m in here if m.searcher.startswith(("predicted", "uniform")) and m.arch not in learned]
     if cost is None or not fronts:
         return

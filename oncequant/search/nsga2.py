@@ -122,7 +122,7 @@ class Redraw(Mutation):
 
 
 class OnlyUnseen(DuplicateElimination):
-    """Drop offspring that equal another one, a member of the population, or anything seen before."""
+    """Drop offspring that equal another one, one of the population, or anything seen before."""
 
     def __init__(self, seen_before: Callable[[np.ndarray], bool] | None = None):
         super().__init__()

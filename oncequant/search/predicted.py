@@ -108,8 +108,8 @@ def first_population(
 ) -> np.ndarray:
     """`population` different architectures within the budgets, (n, genes); fewer only if there are no more.
 
-    Those of `own` (n, genes) that are within the budgets, a random choice if they are too many; the others cover the
-    range of log cost.
+    Those of `own` (n, genes) that are within the budgets, some of them at random if they are too many; the others
+    cover the range of log cost.
     """
     codes = rng.permutation(different(own[within(space, budgets, own)]))[:population]
     while missing := population - len(codes):
