@@ -1,5 +1,6 @@
 """What every family of networks promises; a new one joins FAMILIES and SMALL."""
 
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -81,6 +82,13 @@ def test_plans_are_complete_and_in_order(preset):
         assert computed == [name for name, spec in plan.layers.items() if spec.present]
         assert plan.nodes[-1].name == "classifier" and set(plan.last_reader) == known - {"classifier"}
         assert all(node.block in ("", node.name.removesuffix(".act").rpartition(".")[0]) for node in plan.nodes)
+
+
+@all_families
+def test_spaces_go_to_other_processes(family):
+    space = space_of(SMALL[family])
+    again = pickle.loads(pickle.dumps(space))
+    assert again.choices == space.choices and again.layers(again.largest()) == space.layers(space.largest())
 
 
 @all_families
