@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from oncequant.arch import FLOAT_PAIR as FLOAT
-from oncequant.calibrate import initialise_quantizers
 from oncequant.elastic import ElasticConv, Pass
+from oncequant.measure import initialise_quantizers
 from oncequant.methods.dnas import PRECISIONS
 from oncequant.models import build_network
 from oncequant.models.resnet import PRESETS

@@ -37,9 +37,9 @@ from torch.nn import functional as F
 
 from oncequant.allocator import keep_freed_memory
 from oncequant.arch import pair
-from oncequant.calibrate import initialise_quantizers
 from oncequant.elastic import Pass
 from oncequant.family import ElasticConfig, NetworkConfig, with_bits
+from oncequant.measure import initialise_quantizers
 from oncequant.methods import qfa
 from oncequant.models import PRESETS, build_network
 

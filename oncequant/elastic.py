@@ -252,7 +252,7 @@ class ElasticBatchNorm(nn.Module):
     """Batch norm over the first C channels of its parameters.
 
     Training uses the statistics of the batch and stores nothing; evaluation uses the stored ones, which belong to one
-    subnet, set by `oncequant.calibrate.calibrate`, unless the `Pass` says otherwise.
+    subnet, set by `oncequant.measure.calibrate`, unless the `Pass` says otherwise.
     """
 
     running_mean: Tensor

@@ -12,13 +12,12 @@ from typing import Any, Literal
 
 from oncequant import distributed
 from oncequant.arch import Arch
-from oncequant.checkpoint import load_supernet
 from oncequant.cost import Budget
-from oncequant.data import Data, Split, check_images, eval_batches, native_size
+from oncequant.data import Data, check_images, native_size
 from oncequant.data.sources import is_read
-from oncequant.evaluate import measure
 from oncequant.export.formats import FORMATS
 from oncequant.files import FileError
+from oncequant.measure import Judge
 from oncequant.methods import DEFAULT_METHOD, METHODS, method_of
 from oncequant.models import PRESETS, family_of
 from oncequant.network import Network
@@ -29,6 +28,7 @@ from oncequant.search import BudgetOptions
 from oncequant.search.family import Pick, record_family
 from oncequant.search.measurements import all_costs
 from oncequant.settings import DataOptions, Device, ModelOptions, device_of, presets_of, suited
+from oncequant.supernet_file import load_supernet
 from oncequant.train import TrainingOptions, check_shares
 
 # -- making and opening
@@ -285,9 +285,9 @@ def evaluate_run(
 ) -> dict[str, Any]:
     """Accuracy (0 to 1) and costs of one subnet, named as for `subnet`, on one of the splits."""
     stage, supernet, values = subnet(cfg, run, arch, stage)
-    images = getattr(run.data, split)
-    top1 = measure(supernet, values, cfg.calibration(run.data), eval_batches(run.data, images))
-    result = {"stage": stage, "split": split, "images": len(images), "top1": top1}
+    judge = Judge(run.data, cfg.calibration(run.data))
+    top1 = judge.test(supernet, values) if split == "test" else judge.validation(supernet, values)
+    result = {"stage": stage, "split": split, "images": len(getattr(run.data, split)), "top1": top1}
     return {**result, **all_costs(supernet.space, values)}
 
 
@@ -298,13 +298,10 @@ def add_member(cfg: TrainingOptions, run: Run, text: str, stage: str | None = No
     taken = [member for member in family_of_run(run.folder) if member.name == name and member.arch != brief]
     if taken or Path(text).stem in ("S", "M", "L", "max"):  # a search gives these names
         raise ValueError(f"{text}: {name} is the name of another subnet; rename the file")
-    calibration, widths = cfg.calibration(run.data), getattr(supernet.config, "weight_bits", ())
-
-    def top1(split: Split) -> float:
-        return measure(supernet, arch, calibration, eval_batches(run.data, split))
-
-    pick = Pick(name, stage, arch, top1(run.data.validation), widths[0] if len(widths) == 1 else None)
-    record_family(run.folder, [pick], {stage: supernet.space}, lambda _: top1(run.data.test), set())
+    judge, widths = Judge(run.data, cfg.calibration(run.data)), getattr(supernet.config, "weight_bits", ())
+    bits = widths[0] if len(widths) == 1 else None
+    pick = Pick(name, stage, arch, judge.validation(supernet, arch), bits)
+    record_family(run.folder, [pick], {stage: supernet.space}, lambda _: judge.test(supernet, arch), set())
     return name
 
 

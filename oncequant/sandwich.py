@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 from oncequant import distributed
 from oncequant.arch import Arch
-from oncequant.data import Data, eval_batches
+from oncequant.data import Data
 from oncequant.elastic import ALONE, Pass, SharedWeights
-from oncequant.evaluate import measure
+from oncequant.measure import Judge
 from oncequant.network import Network
 from oncequant.space import SearchSpace
 from oncequant.train import Schedule, StepFunction, fit
@@ -88,10 +88,10 @@ def train_supernet(
 
     A step trains these and `random_subnets`, by default as many as `cfg` says.
     """
-    calibration = cfg.calibration(data)
+    judge = Judge(data, cfg.calibration(data))
 
     def top1(arch: Arch) -> float:
-        return measure(supernet, arch, calibration, eval_batches(data, data.validation))
+        return judge.validation(supernet, arch)
 
     def evaluate() -> dict[str, float]:
         measured = distributed.shared_map(top1, ends or [supernet.space.largest(), supernet.space.smallest()])

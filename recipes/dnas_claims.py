@@ -24,13 +24,12 @@ import numpy as np
 import tyro
 from tables import over_seeds, publish
 
-from oncequant.alone import train_alone
 from oncequant.arch import pair as precision
-from oncequant.checkpoint import load_supernet
 from oncequant.cost import COSTS
 from oncequant.data import Data, eval_batches
-from oncequant.evaluate import measure
 from oncequant.files import read_json, write_csv, write_json
+from oncequant.from_scratch import train_alone
+from oncequant.measure import measure
 from oncequant.methods import dnas
 from oncequant.methods.baselines import training_images
 from oncequant.models import space_of
@@ -39,6 +38,7 @@ from oncequant.records import Sample, read_records
 from oncequant.run_folder import RunSettings, device_name
 from oncequant.search.budget import cost_batch
 from oncequant.search.pareto import pareto_front
+from oncequant.supernet_file import load_supernet
 
 UNIFORM = {"weight_bytes": [(1, 32), (2, 32), (3, 32), (4, 32)], "bitops": [(2, 2), (3, 3), (4, 4), (8, 8)]}
 

@@ -22,16 +22,16 @@ import tyro
 from tables import over_seeds, publish
 
 from oncequant.arch import Arch
-from oncequant.checkpoint import load_supernet
 from oncequant.data import calibration_batches, eval_batches, native_size
-from oncequant.evaluate import measure
 from oncequant.family import with_bits
 from oncequant.files import read_json, write_json
+from oncequant.measure import measure
 from oncequant.methods import oqat
 from oncequant.models import build_network, space_of
 from oncequant.network import Network
 from oncequant.run_folder import RunSettings, device_name
 from oncequant.settings import ModelOptions, suited
+from oncequant.supernet_file import load_supernet
 from oncequant.train import Schedule
 
 

@@ -20,13 +20,13 @@ import numpy as np
 import tyro
 from tables import over_seeds, publish
 
-from oncequant.checkpoint import load_supernet
 from oncequant.data import calibration_batches, eval_batches, load_data, native_size
-from oncequant.evaluate import measure
 from oncequant.files import read_json, write_json
+from oncequant.measure import measure
 from oncequant.methods import oqat
 from oncequant.search.measurements import all_costs
 from oncequant.settings import ModelOptions, suited
+from oncequant.supernet_file import load_supernet
 
 CHANGES_OF_THE_NETWORK = {
     "unsigned": {"signed_activations": False},

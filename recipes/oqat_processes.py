@@ -17,12 +17,12 @@ import numpy as np
 import tyro
 from tables import over_seeds, publish
 
-from oncequant.checkpoint import load_supernet
 from oncequant.data import eval_batches
-from oncequant.evaluate import measure
 from oncequant.files import read_json, write_json
+from oncequant.measure import measure
 from oncequant.methods import oqat
 from oncequant.runs import open_run
+from oncequant.supernet_file import load_supernet
 
 WAYS = {"shared": [], "independent": ["--independent-archs"]}
 

@@ -19,15 +19,15 @@ import tyro
 from tables import publish
 
 from oncequant.arch import Arch
-from oncequant.checkpoint import load_supernet
 from oncequant.data import eval_batches
-from oncequant.evaluate import measure
+from oncequant.measure import measure
 from oncequant.methods import oqat
 from oncequant.records import Measurement, read_records
 from oncequant.runs import open_run
 from oncequant.search import SEARCHERS
 from oncequant.search.measurements import MeasurementFile
 from oncequant.search.pareto import hypervolume, pareto_front
+from oncequant.supernet_file import load_supernet
 
 
 @dataclass(frozen=True)

@@ -26,10 +26,9 @@ import tyro
 from tables import over_seeds, publish
 
 from oncequant.arch import FLOAT_BITS, Arch
-from oncequant.checkpoint import load_supernet, save_supernet
 from oncequant.data import Data, eval_batches, native_size
-from oncequant.evaluate import accuracy, calibrated_subnet
 from oncequant.files import read_json, write_json
+from oncequant.measure import accuracy, calibrated_subnet
 from oncequant.methods import qfa
 from oncequant.models import build_network, extract_subnet
 from oncequant.models.mobilenet_v3 import MobileNetV3Config
@@ -37,6 +36,7 @@ from oncequant.network import Network
 from oncequant.run_folder import RunSettings, device_name
 from oncequant.sandwich import train_supernet
 from oncequant.settings import ModelOptions, suited
+from oncequant.supernet_file import load_supernet, save_supernet
 from oncequant.train import TrainingError
 
 VARIANTS = {  # changes of the paper's training, whose offsets are learned to the end

@@ -16,13 +16,13 @@ import tyro
 from tables import publish
 
 from oncequant.arch import Arch
-from oncequant.checkpoint import load_supernet
 from oncequant.data import eval_batches
-from oncequant.evaluate import measure
+from oncequant.measure import measure
 from oncequant.progress import track
 from oncequant.records import Measurement, read_records
 from oncequant.runs import open_run
 from oncequant.search.pareto import hypervolume, pareto_front
+from oncequant.supernet_file import load_supernet
 
 
 @dataclass(frozen=True)

@@ -32,14 +32,15 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tables import publish
 
-from oncequant.checkpoint import load_supernet
 from oncequant.cost import COSTS
+from oncequant.measure import Judge
 from oncequant.methods import qfa
 from oncequant.runs import open_run
 from oncequant.search.family import measure_codes
 from oncequant.search.measurements import MeasurementFile
 from oncequant.search.predictor import encode, fit_predictor, inputs, target_to_top1, top1_to_target
 from oncequant.space import SearchSpace
+from oncequant.supernet_file import load_supernet
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def judged(run: Path, options: Options) -> dict[tuple[str, int | None], tuple]:
     space, memory = supernet.space, MeasurementFile(run / "predictor_claim.jsonl", "mixed")
     wanted = qfa.learning_codes(space, np.random.default_rng([cfg.seed, 6]), options.measured)
     if len(memory.read()) < options.measured:
-        measure_codes(supernet, memory, wanted, "claim", cfg.calibration(data), data)
+        measure_codes(supernet, memory, wanted, "claim", Judge(data, cfg.calibration(data)))
     measured = {m.arch: m.top1 for m in memory.read()}
     codes = np.array([space.encode(space.complete(arch)) for arch in measured])
     top1, found = np.array(list(measured.values())), {}
@@ -99,7 +100,9 @@ def judged(run: Path, options: Options) -> dict[tuple[str, int | None], tuple]:
     first, on_test = divisions[0][: options.held_out], None
     if options.on_test:
         file = MeasurementFile(run / "predictor_claim_test.jsonl", "mixed")
-        measure_codes(supernet, file, codes[first], "test", cfg.calibration(data), replace(data, validation=data.test))
+        measure_codes(
+            supernet, file, codes[first], "test", Judge(replace(data, validation=data.test), cfg.calibration(data))
+        )
         by_arch = {m.arch: m.top1 for m in file.read()}
         on_test = np.array([by_arch[space.brief(space.decode(code))] for code in codes[first]])
     for size in [n for n in options.sizes if n <= len(top1) - options.held_out]:

@@ -8,9 +8,9 @@ import torch
 from sklearn.datasets import load_digits
 from torch.nn import functional as F
 
-from oncequant.calibrate import calibrate
 from oncequant.export.lower import lower
 from oncequant.family import with_bits
+from oncequant.measure import calibrate
 from oncequant.models import build_network, extract_subnet
 from oncequant.models.mobilenet_v3 import PRESETS
 from oncequant.network import elastic_layers

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import torch
 
-from oncequant.calibrate import initialise_quantizers
 from oncequant.data import load_data
 from oncequant.family import with_bits
 from oncequant.files import read_tensors
+from oncequant.measure import initialise_quantizers
 from oncequant.methods import oqat
 from oncequant.models import build_network
 from oncequant.models.mobilenet_v3 import PRESETS

@@ -12,10 +12,9 @@ from torch.testing import assert_close
 
 from oncequant import native
 from oncequant.arch import LayerSpec
-from oncequant.calibrate import _merged, calibrate, initialise_quantizers
 from oncequant.conv import batch_norm_statistics
 from oncequant.elastic import ElasticConv, Pass, Quantizers
-from oncequant.evaluate import accuracy, calibrated_subnet
+from oncequant.measure import _merged, accuracy, calibrate, calibrated_subnet, initialise_quantizers
 from oncequant.models import build_network, extract_subnet, space_of
 from oncequant.models.mobilenet_v3 import PRESETS
 from oncequant.network import elastic_layers

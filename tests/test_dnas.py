@@ -13,10 +13,9 @@ import pytest
 import torch
 from small_dnas import FAST, MODEL
 
-from oncequant import alone
+from oncequant import from_scratch
 from oncequant.arch import FLOAT_PAIR as FLOAT
 from oncequant.arch import SKIP
-from oncequant.checkpoint import load_supernet
 from oncequant.cost import COSTS, Budget
 from oncequant.data import load_data
 from oncequant.distributed import cores
@@ -27,6 +26,7 @@ from oncequant.models import build_network, space_of
 from oncequant.network import Network
 from oncequant.records import Sample, read_records
 from oncequant.search.budget import BudgetError
+from oncequant.supernet_file import load_supernet
 from oncequant.train import fit
 
 
@@ -109,7 +109,7 @@ def test_a_killed_search_goes_on_bit_for_bit(stage, run, digits, tmp_path, monke
         original(net, step_until, *arguments, stage=stage, **options)
 
     wanted = stage.rpartition("/")[2]
-    for module in (dnas, alone):
+    for module in (dnas, from_scratch):
         monkeypatch.setattr(module, "fit", killed)
     with pytest.raises(KeyboardInterrupt):
         dnas.train(cfg, MODEL, digits, tmp_path)
@@ -137,7 +137,7 @@ def test_every_network_starts_from_given_weights(digits, tmp_path):
     torch.save(state, tmp_path / "net.pth")
     cfg = dnas.Config(**FAST, init=str(tmp_path / "net.pth"))
     config = cfg.supernet_model(MODEL)
-    net = alone.new_network(config, space_of(config), digits, 0, cfg.init)
+    net = from_scratch.new_network(config, space_of(config), digits, 0, cfg.init)
     assert torch.equal(net.stage2["block1"].conv1.weight, source.stage2["block1"].conv1.weight)
     wrong = replace(MODEL, stage_widths=(8, 12, 20))
     with pytest.raises(FileError, match=r"net.pth: layer3.0.conv1.weight has shape"):

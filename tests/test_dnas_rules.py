@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_dnas import MODEL, supernet
 
-from oncequant import alone
+from oncequant import from_scratch
 from oncequant.arch import FLOAT_PAIR as FLOAT
 from oncequant.arch import SKIP, Arch
-from oncequant.calibrate import initialise_quantizers
 from oncequant.cost import COSTS, Budget
 from oncequant.files import FileError
+from oncequant.measure import initialise_quantizers
 from oncequant.methods import dnas
 from oncequant.models import build_network, space_of
 from oncequant.network import elastic_layers
@@ -133,6 +133,6 @@ def test_pact_clip_levels_are_penalised():
     initialise_quantizers(net, torch.randn(8, 1, 8, 8))
     clips = [layer.act_quantizer.clip for _, layer in elastic_layers(net)]
     assert len(clips) == 6 + 2  # three blocks of two, and the edges
-    assert alone.quantizer_penalty(net, 0.5).item() == pytest.approx(
+    assert from_scratch.quantizer_penalty(net, 0.5).item() == pytest.approx(
         0.5 * sum(clip.square().sum().item() for clip in clips)
     )

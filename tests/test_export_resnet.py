@@ -5,10 +5,9 @@ import torch
 
 from oncequant.arch import FLOAT_BITS, SKIP
 from oncequant.arch import FLOAT_PAIR as FLOAT
-from oncequant.calibrate import initialise_quantizers
-from oncequant.evaluate import calibrated_subnet
 from oncequant.export.package import load_package
 from oncequant.export.verify import export_network
+from oncequant.measure import calibrated_subnet, initialise_quantizers
 from oncequant.models import build_network
 from oncequant.models.resnet import ResNetConfig
 

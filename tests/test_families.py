@@ -11,13 +11,12 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from oncequant.arch import FLOAT_PAIR, SKIP
-from oncequant.calibrate import initialise_quantizers
 from oncequant.cost import COSTS, macs, params
 from oncequant.elastic import Pass, SharedWeights
-from oncequant.evaluate import calibrated_subnet
 from oncequant.export.graph import OPS
 from oncequant.export.verify import export_network
 from oncequant.family import ElasticConfig, with_bits
+from oncequant.measure import calibrated_subnet, initialise_quantizers
 from oncequant.models import FAMILIES, PRESETS, build_network, extract_subnet, family_of, space_of
 from oncequant.network import elastic_layers
 

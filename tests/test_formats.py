@@ -12,13 +12,13 @@ from small_export import digits, initialise, lowered, preprocessing, preset, sub
 from test_report import data_in, make_run_folder
 from torch.nn import functional as F
 
-from oncequant.calibrate import calibrate
 from oncequant.export.format import Common, Exported, Format, text
 from oncequant.export.formats import FORMATS, exports_table, needed_packages
 from oncequant.export.package import load_package
 from oncequant.export.simulate import float_parameters, run_float
 from oncequant.export.verify import VerificationError, export_network, verify
 from oncequant.files import FileError, read_json, write_json
+from oncequant.measure import calibrate
 from oncequant.models import build_network, space_of
 from oncequant.report import write_report
 

@@ -7,10 +7,10 @@ import torch
 from test_families import SIZE, SMALL, started
 from torch.testing import assert_close
 
-from oncequant.evaluate import calibrated_subnet
 from oncequant.export.package import load_package
 from oncequant.export.verify import export_network
 from oncequant.family import with_bits
+from oncequant.measure import calibrated_subnet
 from oncequant.quantizers.lsq import LSQ
 from oncequant.quantizers.lsq_channel import ChannelLSQ
 from oncequant.quantizers.quantizer import Ask

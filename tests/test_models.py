@@ -10,11 +10,11 @@ from torch.testing import assert_close
 
 from oncequant import elastic
 from oncequant.arch import LayerSpec
-from oncequant.calibrate import initialise_quantizers
 from oncequant.cost import macs, params
 from oncequant.data.images import resize
 from oncequant.elastic import ALONE, ElasticConv, Pass, Quantizers, SharedWeights
 from oncequant.family import elementwise, make_divisible, with_bits
+from oncequant.measure import initialise_quantizers
 from oncequant.models import build_network, extract_subnet, space_of
 from oncequant.models.mobilenet_v3 import PRESETS
 from oncequant.network import Pending, elastic_layers

@@ -7,7 +7,7 @@ from torch.testing import assert_close
 
 from oncequant.elastic import ElasticConv
 from oncequant.files import FileError
-from oncequant.models.published import import_published, read_published
+from oncequant.models.import_ofa import import_published, read_published
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -9,15 +9,15 @@ from hypothesis import strategies as st
 from small_qfa import QUICK, TINY, digits, trained_in
 from torch.testing import assert_close
 
-from oncequant.checkpoint import load_supernet
 from oncequant.data import eval_batches
-from oncequant.evaluate import calibrated_subnet, measure
 from oncequant.export.verify import export_network
 from oncequant.files import read_tensors
+from oncequant.measure import calibrated_subnet, measure
 from oncequant.methods import qfa
 from oncequant.models import build_network, space_of
 from oncequant.models.mobilenet_v3 import PRESETS
 from oncequant.quantizers.batchquant import BatchQuant
+from oncequant.supernet_file import load_supernet
 
 
 @pytest.fixture(scope="module")

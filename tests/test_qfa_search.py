@@ -6,17 +6,17 @@ import pytest
 import torch
 from small_qfa import QUICK, TINY, digits, trained_in
 
-from oncequant.checkpoint import load_supernet, save_supernet
 from oncequant.cost import COSTS, Budget
 from oncequant.data import eval_batches
-from oncequant.evaluate import measure
 from oncequant.files import read_json
+from oncequant.measure import Judge, measure
 from oncequant.methods import qfa
 from oncequant.quantizers.batchquant import BatchQuant
 from oncequant.records import Measurement, Member, read_records
 from oncequant.search import fronts
 from oncequant.search.budget import BudgetError
 from oncequant.search.predictor import fit_predictor, load_predictor
+from oncequant.supernet_file import load_supernet, save_supernet
 
 
 @pytest.fixture(scope="module")
@@ -248,7 +248,7 @@ def test_dominated_candidates_are_given_up(trained, tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(memory, "_note", seen.append)
     codes = np.array([space.encode(space.largest())])
-    searching.measure_codes(net, memory, codes, "y", cfg.calibration(data), data, stop_dominated="bitops")
+    searching.measure_codes(net, memory, codes, "y", Judge(data, cfg.calibration(data)), stop_dominated="bitops")
     assert seen == []
-    searching.measure_codes(net, memory, codes, "y", cfg.calibration(data), data)
+    searching.measure_codes(net, memory, codes, "y", Judge(data, cfg.calibration(data)))
     assert len(seen) == 1

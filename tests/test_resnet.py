@@ -13,13 +13,13 @@ from torch.testing import assert_close
 from oncequant.arch import FLOAT_PAIR as FLOAT
 from oncequant.arch import SKIP
 from oncequant.arch import pair as precision
-from oncequant.calibrate import calibrate, initialise_quantizers
 from oncequant.cost import COSTS, bitops, macs, params, weight_bytes
 from oncequant.elastic import ALONE, Pass
 from oncequant.files import FileError, write_tensors
+from oncequant.measure import calibrate, initialise_quantizers
 from oncequant.models import build_network, config_from_json, config_to_json, extract_subnet, space_of
+from oncequant.models.import_resnet import import_standard, read_standard
 from oncequant.models.resnet import PRESETS, ResNetConfig
-from oncequant.models.standard_resnet import import_standard, read_standard
 
 SMALL = ResNetConfig(stage_blocks=(2, 1, 1), stage_widths=(8, 16, 16), resolutions=(12,))
 PAIRS = (SKIP, 104, 204, 303, 808, FLOAT)

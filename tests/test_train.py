@@ -13,10 +13,10 @@ import pytest
 import torch
 from small_training import CONFIG, TINY, Interrupted, assert_equal_runs, digits, small_fit, supernet
 
-from oncequant.calibrate import initialise_quantizers
 from oncequant.data import load_data
 from oncequant.elastic import Pass, SharedWeights
 from oncequant.files import read_lines, read_tensors
+from oncequant.measure import initialise_quantizers
 from oncequant.methods import oqat, qfa
 from oncequant.models import build_network
 from oncequant.models.mobilenet_v3 import PRESETS

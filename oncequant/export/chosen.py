@@ -4,15 +4,14 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-from oncequant.calibrate import Batches
-from oncequant.checkpoint import load_supernet
 from oncequant.data import Data, eval_batches
-from oncequant.evaluate import calibrated_subnet
 from oncequant.export.formats import FORMATS
 from oncequant.export.verify import VerificationError, export_network
+from oncequant.measure import Batches, calibrated_subnet
 from oncequant.network import Network
 from oncequant.progress import track
 from oncequant.records import Export, Member, read_records, write_records
+from oncequant.supernet_file import load_supernet
 
 
 def export_chosen(

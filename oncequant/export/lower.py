@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from oncequant.arch import FLOAT_BITS, Arch, LayerSpec
-from oncequant.calibrate import Batches
 from oncequant.data.images import resize
 from oncequant.elastic import ElasticConv
 from oncequant.export.graph import Graph, Grid, Node, Weights, grid_of, weights_of
 from oncequant.export.simulate import float_parameters, float_values
+from oncequant.measure import Batches
 from oncequant.network import Network, elastic_layers
 from oncequant.quantizers.functional import integer_range
 

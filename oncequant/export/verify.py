@@ -12,13 +12,13 @@ from pathlib import Path
 import torch
 
 from oncequant.arch import Arch
-from oncequant.calibrate import Batches
 from oncequant.export.format import Batch, Common, Exported, Judgement
 from oncequant.export.formats import FORMATS
 from oncequant.export.graph import Graph
 from oncequant.export.lower import lower, network_input
 from oncequant.export.simulate import float_parameters, run_float, run_integer
 from oncequant.files import write_json
+from oncequant.measure import Batches
 from oncequant.network import Network
 
 PACKING_LIMIT = 1.10  # packed bytes of low-bit weights over params * bits / 8

@@ -23,12 +23,11 @@ import numpy as np
 
 from oncequant import distributed
 from oncequant.arch import Arch
-from oncequant.checkpoint import load_supernet, save_supernet
 from oncequant.cost import COSTS, Budget, bitops
-from oncequant.data import Data, eval_batches
-from oncequant.evaluate import measure
+from oncequant.data import Data
 from oncequant.family import ElasticConfig
 from oncequant.files import FileError, write_csv, write_json
+from oncequant.measure import Judge
 from oncequant.methods import oqat
 from oncequant.models import extract_subnet
 from oncequant.progress import track
@@ -37,6 +36,7 @@ from oncequant.search.family import search_by_measuring
 from oncequant.search.measurements import MeasurementFile
 from oncequant.search.pareto import best_under
 from oncequant.space import SearchSpace
+from oncequant.supernet_file import load_supernet, save_supernet
 
 Way = Literal["supernet", "nas-then-quantize", "search-then-retrain", "uniform"]
 
@@ -75,12 +75,12 @@ def compare(
     stage = oqat.stage_name(bits)
     supernets = {name: load_supernet(run_dir, name, data.device) for name in ("float", stage)}
     shared = shared_images(cfg, run_dir, bits)
-    space, calibration = supernets[stage].space, cfg.calibration(data)
+    space, judge = supernets[stage].space, Judge(data, cfg.calibration(data))
     options = oqat.SearchOptions(evaluations=evaluations or oqat.SearchOptions.evaluations)
     how = options.searcher, options.evaluations, options.budgets, options.front
     for name, supernet in supernets.items():
         memory = MeasurementFile(run_dir / "measurements.jsonl", name)
-        search_by_measuring(supernet, memory, *how, calibration, data, cfg.seed)
+        search_by_measuring(supernet, memory, *how, judge, cfg.seed)
     measured = distributed.from_main(lambda: read_records(run_dir / "measurements.jsonl", Measurement))
     found = {name: [m for m in measured if m.stage == name] for name in supernets}
     costs = [m.costs["bitops"] for m in found[stage]]
@@ -114,13 +114,11 @@ def compare(
             budget = Budget(COSTS["bitops"], float(limit))
             arch = winner(way, budget)
             net, images = network(way, arch)
-            top1 = [
-                measure(net, arch, calibration, eval_batches(data, split)) for split in (data.validation, data.test)
-            ]
+            validation, test = judge.validation(net, arch), judge.test(net, arch)
             cost = float(bitops(space.layers(arch)))
-            rows.append(Deployment(way, float(limit), cost, *top1, images, dict(space.brief(arch))))
-            bar(len(rows), {"top1": top1[0]})
-    about = dict(bits=bits, totals=totals(rows, shared), deployments=[asdict(row) for row in rows])
+            rows.append(Deployment(way, float(limit), cost, validation, test, images, dict(space.brief(arch))))
+            bar(len(rows), {"top1": validation})
+    about: dict[str, Any] = dict(bits=bits, totals=totals(rows, shared), deployments=[asdict(row) for row in rows])
     distributed.from_main(lambda: write_json(run_dir / "compare.json", about))
     distributed.from_main(lambda: write_csv(run_dir / "compare.csv", about["deployments"]))
     return rows, about["totals"]

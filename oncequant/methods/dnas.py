@@ -28,15 +28,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from oncequant import distributed
-from oncequant.alone import Job, import_file, new_network, quantizer_penalty, train_alone, train_side_by_side
 from oncequant.arch import FLOAT_BITS, FLOAT_PAIR, SKIP, Arch
-from oncequant.checkpoint import load_supernet, save_supernet
 from oncequant.cost import COSTS, Cost, expected_cost
-from oncequant.data import Data, eval_batches, train_batches
+from oncequant.data import Data, train_batches
 from oncequant.elastic import Pass
-from oncequant.evaluate import measure
 from oncequant.family import NetworkConfig
 from oncequant.files import FileError
+from oncequant.from_scratch import Job, import_file, new_network, quantizer_penalty, train_alone, train_side_by_side
+from oncequant.measure import Judge
 from oncequant.models import FAMILIES, build_network, families_with, space_of
 from oncequant.network import Network
 from oncequant.records import Distribution, Member, Sample, append_record, read_records, write_records
@@ -45,6 +44,7 @@ from oncequant.search.budget import BudgetError
 from oncequant.search.family import Pick, budget_name, record_family
 from oncequant.search.measurements import MeasurementFile, all_costs
 from oncequant.space import SearchSpace
+from oncequant.supernet_file import load_supernet, save_supernet
 from oncequant.train import Schedule, StepFunction, TrainingOptions, check_shares, fit
 
 PRECISIONS = {  # candidates of the paper by the cost that it saves: 100 x weight bits + input bits
@@ -280,7 +280,7 @@ def train_search(cfg: Config, config: NetworkConfig, space: SearchSpace, data: D
     count = cfg.parts(len(data.train))[-1]
     arch_data, weight_data = (replace(data, train=data.train.subset(i)) for i in (order[:count], order[count:]))
     supernet = StochasticSupernet(new_network(config, space, data, cfg.seed, cfg.init)).to(data.device)
-    schedule, calibration = cfg.schedule("search", data), cfg.calibration(data)
+    schedule, judge = cfg.schedule("search", data), Judge(data, cfg.calibration(data))
     trained = search_step(supernet, cfg, arch_data, schedule)
     path, every = run_dir / "distribution.jsonl", max(1, schedule.steps // 40)
     begun = False
@@ -305,7 +305,7 @@ def train_search(cfg: Config, config: NetworkConfig, space: SearchSpace, data: D
             shares = dict(zip(space.free, supernet.arch_logits.softmax(1)))
             cost = float(supernet.cost(shares, cfg.cost))
         likely = most_probable(space, supernet.arch_logits.detach().softmax(1).cpu().numpy())
-        top1 = measure(supernet.net, likely, calibration, eval_batches(data, data.validation))
+        top1 = judge.validation(supernet.net, likely)
         return {"top1_likely": top1, f"expected_{cfg.cost}": cost}
 
     run = dict(stage="search", run_dir=run_dir, seed=cfg.seed, checkpoint_seconds=cfg.checkpoint_seconds)
@@ -343,11 +343,12 @@ def train_samples(cfg: Config, config: NetworkConfig, space: SearchSpace, data: 
     archs = distributed.from_main(lambda: sampled_archs(cfg, space, run_dir / "distribution.jsonl"))
     jobs = [job(cfg, config, space.restrict(arch), data, run_dir, sample_stage(i)) for i, arch in enumerate(archs)]
     train_side_by_side(jobs, data, cfg.jobs)
+    judge = Judge(data, cfg.calibration(data))
 
     def result(number: int) -> Sample:
         stage, arch = sample_stage(number), archs[number]
         net = load_supernet(run_dir, stage, data.device)
-        top1 = measure(net, net.space.largest(), cfg.calibration(data), eval_batches(data, data.validation))
+        top1 = judge.validation(net, net.space.largest())
         return Sample(stage, space.brief(arch), top1, all_costs(space, arch))
 
     samples = distributed.shared_map(result, range(len(archs)))
@@ -395,7 +396,7 @@ def choose(cfg: Config, options: SearchOptions, data: Data, run_dir: Path) -> li
     test accuracies, are added to `family.json` and returned.
     """
     teacher, supernet = (load_supernet(run_dir, stage, data.device) for stage in ("float", "search"))
-    calibration, space = cfg.calibration(data), supernet.space
+    judge, space = Judge(data, cfg.calibration(data)), supernet.space
     samples = distributed.from_main(lambda: read_records(run_dir / "samples.json", Sample))
     if not samples:
         raise FileError(f"{run_dir / 'samples.json'} does not exist: no sample is trained yet")
@@ -403,7 +404,7 @@ def choose(cfg: Config, options: SearchOptions, data: Data, run_dir: Path) -> li
     by_arch = {space.complete(sample.arch): sample for sample in samples}
     list(memory.measured(space, lambda arch: by_arch[arch].top1_validation, "dnas")(list(by_arch)))
     largest = teacher.space.largest()
-    top1 = measure(teacher, largest, calibration, eval_batches(data, data.validation))
+    top1 = judge.validation(teacher, largest)
     chosen = [Pick("float", "float", largest, top1, FLOAT_BITS)]
     if options.budgets:
         specs = [space.layers(space.complete(sample.arch)) for sample in samples]
@@ -424,7 +425,7 @@ def choose(cfg: Config, options: SearchOptions, data: Data, run_dir: Path) -> li
 
     def top1_test(pick: Pick) -> float:
         net = load_supernet(run_dir, pick.stage, data.device)
-        return measure(net, net.space.largest(), calibration, eval_batches(data, data.test))
+        return judge.test(net, net.space.largest())
 
     spaces = {pick.stage: space for pick in chosen} | {"float": teacher.space}
     return record_family(run_dir, chosen, spaces, top1_test, set() if options.budgets else {"MA", "ME"})

@@ -24,12 +24,10 @@ import torch
 
 from oncequant import distributed
 from oncequant.arch import FLOAT_BITS
-from oncequant.calibrate import initialise_quantizers
-from oncequant.checkpoint import load_supernet, save_supernet
 from oncequant.cost import Budget
-from oncequant.data import Data, eval_batches, train_batches
-from oncequant.evaluate import measure
+from oncequant.data import Data, train_batches
 from oncequant.family import ElasticConfig, with_bits
+from oncequant.measure import Judge, initialise_quantizers
 from oncequant.models import build_network, families_with, space_of
 from oncequant.network import Network, elastic_layers
 from oncequant.progress import console
@@ -41,6 +39,7 @@ from oncequant.search.budget import BudgetError, check_reachable
 from oncequant.search.family import Pick, chosen_measurements, record_family, search_by_measuring
 from oncequant.search.measurements import MeasurementFile
 from oncequant.space import SearchSpace
+from oncequant.supernet_file import load_supernet, save_supernet
 from oncequant.train import Schedule, SupernetOptions, TrainingOptions
 
 families = families_with("weight_bits")
@@ -169,18 +168,16 @@ def choose(cfg: Config, options: SearchOptions, data: Data, run_dir: Path) -> li
     if too_large := [f"{bits} bits" for bits in spaces if bits not in widths]:
         console.print(f"left out, since no subnet is within the budgets: {', '.join(too_large)}", soft_wrap=True)
     quantized = [stage_name(bits) for bits in spaces if bits in widths]
-    calibration = cfg.calibration(data)
+    judge = Judge(data, cfg.calibration(data))
 
     largest = supernets["float"].space.largest()
-    top1 = measure(supernets["float"], largest, calibration, eval_batches(data, data.validation))
+    top1 = judge.validation(supernets["float"], largest)
     chosen = [Pick("float-max", "float", largest, top1, FLOAT_BITS)]
     for stage in quantized:
         supernet = supernets[stage]
         memory = MeasurementFile(run_dir / "measurements.jsonl", stage)
         wanted = options.budgets, options.front
-        search_by_measuring(
-            supernet, memory, options.searcher, options.evaluations, *wanted, calibration, data, cfg.seed
-        )
+        search_by_measuring(supernet, memory, options.searcher, options.evaluations, *wanted, judge, cfg.seed)
         found = distributed.from_main(partial(chosen_measurements, memory, *wanted, supernet.space))
         chosen += [
             Pick(f"{stage}-{name}", stage, supernet.space.complete(m.arch), m.top1, int(stage.removesuffix("bit")))
@@ -188,7 +185,7 @@ def choose(cfg: Config, options: SearchOptions, data: Data, run_dir: Path) -> li
         ]
 
     def top1_test(pick: Pick) -> float:
-        return measure(supernets[pick.stage], pick.arch, calibration, eval_batches(data, data.test))
+        return judge.test(supernets[pick.stage], pick.arch)
 
     # an earlier family of these stages may have had more members
     replaced = set() if options.budgets else {f"{stage}-{letter}" for stage in quantized for letter in "SML"}

@@ -25,11 +25,9 @@ from torch.nn import functional as F
 
 from oncequant import distributed
 from oncequant.arch import FLOAT_BITS, Arch
-from oncequant.calibrate import initialise_quantizers
-from oncequant.checkpoint import load_supernet, save_supernet
-from oncequant.data import Data, eval_batches, train_batches
-from oncequant.evaluate import calibrated_subnet, measure
+from oncequant.data import Data, train_batches
 from oncequant.family import ElasticConfig
+from oncequant.measure import Judge, calibrated_subnet, initialise_quantizers
 from oncequant.models import build_network, families_with, space_of
 from oncequant.network import Network, elastic_layers
 from oncequant.quantizers import INPUT_QUANTIZERS
@@ -50,6 +48,7 @@ from oncequant.search.fronts import LEARNING, learned_from, measure_predicted
 from oncequant.search.measurements import MeasurementFile
 from oncequant.search.predictor import LEAST_PAIRS
 from oncequant.space import SearchSpace
+from oncequant.supernet_file import load_supernet, save_supernet
 from oncequant.train import Schedule, StepFunction, SupernetOptions, TrainingOptions
 
 families = families_with("weight_bits")
@@ -345,7 +344,7 @@ def choose(cfg: Config, options: SearchOptions, data: Data, run_dir: Path) -> li
     accuracies, and returned. Raises BudgetError before any measurement if a budget cannot be met.
     """
     teacher, supernet = (load_supernet(run_dir, stage, data.device) for stage in ("float", "mixed"))
-    space, calibration = supernet.space, cfg.calibration(data)
+    space, judge = supernet.space, Judge(data, cfg.calibration(data))
     check_reachable(space, options.budgets)
     memory = MeasurementFile(run_dir / "measurements.jsonl", "mixed")
     path = run_dir / "predictor.safetensors"
@@ -353,37 +352,35 @@ def choose(cfg: Config, options: SearchOptions, data: Data, run_dir: Path) -> li
     predictor, learned = None, set()
     if options.searcher or space.size() <= evaluations:  # so small a space is measured whole
         searcher = options.searcher or "random"
-        search_by_measuring(supernet, memory, searcher, evaluations, *wanted, calibration, data, cfg.seed)
+        search_by_measuring(supernet, memory, searcher, evaluations, *wanted, judge, cfg.seed)
     else:
         has_predictor = options.budgets and distributed.from_main(path.exists)
         fit_again = not has_predictor or options.evaluations is not None  # the first search, or more to learn from
         if fit_again:
             check_evaluations(options)
             codes = learning_codes(space, np.random.default_rng(cfg.seed), evaluations)
-            measure_codes(supernet, memory, codes, LEARNING, calibration, data)
+            measure_codes(supernet, memory, codes, LEARNING, judge)
         learned = distributed.from_main(lambda: learned_from(memory, LEARNING if fit_again else None))
-        predictor = measure_predicted(
-            supernet, memory, cfg.bits, *wanted, options, path, calibration, data, cfg.seed, fit_again
-        )
+        predictor = measure_predicted(supernet, memory, cfg.bits, *wanted, options, path, judge, cfg.seed, fit_again)
     found = distributed.from_main(lambda: chosen_measurements(memory, *wanted, space))
 
     def about(arch: Arch) -> dict[str, float]:
         """What the predictor of this search said, if it had not learned from it, and what whole zero points cost."""
         codes, unseen = space.encode(arch)[None], space.brief(arch) not in learned
         known = {"top1_predicted": float(predictor.top1(codes)[0])} if predictor and unseen else {}
-        unfolded = measure(supernet, arch, calibration, eval_batches(data, data.validation), fold=False)
+        unfolded = judge.validation(supernet, arch, fold=False)
         return {**known, "top1_before_folding": unfolded}
 
     largest = teacher.space.largest()
     family = distributed.from_main(lambda: read_records(run_dir / "family.json", Member))
     known = [member.top1_validation for member in family if member.name == "float-max"]
-    top1 = known[0] if known else measure(teacher, largest, calibration, eval_batches(data, data.validation))
+    top1 = known[0] if known else judge.validation(teacher, largest)
     chosen = [Pick("float-max", "float", largest, top1, FLOAT_BITS)]
     chosen += [Pick(f"mixed-{name}", "mixed", space.complete(m.arch), m.top1, more=about) for name, m in found.items()]
 
     def top1_test(pick: Pick) -> float:
         net = teacher if pick.stage == "float" else supernet
-        return measure(net, pick.arch, calibration, eval_batches(data, data.test))
+        return judge.test(net, pick.arch)
 
     replaced = set() if options.budgets else {f"mixed-{letter}" for letter in "SML"}
     return record_family(run_dir, chosen, {"float": teacher.space, "mixed": space}, top1_test, replaced)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from oncequant.arch import FLOAT_BITS
-from oncequant.checkpoint import load_space
 from oncequant.cost import Cost, shown_costs
 from oncequant.family import ElasticConfig, with_bits
 from oncequant.files import FileError, read_object
@@ -23,6 +22,7 @@ from oncequant.records import (
 )
 from oncequant.run_folder import commands_of
 from oncequant.space import SearchSpace
+from oncequant.supernet_file import load_space
 
 AXES = ("bitops", "weight_bytes")  # costs that every record must have: sections and pictures are about them
 

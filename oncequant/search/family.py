@@ -8,10 +8,9 @@ import numpy as np
 
 from oncequant import distributed
 from oncequant.arch import Arch
-from oncequant.calibrate import Batches
 from oncequant.cost import COSTS, Budget
-from oncequant.data import Data, eval_batches
-from oncequant.evaluate import accuracy, calibrated_subnet, measure
+from oncequant.data import eval_batches
+from oncequant.measure import Judge, accuracy, calibrated_subnet
 from oncequant.network import Network
 from oncequant.progress import track
 from oncequant.records import Measurement, Member, read_records, write_records
@@ -30,8 +29,7 @@ def search_by_measuring(
     evaluations: int,
     budgets: Sequence[Budget],
     front: str,
-    calibration: Batches,
-    data: Data,
+    judge: Judge,
     seed: int,
 ) -> None:
     """Run one of SEARCHERS on validation accuracies of subnets, measured without retraining, into `memory`: within the
@@ -40,7 +38,7 @@ def search_by_measuring(
         best = 0.0
 
         def top1(arch: Arch) -> float:
-            return measure(supernet, arch, calibration, eval_batches(data, data.validation))
+            return judge.validation(supernet, arch)
 
         def all_top1(archs: Sequence[Arch]) -> Iterator[float]:
             nonlocal best
@@ -65,8 +63,7 @@ def measure_codes(
     memory: MeasurementFile,
     codes: np.ndarray,
     searcher: str,
-    calibration: Batches,
-    data: Data,
+    judge: Judge,
     stop_dominated: str | None = None,
 ) -> None:
     """Measure architectures `codes` (n, genes) on the validation images into `memory`, under the name `searcher`.
@@ -77,12 +74,14 @@ def measure_codes(
     space, best = supernet.space, 0.0
 
     def top1(arch: Arch) -> float | None:
-        subnet = calibrated_subnet(supernet, arch, calibration)
+        subnet = calibrated_subnet(supernet, arch, judge.calibration)
         to_beat = (
             memory.best_within(stop_dominated, COSTS[stop_dominated](space.layers(arch))) if stop_dominated else 0.0
         )
-        images = eval_batches(data, data.validation, shuffled=True)  # its first part tells something about the whole
-        return accuracy(subnet, arch, images, _hopeless(to_beat, len(data.validation)))
+        images = eval_batches(
+            judge.data, judge.data.validation, shuffled=True
+        )  # its first part tells something about the whole
+        return accuracy(subnet, arch, images, _hopeless(to_beat, len(judge.data.validation)))
 
     with track(f"measure {searcher}", len(codes)) as bar:
         archs = [space.decode(row) for row in codes]

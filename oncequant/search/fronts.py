@@ -9,10 +9,9 @@ import numpy as np
 
 from oncequant import distributed
 from oncequant.arch import Arch
-from oncequant.calibrate import Batches
 from oncequant.cost import Budget
-from oncequant.data import Data
 from oncequant.files import write_json
+from oncequant.measure import Judge
 from oncequant.network import Network
 from oncequant.progress import track
 from oncequant.records import Measurement
@@ -37,8 +36,7 @@ def measure_predicted(
     cost: str,
     options: PredictedOptions,
     path: Path,
-    calibration: Batches,
-    data: Data,
+    judge: Judge,
     seed: int,
     fit_again: bool = True,
 ) -> AccuracyPredictor:
@@ -58,7 +56,7 @@ def measure_predicted(
     population, generations = options.population, options.generations
 
     def measured(front: np.ndarray, most: int, name: str, stop_dominated: str | None = None) -> None:
-        measure_codes(supernet, memory, evenly(front, most), name, calibration, data, stop_dominated)
+        measure_codes(supernet, memory, evenly(front, most), name, judge, stop_dominated)
 
     fewer, shorter = max(4, population // 2), max(1, generations // 2)  # where less is to be found
     if budgets:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from small_training import TINY, digits
 
-from oncequant.evaluate import calibrated_subnet, measure
+from oncequant.measure import calibrated_subnet, measure
 from oncequant.methods import oqat
 from oncequant.models import build_network
 

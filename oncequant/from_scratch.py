@@ -19,18 +19,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from oncequant import distributed
-from oncequant.calibrate import initialise_quantizers
-from oncequant.checkpoint import load_space, save_supernet
-from oncequant.data import Data, eval_batches, train_batches
+from oncequant.data import Data, train_batches
 from oncequant.elastic import Pass
-from oncequant.evaluate import measure
 from oncequant.family import NetworkConfig
 from oncequant.files import FileError
+from oncequant.measure import Judge, initialise_quantizers
 from oncequant.models import build_network
-from oncequant.models.standard_resnet import import_standard, read_standard
+from oncequant.models.import_resnet import import_standard, read_standard
 from oncequant.network import Network, elastic_layers
 from oncequant.progress import console, track
 from oncequant.space import SearchSpace
+from oncequant.supernet_file import load_space, save_supernet
 from oncequant.train import Schedule, TrainingError, TrainingOptions, fit
 
 
@@ -66,7 +65,7 @@ def train_alone(job: Job, data: Data, neighbours: int = 1) -> float:
     """Train the network of a job by cross entropy; returns its validation top-1. `neighbours`: see `fit`."""
     options = job.options
     net = new_network(job.config, job.space, data, options.seed, job.init)
-    arch, calibration = job.space.largest(), options.calibration(data)
+    arch, judge = job.space.largest(), Judge(data, options.calibration(data))
     how = Pass(compute=getattr(torch, options.precision))
 
     def step(images: Tensor, labels: Tensor, rng: np.random.Generator, done: float) -> Tensor:
@@ -76,7 +75,7 @@ def train_alone(job: Job, data: Data, neighbours: int = 1) -> float:
         return loss.detach()
 
     def evaluate() -> dict[str, float]:
-        return {"top1": measure(net, arch, calibration, eval_batches(data, data.validation))}
+        return {"top1": judge.validation(net, arch)}
 
     folder, name = (job.run_dir / job.stage).parent, Path(job.stage).name
     folder.mkdir(parents=True, exist_ok=True)

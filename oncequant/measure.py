@@ -1,14 +1,19 @@
-"""What is estimated from images without gradients: first step sizes, a subnet's statistics, whole zero points."""
+"""What is measured on images without gradients: first step sizes, a subnet's statistics and zero points, its accuracy.
+
+The supernet is never modified: a subnet is extracted, calibrated, and asked.
+"""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from oncequant.arch import FLOAT_BITS, Arch, LayerSpec
+from oncequant.data import Data, eval_batches
 from oncequant.elastic import ElasticBatchNorm, ElasticConv, Observer, Pass
+from oncequant.models import extract_subnet
 from oncequant.network import Network, elastic_layers
 from oncequant.quantizers.functional import activate
 from oncequant.quantizers.quantizer import Quantizer
@@ -121,3 +126,55 @@ def _merged(batches: Sequence[tuple[Tensor, Tensor]], images: int) -> Iterator[t
         parts[-1] += rest
     for part in parts:
         yield (torch.cat(part) if len(part) > 1 else part[0]), None
+
+
+@torch.no_grad()
+def accuracy(
+    subnet: Network, arch: Arch, batches: Batches, stop: Callable[[int, int], bool] | None = None
+) -> float | None:
+    """Share of correct answers, in [0, 1], of a calibrated subnet.
+
+    `stop(correct, seen)` is asked after every batch; if it says so, the rest is left out and the result is None.
+    """
+    subnet.eval()
+    correct = total = 0
+    for images, labels in batches:
+        correct = correct + (subnet(images, arch).argmax(1) == labels).sum()
+        total += len(labels)
+        if stop and stop(int(correct), total):
+            return None
+    return float(correct) / total
+
+
+def calibrated_subnet(supernet: Network, arch: Arch, calibration: Batches, fold: bool = True) -> Network:
+    """The static subnet of `arch` with its own batch-norm statistics and activation ranges, in evaluation mode.
+
+    As it is deployed: with `fold`, zero points that training left between two levels are rounded.
+    """
+    subnet = extract_subnet(supernet, arch)
+    calibrate(subnet, arch, calibration, fold)
+    return subnet
+
+
+def measure(supernet: Network, arch: Arch, calibration: Batches, batches: Batches, fold: bool = True) -> float:
+    """Top-1 in [0, 1] of one subnet on `batches`, without retraining."""
+    found = accuracy(calibrated_subnet(supernet, arch, calibration, fold), arch, batches)
+    assert found is not None  # nothing stops it
+    return found
+
+
+@dataclass(frozen=True)
+class Judge:
+    """What a subnet is worth, without retraining, as it is deployed: top-1 in [0, 1] on the images of a split."""
+
+    data: Data
+    calibration: Batches
+    """Training images from which a subnet's ranges and statistics are estimated; they can be read many times."""
+
+    def validation(self, net: Network, arch: Arch, fold: bool = True) -> float:
+        """By which searches choose. `fold`: see `calibrate`."""
+        return measure(net, arch, self.calibration, eval_batches(self.data, self.data.validation), fold)
+
+    def test(self, net: Network, arch: Arch) -> float:
+        """Once for each network that is handed out."""
+        return measure(net, arch, self.calibration, eval_batches(self.data, self.data.test))
