@@ -80,9 +80,9 @@ def test_only_the_predicted_front_is_stopped_early(trained, tmp_path, monkeypatc
     cfg, data, _ = trained
     asked, original = {}, fronts.measure_codes
 
-    def record(supernet, memory, codes, searcher, calibration, data, stop_dominated=None):
+    def record(supernet, memory, codes, searcher, judge, stop_dominated=None):
         asked[searcher] = (len(codes), stop_dominated)
-        original(supernet, memory, codes, searcher, calibration, data, stop_dominated)
+        original(supernet, memory, codes, searcher, judge, stop_dominated)
 
     monkeypatch.setattr(fronts, "measure_codes", record)
     options = qfa.SearchOptions(evaluations=30, population=40, generations=4, front="weight_bytes", front_members=3)
