@@ -26,6 +26,7 @@ DICTIONARIES = {
     "WEIGHT_QUANTIZERS": WEIGHT_QUANTIZERS,
 }
 SELECTIONS = {  # some names of a dictionary, on purpose
+    ("__init__.py", "METHODS dnas oqat qfa"): "what is public",
     ("search/predictor.py", "macs bitops"): "what the accuracy predictor reads",
     ("report/contents.py", "bitops weight_bytes"): "costs that sections and pictures are about",
     ("methods/dnas.py", "dorefa lsq"): "quantizers of weights that DNAS has been run with",
