@@ -17,15 +17,15 @@ from typing import Any
 import torch
 from rich.table import Table
 
+from oncequant import compare as comparing
 from oncequant import distributed, runs
 from oncequant import train as training
 from oncequant.allocator import keep_freed_memory
 from oncequant.arch import Arch
-from oncequant.cost import COSTS, readable, shown_costs
+from oncequant.cost import COSTS
 from oncequant.export.formats import FORMATS, exports_table, needed_packages
 from oncequant.files import read_object
-from oncequant.methods import METHODS, baselines, method_of, oqat
-from oncequant.models import PRESETS, family_of
+from oncequant.methods import METHODS, method_of
 from oncequant.options import (
     Compare,
     Cost,
@@ -40,13 +40,13 @@ from oncequant.options import (
     parse,
 )
 from oncequant.progress import console
-from oncequant.records import Member
 from oncequant.run_folder import Run as RunValue
 from oncequant.run_folder import commands_of, read_settings, writing
 from oncequant.runs import family_of_run, outdated_exports
 from oncequant.search import SEARCHERS, BudgetOptions
+from oncequant.search.family import family_table
 from oncequant.search.measurements import all_costs
-from oncequant.settings import device_of, space_of_all_bits
+from oncequant.settings import device_of, presets_table, space_of_all_bits
 from oncequant.train import TrainingOptions
 
 
@@ -102,7 +102,7 @@ def run(options: Run) -> None:
     _check_packages(*needed_packages(FORMATS), "matplotlib")
     cfg, found = _prepare(options.train, options.search)
     with writing(found.folder, runs.called_as(), found.data.device):
-        METHODS[method_of(cfg)].train(cfg, found.model, found.data, found.folder)
+        METHODS[method_of(cfg)].train(cfg, found)
         _search(cfg, found, options.search)
         distributed.leave()
         if not distributed.is_main():
@@ -117,7 +117,7 @@ def train(options: Train) -> None:
     """`oncequant train`."""
     cfg, found = _prepare(options, None)
     with writing(found.folder, runs.called_as(), found.data.device):
-        METHODS[method_of(cfg)].train(cfg, found.model, found.data, found.folder)
+        METHODS[method_of(cfg)].train(cfg, found)
 
 
 def search(options: Search) -> None:
@@ -130,28 +130,11 @@ def search(options: Search) -> None:
 def compare(options: Compare) -> None:
     """`oncequant compare`."""
     cfg, found = _open(options.source)
-    wanted = options.compare
-    if not isinstance(cfg, oqat.Config) or wanted.bits not in cfg.bit_schedule:
-        is_oqat = isinstance(cfg, oqat.Config)
-        widths = f"bit-widths {', '.join(map(str, cfg.bit_schedule))}" if is_oqat else method_of(cfg)
-        raise UsageError(
-            f"--bits {wanted.bits}: {found.folder} holds {widths}; compare needs that supernet of an OQAT run"
-        )
-    if wanted.deployments < 1 or not wanted.ways:
-        raise UsageError("--deployments is at least 1, --ways at least one")
-    ways = tuple(dict.fromkeys(wanted.ways))
+    of = options.compare
     with writing(found.folder, runs.called_as(), found.data.device):
-        where = found.model, found.data, found.folder
-        _, totals = baselines.compare(cfg, *where, wanted.bits, wanted.deployments, ways, wanted.evaluations)
-    table = Table(
-        "way", "deployments", "training images", "networks", "validation %", "test %", "BitOPs",
-        title=f"Networks of {wanted.bits} bits at equal budgets: means over deployments",
-    )  # fmt: skip
-    for row in totals:
-        means = [f"{100 * row[key]:.2f}" for key in ("top1_validation", "top1_test")]
-        counts = str(row["deployments"]), readable(row["images"]), str(row["networks"])
-        table.add_row(row["way"], *counts, *means, readable(row["mean_bitops"]))
-    console.print(table)
+        ways = tuple(dict.fromkeys(of.ways))
+        _, totals = comparing.compare(cfg, found, of.bits, of.deployments, ways, of.evaluations)
+    console.print(comparing.totals_table(totals, of.bits))
 
 
 def evaluate(options: Evaluate) -> None:
@@ -197,14 +180,7 @@ def cost(options: Cost) -> None:
 def info(options: Info) -> None:
     """`oncequant info`."""
     if options.run is None:
-        table = Table("preset", "family", "images", "resolutions", "networks to choose from", title="presets")
-        for name, config in PRESETS.items():
-            family, colours = family_of(config), "greyscale" if config.image_channels == 1 else "colour"
-            span = " to ".join(map(str, sorted({min(config.resolutions), max(config.resolutions)})))
-            methods = [(m, method) for m, method in METHODS.items() if family in method.families]
-            sizes = [f"{m} {method.searched_space(method.Config(), config).size():.3g}" for m, method in methods]
-            table.add_row(name, family, colours, f"{span} px", ", ".join(sizes))
-        console.print(table)
+        console.print(presets_table())
         console.print(f"costs: {', '.join(COSTS)}; searchers: {', '.join(SEARCHERS)}; methods: {', '.join(METHODS)}")
         return
     settings = read_settings(options.run)
@@ -217,7 +193,7 @@ def info(options: Info) -> None:
     stages = METHODS[method].stages(cfg)
     done = [stage for stage in stages if (options.run / f"{stage}.safetensors").exists()]
     console.print(f"stages trained: {', '.join(done) or 'none'} of {', '.join(stages)}")
-    _print_family(family_of_run(options.run))
+    console.print(family_table(family_of_run(options.run)))
 
 
 HANDLERS: dict[type, Callable[[Any], None]] = {
@@ -250,8 +226,8 @@ def _open(source: Existing) -> tuple[TrainingOptions, RunValue]:
 
 def _search(cfg: TrainingOptions, found: RunValue, options: BudgetOptions) -> None:
     """Choose members of a run, and print them."""
-    chosen = METHODS[method_of(cfg)].choose(cfg, options, found.data, found.folder)
-    _print_family(chosen)
+    chosen = METHODS[method_of(cfg)].choose(cfg, options, found)
+    console.print(family_table(chosen))
     stages = Counter(member.stage for member in chosen if member.name[-2:] in ("-S", "-M", "-L"))
     if few := [f"{stage} {count}" for stage, count in stages.items() if count < 3]:
         console.print(
@@ -283,25 +259,14 @@ def _export(
     return "; ".join(f"{one.name} cannot be trusted: {'; '.join(one.problems)}" for one in exports if one.problems)
 
 
-def _print_family(family: Sequence[Member]) -> None:
-    shown = shown_costs(member.costs for member in family)
-    table = Table("subnet", "validation %", "test %", *(cost.title for cost in shown))
-    for member in family:
-        numbers = [readable(member.costs[cost.name]) for cost in shown]
-        accuracies = [f"{100 * top1:.2f}" for top1 in (member.top1_validation, member.top1_test)]
-        table.add_row(member.name, *accuracies, *numbers)
-    console.print(table)
-
-
 def _machine(options: object) -> tuple[int, torch.device]:
     """Processes and device that a command asks for. Raises UsageError if there cannot be so many."""
-    shared = options.train if isinstance(options, Run) else options
-    places = [getattr(shared, name) for name in ("machine", "source") if hasattr(shared, name)]
-    devices = max((getattr(place, "devices", 1) for place in places), default=1)
-    device = device_of(next((place.device for place in places if hasattr(place, "device")), "cpu"))
-    least = min((getattr(place, "devices", 1) for place in places), default=1)
-    if least < 1:
-        raise UsageError(f"--devices {least}: use a number from 1")
+    asked = options.train if isinstance(options, Run) else options
+    places = [getattr(asked, name) for name in ("source", "machine") if hasattr(asked, name)]
+    given = {name: value for place in places for name, value in vars(place).items()}
+    devices, device = given.get("devices", 1), device_of(given.get("device", "cpu"))
+    if devices < 1:
+        raise UsageError(f"--devices {devices}: use a number from 1")
     if device.type == "cuda" and devices > torch.cuda.device_count():
         raise UsageError(f"--devices {devices}: this machine has {torch.cuda.device_count()} GPUs")
     return devices, device

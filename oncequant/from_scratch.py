@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 
@@ -24,12 +24,13 @@ from oncequant.elastic import Pass
 from oncequant.family import NetworkConfig
 from oncequant.files import FileError
 from oncequant.measure import Judge, initialise_quantizers
-from oncequant.models import build_network
 from oncequant.models.import_resnet import import_standard, read_standard
 from oncequant.network import Network, elastic_layers
 from oncequant.progress import console, track
+from oncequant.run_folder import Run
 from oncequant.space import SearchSpace
-from oncequant.supernet_file import load_space, save_supernet
+from oncequant.stages import Stage, run_stages
+from oncequant.supernet_file import load_space
 from oncequant.train import Schedule, TrainingError, TrainingOptions, fit
 
 
@@ -63,36 +64,39 @@ class Job:
 
 def train_alone(job: Job, data: Data, neighbours: int = 1) -> float:
     """Train the network of a job by cross entropy; returns its validation top-1. `neighbours`: see `fit`."""
-    options = job.options
-    net = new_network(job.config, job.space, data, options.seed, job.init)
-    arch, judge = job.space.largest(), Judge(data, options.calibration(data))
-    how = Pass(compute=getattr(torch, options.precision))
+    options, arch = job.options, job.space.largest()
+    judge, how = Judge(data, options.calibration(data)), Pass(compute=getattr(torch, options.precision))
+    place, top1 = job.run_dir / job.stage, [0.0]
 
-    def step(images: Tensor, labels: Tensor, rng: np.random.Generator, done: float) -> Tensor:
-        logits = net(images, arch, how)  # (N, classes)
-        loss = F.cross_entropy(logits, labels, label_smoothing=options.label_smoothing)
-        (loss + quantizer_penalty(net, job.pact_decay)).backward()
-        return loss.detach()
+    def train(net: Network) -> None:
+        def step(images: Tensor, labels: Tensor, rng: np.random.Generator, done: float) -> Tensor:
+            logits = net(images, arch, how)  # (N, classes)
+            loss = F.cross_entropy(logits, labels, label_smoothing=options.label_smoothing)
+            (loss + quantizer_penalty(net, job.pact_decay)).backward()
+            return loss.detach()
 
-    def evaluate() -> dict[str, float]:
-        return {"top1": judge.validation(net, arch)}
+        def evaluate() -> dict[str, float]:
+            top1[0] = judge.validation(net, arch)
+            return {"top1": top1[0]}
 
-    folder, name = (job.run_dir / job.stage).parent, Path(job.stage).name
-    folder.mkdir(parents=True, exist_ok=True)
-    fit(
-        net,
-        step,
-        data,
-        job.schedule,
-        stage=name,
-        run_dir=folder,
-        seed=options.seed,
-        evaluate=evaluate,
-        checkpoint_seconds=options.checkpoint_seconds,
-        neighbours=neighbours,
-    )
-    distributed.from_main(lambda: save_supernet(job.run_dir, job.stage, net))
-    return evaluate()["top1"]
+        place.parent.mkdir(parents=True, exist_ok=True)
+        fit(
+            net,
+            step,
+            data,
+            job.schedule,
+            stage=place.name,
+            run_dir=place.parent,
+            seed=options.seed,
+            evaluate=evaluate,
+            checkpoint_seconds=options.checkpoint_seconds,
+            neighbours=neighbours,
+        )
+
+    start = partial(start_alone, data=data, seed=options.seed, init=job.init)
+    stage = Stage(job.stage, job.config, job.space, start, train)
+    run_stages([stage], Run(job.run_dir, job.config, data), options.seed)
+    return top1[0]
 
 
 def train_side_by_side(jobs: Sequence[Job], data: Data, at_once: int | None = None) -> None:
@@ -127,18 +131,15 @@ def train_side_by_side(jobs: Sequence[Job], data: Data, at_once: int | None = No
             pool.shutdown(cancel_futures=True)  # after an error the networks that wait are not begun
 
 
-def new_network(config: NetworkConfig, space: SearchSpace, data: Data, seed: int, init: str | None) -> Network:
-    """Random weights or those of the file `init`; step sizes and clip levels from what they will quantize.
+def start_alone(net: Network, data: Data, seed: int, init: str | None) -> None:
+    """Keep the random weights, or take those of the file `init`; step sizes and clip levels from what they quantize.
 
     Raises FileError if the file does not fit.
     """
-    torch.manual_seed(seed)
-    net = build_network(config, space).on(data.device)
     if init:
         import_file(net, init)
     images, _ = next(train_batches(data, 256, seed=seed, crop="none"))
     initialise_quantizers(net, images)
-    return net
 
 
 def import_file(net: Network, path: str) -> None:

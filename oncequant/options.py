@@ -14,10 +14,11 @@ from typing import Annotated, Any, Literal, NoReturn, get_args, get_type_hints
 import tyro
 
 from oncequant.arch import FLOAT_BITS
+from oncequant.compare import Way
 from oncequant.cost import COSTS
 from oncequant.export.formats import FORMATS
 from oncequant.files import FileError
-from oncequant.methods import DEFAULT_METHOD, METHODS, baselines
+from oncequant.methods import DEFAULT_METHOD, METHODS
 from oncequant.models import FAMILIES
 from oncequant.parser import Groups, field_names, merged, one_line
 from oncequant.quantizers import WEIGHT_QUANTIZERS
@@ -105,7 +106,7 @@ class CompareOptions:
     """Bit-width of all networks, one that the run has trained."""
     deployments: int = 10
     """Budgets, spread over the BitOPs that the supernet reaches."""
-    ways: tuple[baselines.Way, ...] = get_args(baselines.Way)
+    ways: tuple[Way, ...] = get_args(Way)
     """Which of these to compare."""
     evaluations: int | None = None
     """Subnets measured per supernet; default 60."""

@@ -25,7 +25,7 @@ from oncequant.progress import console
 from oncequant.records import Export, Member, read_records
 from oncequant.run_folder import Run, RunSettings, check_fingerprint, create_run, read_settings, writing
 from oncequant.search import BudgetOptions
-from oncequant.search.family import Pick, record_family
+from oncequant.search.family import Pick, hand_out
 from oncequant.search.measurements import all_costs
 from oncequant.settings import DataOptions, Device, ModelOptions, device_of, presets_of, suited
 from oncequant.supernet_file import load_supernet
@@ -194,7 +194,7 @@ def train_run(cfg: TrainingOptions, run: Run) -> None:
     if the folder is damaged or another command works in it.
     """
     with writing(run.folder, called_as(), run.data.device):
-        METHODS[method_of(cfg)].train(cfg, run.model, run.data, run.folder)
+        METHODS[method_of(cfg)].train(cfg, run)
 
 
 def search_run(cfg: TrainingOptions, run: Run, budgets: Sequence[Budget | str] = (), **options: Any) -> list[Member]:
@@ -207,7 +207,7 @@ def search_run(cfg: TrainingOptions, run: Run, budgets: Sequence[Budget | str] =
     method = METHODS[method_of(cfg)]
     bounds = tuple(Budget.parse(budget) if isinstance(budget, str) else budget for budget in budgets)
     with writing(run.folder, called_as(), run.data.device):
-        return method.choose(cfg, method.SearchOptions(budgets=bounds, **options), run.data, run.folder)
+        return method.choose(cfg, method.SearchOptions(budgets=bounds, **options), run)
 
 
 def export_run(
@@ -300,8 +300,8 @@ def add_member(cfg: TrainingOptions, run: Run, text: str, stage: str | None = No
         raise ValueError(f"{text}: {name} is the name of another subnet; rename the file")
     judge, widths = Judge(run.data, cfg.calibration(run.data)), getattr(supernet.config, "weight_bits", ())
     bits = widths[0] if len(widths) == 1 else None
-    pick = Pick(name, stage, arch, judge.validation(supernet, arch), bits)
-    record_family(run.folder, [pick], {stage: supernet.space}, lambda _: judge.test(supernet, arch), set())
+    pick = Pick(name, stage, supernet.space, arch, judge.validation(supernet, arch), bits)
+    hand_out([pick], lambda _: supernet, judge, run.folder, set())
     return name
 
 

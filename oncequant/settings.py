@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from rich.table import Table
 
 from oncequant.arch import FLOAT_BITS
 from oncequant.family import NetworkConfig
@@ -112,3 +113,15 @@ def space_of_all_bits(
     edges = {f"{layer}.{what}_bits": edge_bits for layer in ("stem", "classifier") for what in ("weight", "act")}
     space = replace(space, choices={**space.choices, **{name: every for name in edges}})
     return space, {name: bits for name in space.choices if name.endswith("_bits")} | edges
+
+
+def presets_table() -> Table:
+    """All presets, and how many networks each method chooses from, for people."""
+    table = Table("preset", "family", "images", "resolutions", "networks to choose from", title="presets")
+    for name, config in PRESETS.items():
+        family, colours = family_of(config), "greyscale" if config.image_channels == 1 else "colour"
+        span = " to ".join(map(str, sorted({min(config.resolutions), max(config.resolutions)})))
+        methods = [(m, method) for m, method in METHODS.items() if family in method.families]
+        sizes = [f"{m} {method.searched_space(method.Config(), config).size():.3g}" for m, method in methods]
+        table.add_row(name, family, colours, f"{span} px", ", ".join(sizes))
+    return table

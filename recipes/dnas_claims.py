@@ -25,17 +25,17 @@ import tyro
 from tables import over_seeds, publish
 
 from oncequant.arch import pair as precision
+from oncequant.compare import training_images
 from oncequant.cost import COSTS
 from oncequant.data import Data, eval_batches
 from oncequant.files import read_json, write_csv, write_json
 from oncequant.from_scratch import train_alone
 from oncequant.measure import measure
 from oncequant.methods import dnas
-from oncequant.methods.baselines import training_images
 from oncequant.models import space_of
 from oncequant.models.resnet import PRESETS, ResNetConfig
 from oncequant.records import Sample, read_records
-from oncequant.run_folder import RunSettings, device_name
+from oncequant.run_folder import Run, RunSettings, device_name
 from oncequant.search.budget import cost_batch
 from oncequant.search.pareto import pareto_front
 from oncequant.supernet_file import load_supernet
@@ -75,8 +75,8 @@ def main(options: Options) -> None:
     model = replace(model, num_classes=len(data.classes), image_channels=data.channels)
     out = options.out / f"seed{cfg.seed}"
     out.mkdir(parents=True, exist_ok=True)
-    dnas.train(cfg, model, data, out)
-    family = {member.name: member for member in dnas.choose(cfg, dnas.SearchOptions(), data, out)}
+    dnas.train(cfg, Run(out, model, data))
+    family = {member.name: member for member in dnas.choose(cfg, dnas.SearchOptions(), Run(out, model, data))}
     rows = [row(name, data, cfg, out, member.stage) for name, member in family.items()]
     samples = [row("sample", data, cfg, out, sample.stage) for sample in read_records(out / "samples.json", Sample)]
     searched = training_images(out)["search"] + sum(one["images"] for one in samples)
@@ -98,7 +98,7 @@ def main(options: Options) -> None:
 
 def trained(name: str, cfg: dnas.Config, config: ResNetConfig, space, data: Data, out: Path) -> dict:
     """Train one network from scratch unless that is done, and measure it."""
-    job = dnas.job(cfg, config, space, data, out, name)
+    job = dnas.job(cfg, config, space, Run(out, config, data), name)
     if not job.is_done():
         train_alone(job, data)
     return row(name, data, cfg, out, name)

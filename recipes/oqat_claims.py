@@ -29,7 +29,7 @@ from oncequant.measure import measure
 from oncequant.methods import oqat
 from oncequant.models import build_network, space_of
 from oncequant.network import Network
-from oncequant.run_folder import RunSettings, device_name
+from oncequant.run_folder import Run, RunSettings, device_name
 from oncequant.settings import ModelOptions, suited
 from oncequant.supernet_file import load_supernet
 from oncequant.train import Schedule
@@ -82,7 +82,7 @@ def main(options: Options) -> None:
         for arch, value in zip(which, top1):
             rows.append(dict(claim=claim, way=way, bits=bits, seed=cfg.seed, arch=arch.to_json(), top1=value))
 
-    oqat.train(cfg, model, data, out / "inherit")
+    oqat.train(cfg, Run(out / "inherit", model, data))
     inherited = {stage: load_supernet(out / "inherit", stage) for stage in oqat.stages(cfg)}
     record("front", "supernet", 32, archs, accuracies(inherited["float"], archs))
     record("front", "supernet", 4, archs, accuracies(inherited["4bit"], archs))
@@ -93,7 +93,7 @@ def main(options: Options) -> None:
         folder.mkdir(exist_ok=True)
         shutil.copy(out / "inherit" / "float.safetensors", folder)
         longer = replace(cfg, bit_schedule=(bits,), epochs=stages * cfg.epochs, min_steps=stages * _steps(cfg, data))
-        oqat.train(longer, model, data, folder)
+        oqat.train(longer, Run(folder, model, data))
         direct[bits] = load_supernet(folder, f"{bits}bit")
     record("C1", "inherited 4-3-2", 2, archs, accuracies(inherited["2bit"], archs))
     record("C1", "direct", 2, archs, accuracies(direct[2], archs))
@@ -106,7 +106,7 @@ def main(options: Options) -> None:
 
     for number, arch in enumerate(archs[2 : 2 + options.alone]):
         folder = out / f"alone{number}"
-        oqat.train(replace(cfg, random_subnets=0), model, data, folder, only=arch)
+        oqat.train(replace(cfg, random_subnets=0), Run(folder, model, data), only=arch)
         for stage, bits in (("float", 32), ("4bit", 4), ("3bit", 3), ("2bit", 2)):
             record("C3", "from the supernet", bits, [arch], accuracies(inherited[stage], [arch]))
             record("C3", "trained alone", bits, [arch], accuracies(load_supernet(folder, stage), [arch]))

@@ -24,6 +24,7 @@ from oncequant.data import calibration_batches, eval_batches, load_data, native_
 from oncequant.files import read_json, write_json
 from oncequant.measure import measure
 from oncequant.methods import oqat
+from oncequant.run_folder import Run
 from oncequant.search.measurements import all_costs
 from oncequant.settings import ModelOptions, suited
 from oncequant.supernet_file import load_supernet
@@ -67,7 +68,7 @@ def main(options: Options) -> None:
         if name in CHANGES_OF_THE_NETWORK and not (folder / "float.safetensors").exists():
             shutil.copy(folder.parent / "default" / "float.safetensors", folder)
         model = replace(base, **CHANGES_OF_THE_NETWORK.get(name, {}))
-        oqat.train(replace(cfg, **CHANGES_OF_TRAINING.get(name, {})), model, data, folder)
+        oqat.train(replace(cfg, **CHANGES_OF_TRAINING.get(name, {})), Run(folder, model, data))
         for stage in oqat.stages(cfg)[name in CHANGES_OF_THE_NETWORK :]:  # their float stage is the default's
             supernet = load_supernet(folder, stage)
             space, rng = supernet.space, np.random.default_rng(cfg.seed)

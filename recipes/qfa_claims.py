@@ -33,7 +33,7 @@ from oncequant.methods import qfa
 from oncequant.models import build_network, extract_subnet
 from oncequant.models.mobilenet_v3 import MobileNetV3Config
 from oncequant.network import Network
-from oncequant.run_folder import RunSettings, device_name
+from oncequant.run_folder import Run, RunSettings, device_name
 from oncequant.sandwich import train_supernet
 from oncequant.settings import ModelOptions, suited
 from oncequant.supernet_file import load_supernet, save_supernet
@@ -110,7 +110,7 @@ def trained(cfg: qfa.Config, model: MobileNetV3Config, data: Data, out: Path, na
     if shared.exists() and not (folder / "float.safetensors").exists():
         copy(shared, folder / "float.safetensors")
     try:
-        qfa.train(cfg, model, data, folder, only)
+        qfa.train(cfg, Run(folder, model, data), only)
     except TrainingError as error:
         print(error)
         return False

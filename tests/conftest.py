@@ -37,7 +37,8 @@ def trained(tmp_path_factory):
     from small_training import CONFIG, TINY, digits
 
     from oncequant.methods import oqat
+    from oncequant.run_folder import Run
 
     run_dir = tmp_path_factory.mktemp("run")
-    oqat.train(CONFIG, TINY, digits(), run_dir)
+    oqat.train(CONFIG, Run(run_dir, TINY, digits()))
     return run_dir

@@ -5,6 +5,7 @@ from dataclasses import replace
 from oncequant.data import load_data
 from oncequant.methods import qfa
 from oncequant.models.mobilenet_v3 import PRESETS
+from oncequant.run_folder import Run
 
 TINY = replace(
     PRESETS["nano"],
@@ -30,5 +31,5 @@ def digits():
 def trained_in(folder):
     """(config, data, run folder) of a QFA run with all its stages."""
     cfg, data = qfa.Config(**QUICK), digits()
-    qfa.train(cfg, TINY, data, folder)
+    qfa.train(cfg, Run(folder, TINY, data))
     return cfg, data, folder

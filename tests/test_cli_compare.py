@@ -5,10 +5,10 @@ import shutil
 
 from commands import call, fails
 
+from oncequant.compare import uniform_archs
 from oncequant.cost import COSTS
 from oncequant.family import with_bits
 from oncequant.files import read_json, read_lines
-from oncequant.methods.baselines import uniform_archs
 from oncequant.models import space_of
 from oncequant.models.mobilenet_v3 import PRESETS
 
@@ -42,7 +42,7 @@ def test_compare_counts_accuracy_and_training_images(digits_run, monkeypatch, ca
 
 def test_compare_needs_the_supernet(digits_run, tmp_path, monkeypatch, capsys):
     assert "holds bit-widths 4, 2" in fails(monkeypatch, capsys, "compare", digits_run, "--bits", "3")
-    assert "--deployments" in fails(monkeypatch, capsys, "compare", digits_run, "--deployments", "0")
+    assert "deployments is at least 1" in fails(monkeypatch, capsys, "compare", digits_run, "--deployments", "0")
     for file in ("run.json", "float.safetensors", "4bit.safetensors", "2bit.safetensors"):
         shutil.copy(digits_run / file, tmp_path)
     lines = (digits_run / "metrics.jsonl").read_text().splitlines(keepends=True)

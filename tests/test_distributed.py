@@ -18,6 +18,7 @@ from oncequant.files import read_tensors
 from oncequant.methods import oqat, qfa
 from oncequant.quantizers import batchquant
 from oncequant.records import Measurement, read_records
+from oncequant.run_folder import Run
 from oncequant.sandwich import sandwich_archs
 
 
@@ -108,7 +109,7 @@ def test_parts_of_a_batch_make_the_batch(crop):
 def train_tiny(rank, folder, options):
     model = replace(TINY, dropout=0.0)
     config = replace(CONFIG, optimizer="sgd", batch_size=16, min_steps=3, epochs=1, float_epochs=1, **options)
-    oqat.train(config, model, digits(train=48), folder)
+    oqat.train(config, Run(folder, model, digits(train=48)))
 
 
 @pytest.mark.parametrize("synchronised", [True, False])
@@ -129,8 +130,8 @@ def train_mixed(rank, folder):
     options = dict(optimizer="sgd", batch_size=16, min_steps=3, epochs=1, float_epochs=1, calibration_images=16)
     cfg = qfa.Config(**options, sync_batch_norm=True, mixed_subnets=1, lr=0.05, quantized_lr=0.01)
     data = digits(train=48)
-    qfa.train(cfg, model, data, folder)
-    qfa.choose(cfg, qfa.SearchOptions(evaluations=32), data, folder)
+    qfa.train(cfg, Run(folder, model, data))
+    qfa.choose(cfg, qfa.SearchOptions(evaluations=32), Run(folder, model, data))
 
 
 def test_two_processes_equal_one_with_mixed_precision(tmp_path):
@@ -160,7 +161,7 @@ def ranges_of_last_stage(folder, shared):
 
     qfa.train_supernet = record
     options = dict(batch_size=16, min_steps=2, epochs=1, float_epochs=1, calibration_images=16, mixed_subnets=0)
-    qfa.train(qfa.Config(**options, sync_ranges=shared), TINY, digits(train=48), folder)
+    qfa.train(qfa.Config(**options, sync_ranges=shared), Run(folder, TINY, digits(train=48)))
     qfa.train_supernet, batchquant.batch_range = original, range_of
     return [found for images, found in seen if images == 8]  # half of the batch; measuring has other batches
 

@@ -22,9 +22,10 @@ from oncequant.distributed import cores
 from oncequant.elastic import ALONE
 from oncequant.files import FileError, read_json, read_lines
 from oncequant.methods import dnas
-from oncequant.models import build_network, space_of
+from oncequant.models import build_network
 from oncequant.network import Network
 from oncequant.records import Sample, read_records
+from oncequant.run_folder import Run
 from oncequant.search.budget import BudgetError
 from oncequant.supernet_file import load_supernet
 from oncequant.train import fit
@@ -38,8 +39,10 @@ def digits():
 def searched(digits, tmp_path, precisions, **options):
     """Probabilities (choices, candidates) after a search."""
     cfg = dnas.Config(**{**FAST, "precisions": precisions, **options})
-    config = cfg.supernet_model(MODEL)
-    dnas.train_search(cfg, config, space_of(config), digits, tmp_path)
+    torch.manual_seed(0)
+    net = build_network(cfg.supernet_model(MODEL))
+    from_scratch.start_alone(net, digits, 0, None)
+    dnas.train_search(net, cfg, Run(tmp_path, MODEL, digits))
     last = read_lines(tmp_path / "distribution.jsonl")[-1]
     assert last["step"] == last["steps"]
     return np.array(list(last["probabilities"].values()))
@@ -59,7 +62,7 @@ def test_cross_entropy_alone_drifts_to_the_most_accurate(digits, tmp_path):
 def run(digits, tmp_path_factory):
     folder = tmp_path_factory.mktemp("dnas")
     cfg = dnas.Config(**FAST)
-    dnas.train(cfg, MODEL, digits, folder)
+    dnas.train(cfg, Run(folder, MODEL, digits))
     return cfg, folder
 
 
@@ -69,7 +72,7 @@ def test_stages_and_choice(run, digits):
     stages = [*dnas.stages(cfg), *(dnas.sample_stage(i) for i in range(cfg.samples))]
     assert names == sorted(f"{stage}.safetensors" for stage in stages)
     assert not list(folder.rglob("*.resume.pt"))
-    family = {member.name: member for member in dnas.choose(cfg, dnas.SearchOptions(), digits, folder)}
+    family = {member.name: member for member in dnas.choose(cfg, dnas.SearchOptions(), Run(folder, MODEL, digits))}
     samples = {sample.stage: sample for sample in read_records(folder / "samples.json", Sample)}
     assert set(family) == {"float", "MA", "ME"} and len(samples) == cfg.samples
     best = max(sample.top1_validation for sample in samples.values())
@@ -85,11 +88,11 @@ def test_budgets_choose_among_the_samples(run, digits):
     cfg, folder = run
     costs = sorted(sample.costs["weight_bytes"] for sample in read_records(folder / "samples.json", Sample))
     (_, chosen) = dnas.choose(
-        cfg, dnas.SearchOptions(budgets=(Budget(COSTS["weight_bytes"], costs[0]),)), digits, folder
+        cfg, dnas.SearchOptions(budgets=(Budget(COSTS["weight_bytes"], costs[0]),)), Run(folder, MODEL, digits)
     )
     assert chosen.costs["weight_bytes"] == costs[0]
     with pytest.raises(BudgetError, match="none of the 2 trained networks keeps weight_bytes<=1"):
-        dnas.choose(cfg, dnas.SearchOptions(budgets=(Budget(COSTS["weight_bytes"], 1.0),)), digits, folder)
+        dnas.choose(cfg, dnas.SearchOptions(budgets=(Budget(COSTS["weight_bytes"], 1.0),)), Run(folder, MODEL, digits))
 
 
 @pytest.mark.parametrize("stage", ["search", "samples/0/network"])
@@ -112,10 +115,10 @@ def test_a_killed_search_goes_on_bit_for_bit(stage, run, digits, tmp_path, monke
     for module in (dnas, from_scratch):
         monkeypatch.setattr(module, "fit", killed)
     with pytest.raises(KeyboardInterrupt):
-        dnas.train(cfg, MODEL, digits, tmp_path)
+        dnas.train(cfg, Run(tmp_path, MODEL, digits))
     monkeypatch.undo()
     assert list(tmp_path.rglob("*.resume.pt"))
-    dnas.train(cfg, MODEL, digits, tmp_path)
+    dnas.train(cfg, Run(tmp_path, MODEL, digits))
     for one in (*dnas.stages(cfg), *map(dnas.sample_stage, range(cfg.samples))):
         for name, tensor in load_supernet(folder, one).state_dict().items():
             assert torch.equal(tensor, load_supernet(tmp_path, one).state_dict()[name]), (one, name)
@@ -137,11 +140,12 @@ def test_every_network_starts_from_given_weights(digits, tmp_path):
     torch.save(state, tmp_path / "net.pth")
     cfg = dnas.Config(**FAST, init=str(tmp_path / "net.pth"))
     config = cfg.supernet_model(MODEL)
-    net = from_scratch.new_network(config, space_of(config), digits, 0, cfg.init)
+    net = build_network(config)
+    from_scratch.start_alone(net, digits, 0, cfg.init)
     assert torch.equal(net.stage2["block1"].conv1.weight, source.stage2["block1"].conv1.weight)
     wrong = replace(MODEL, stage_widths=(8, 12, 20))
     with pytest.raises(FileError, match=r"net.pth: layer3.0.conv1.weight has shape"):
-        dnas.train(cfg, wrong, digits, tmp_path / "run")
+        dnas.train(cfg, Run(tmp_path / "run", wrong, digits))
     assert not list((tmp_path / "run").rglob("*.safetensors"))
     with pytest.raises(FileError, match=r"net.pth: layer3.0.conv1.weight has shape"):
         dnas.check(cfg, dnas.SearchOptions(), wrong)
@@ -153,7 +157,7 @@ def test_two_workers_train_the_same_networks_as_one(digits, tmp_path):
     torch.set_num_threads(max(1, cores() // 2))  # as many as each worker has: sums do not differ
     try:
         for jobs in (1, 2):
-            dnas.train(replace(cfg, jobs=jobs), MODEL, digits, tmp_path / str(jobs))
+            dnas.train(replace(cfg, jobs=jobs), Run(tmp_path / str(jobs), MODEL, digits))
     finally:
         torch.set_num_threads(threads)
     for stage in map(dnas.sample_stage, range(cfg.samples)):
@@ -170,13 +174,13 @@ def test_samples_of_another_search_are_not_taken(run, digits, tmp_path):
         row["probabilities"] = {name: [0.0] * 6 + [1.0] for name in row["probabilities"]}
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(FileError, match="samples/0/network.safetensors is a network of another architecture"):
-        dnas.train(cfg, MODEL, digits, tmp_path / "run")
+        dnas.train(cfg, Run(tmp_path / "run", MODEL, digits))
 
 
 def test_one_precision_alone_is_trained_as_quantized(digits, tmp_path):
     cfg = dnas.Config(**FAST, precisions=(404,))
-    dnas.train(cfg, MODEL, digits, tmp_path)
-    family = dnas.choose(cfg, dnas.SearchOptions(), digits, tmp_path)
+    dnas.train(cfg, Run(tmp_path, MODEL, digits))
+    family = dnas.choose(cfg, dnas.SearchOptions(), Run(tmp_path, MODEL, digits))
     assert {member.name for member in family} == {"float", "MA", "ME"}
     (sample,) = read_records(tmp_path / "samples.json", Sample)
     assert sample.costs["bitops"] < family[0].costs["bitops"] / 20
@@ -184,7 +188,7 @@ def test_one_precision_alone_is_trained_as_quantized(digits, tmp_path):
 
 def test_layers_choose_for_themselves(digits, tmp_path):
     cfg = dnas.Config(**FAST, per_layer=True)
-    dnas.train(cfg, MODEL, digits, tmp_path)
+    dnas.train(cfg, Run(tmp_path, MODEL, digits))
     assert len(read_lines(tmp_path / "distribution.jsonl")[-1]["probabilities"]) == 6
 
 
@@ -196,13 +200,14 @@ sys.path.insert(0, {str(Path(__file__).parent)!r})
 from small_dnas import FAST, MODEL
 from oncequant.data import load_data
 from oncequant.methods import dnas
+from oncequant.run_folder import Run
 if __name__ == "__main__":
     cfg = dnas.Config(**dict(FAST, jobs=2, float_epochs=3000))
     config = cfg.supernet_model(MODEL)
     space, run = dnas.space_of(config), Path({str(tmp_path)!r})
     row = dict(step=1, steps=1, probabilities=dict.fromkeys(space.free, [1 / 7] * 7))
     (run / "distribution.jsonl").write_text(json.dumps(row) + chr(10))
-    dnas.train_samples(cfg, config, space, load_data("digits", size=8, max_train=200), run)
+    dnas.train_samples(cfg, config, space, Run(run, MODEL, load_data("digits", size=8, max_train=200)))
 """
     (tmp_path / "main.py").write_text(code)
     process = subprocess.Popen([sys.executable, str(tmp_path / "main.py")])
@@ -230,7 +235,7 @@ def test_training_in_bfloat16(digits, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Network, "forward", spy)
     cfg = dnas.Config(**{**FAST, "min_steps": 80, "samples": 1, "precision": "bfloat16", "precisions": (332, FLOAT)})
-    dnas.train(cfg, MODEL, digits, tmp_path)
+    dnas.train(cfg, Run(tmp_path, MODEL, digits))
     half = torch.bfloat16
     assert {(training, mixed) for training, mixed, compute in seen if compute == half} == {(True, False), (True, True)}
     assert not any(mixed for _, mixed, compute in seen if compute != half)

@@ -11,6 +11,7 @@ from oncequant.family import with_bits
 from oncequant.methods import oqat
 from oncequant.models import build_network
 from oncequant.network import elastic_layers
+from oncequant.run_folder import Run
 
 
 @pytest.mark.parametrize("high, low", [(4, 3), (3, 2), (8, 2), (6, 5)])
@@ -42,8 +43,8 @@ def test_impossible_bit_schedules_are_refused(schedule):
 
 def test_direct_start_and_long_schedules_train(tmp_path):
     config = replace(CONFIG, bit_schedule=(8, 6, 5, 4, 3, 2), min_steps=1, batch_size=64)
-    oqat.train(config, TINY, digits(), tmp_path / "long")
-    oqat.train(replace(config, bit_schedule=(2,)), TINY, digits(), tmp_path / "direct")
+    oqat.train(config, Run(tmp_path / "long", TINY, digits()))
+    oqat.train(replace(config, bit_schedule=(2,)), Run(tmp_path / "direct", TINY, digits()))
     for folder, stages in (("long", ["8bit", "6bit", "5bit", "4bit", "3bit", "2bit"]), ("direct", ["2bit"])):
         assert all((tmp_path / folder / f"{stage}.safetensors").exists() for stage in stages)
 
@@ -51,6 +52,6 @@ def test_direct_start_and_long_schedules_train(tmp_path):
 def test_one_architecture_can_be_trained_alone(tmp_path):
     arch = build_network(TINY).space.sample(np.random.default_rng(0))
     only = build_network(TINY).space.brief(arch)
-    oqat.train(CONFIG, TINY, digits(), tmp_path, only)
+    oqat.train(CONFIG, Run(tmp_path, TINY, digits()), only)
     net = oqat.load_supernet(tmp_path, "2bit")
     assert net.space.size() == 1 and dict(only).items() <= dict(net.space.largest()).items()

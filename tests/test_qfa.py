@@ -17,6 +17,7 @@ from oncequant.methods import qfa
 from oncequant.models import build_network, space_of
 from oncequant.models.mobilenet_v3 import PRESETS
 from oncequant.quantizers.batchquant import BatchQuant
+from oncequant.run_folder import Run
 from oncequant.supernet_file import load_supernet
 
 
@@ -157,7 +158,7 @@ def starts_of_stages(cfg, folder, monkeypatch):
         original(supernet, step, cfg, data, run_dir, stage, *rest)
 
     monkeypatch.setattr(qfa, "train_supernet", record)
-    qfa.train(cfg, TINY, digits(), folder)
+    qfa.train(cfg, Run(folder, TINY, digits()))
     return found
 
 
@@ -208,7 +209,7 @@ def test_the_float_network_teaches_at_each_resolution(monkeypatch):
 
 def test_offsets_end_at_zero_where_they_are_not_learned_to_the_end(tmp_path):
     cfg = qfa.Config(**{**QUICK, "min_steps": 6}, learned_offsets=0.5, quantized_lr=0.05)
-    qfa.train(cfg, TINY, digits(), tmp_path)
+    qfa.train(cfg, Run(tmp_path, TINY, digits()))
     state = {stage: read_tensors(tmp_path / f"{stage}.safetensors")[0] for stage in ("mixed-float", "mixed")}
     offsets = {
         stage: torch.cat([t.flatten() for name, t in tensors.items() if name.endswith("act_quantizer.offset")])
@@ -222,7 +223,7 @@ def test_all_stages_are_trained_and_a_second_call_does_nothing(trained):
     files = {stage: (folder / f"{stage}.safetensors") for stage in qfa.stages(cfg)}
     before = {stage: file.stat().st_mtime_ns for stage, file in files.items()}
     assert not list(folder.glob("*.resume.pt"))
-    qfa.train(cfg, TINY, data, folder)
+    qfa.train(cfg, Run(folder, TINY, data))
     assert before == {stage: file.stat().st_mtime_ns for stage, file in files.items()}
     mixed = load_supernet(folder, "mixed")
     ranges = [m for m in mixed.modules() if isinstance(m, BatchQuant)]
@@ -233,7 +234,7 @@ def test_all_stages_are_trained_and_a_second_call_does_nothing(trained):
 @pytest.mark.parametrize("activations", ["lsq", "running"])
 def test_other_activation_quantizers_train(activations, tmp_path):
     cfg, data = qfa.Config(**QUICK, activations=activations), digits()
-    qfa.train(cfg, TINY, data, tmp_path)
+    qfa.train(cfg, Run(tmp_path, TINY, data))
     mixed = load_supernet(tmp_path, "mixed")
     top1 = measure(mixed, mixed.space.largest(), cfg.calibration(data), eval_batches(data, data.validation))
     assert 0 <= top1 <= 1

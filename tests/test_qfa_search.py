@@ -13,6 +13,7 @@ from oncequant.measure import Judge, measure
 from oncequant.methods import qfa
 from oncequant.quantizers.batchquant import BatchQuant
 from oncequant.records import Measurement, Member, read_records
+from oncequant.run_folder import Run
 from oncequant.search import fronts
 from oncequant.search.budget import BudgetError
 from oncequant.search.predictor import fit_predictor, load_predictor
@@ -27,7 +28,7 @@ def trained(tmp_path_factory):
 @pytest.fixture(scope="module")
 def searched(trained):
     cfg, data, folder = trained
-    return qfa.choose(cfg, qfa.SearchOptions(evaluations=40), data, folder)
+    return qfa.choose(cfg, qfa.SearchOptions(evaluations=40), Run(folder, TINY, data))
 
 
 def test_a_search_hands_out_a_family_along_the_front(trained, searched):
@@ -86,11 +87,11 @@ def test_only_the_predicted_front_is_stopped_early(trained, tmp_path, monkeypatc
 
     monkeypatch.setattr(fronts, "measure_codes", record)
     options = qfa.SearchOptions(evaluations=30, population=40, generations=4, front="weight_bytes", front_members=3)
-    qfa.choose(cfg, options, data, copied(trained, tmp_path))
+    qfa.choose(cfg, options, Run(copied(trained, tmp_path), TINY, data))
     assert asked.pop("predicted") == (3, "weight_bytes")
     assert {stop for _, stop in asked.values()} == {None} and len(asked) == 3
     (tmp_path / "whole").mkdir()
-    qfa.choose(cfg, replace(options, front_members=0), data, copied(trained, tmp_path / "whole"))
+    qfa.choose(cfg, replace(options, front_members=0), Run(copied(trained, tmp_path / "whole"), TINY, data))
     assert asked["predicted"][0] > 3
 
 
@@ -103,7 +104,7 @@ def test_what_whole_zero_points_cost_is_reported(trained, tmp_path):
             if isinstance(module, BatchQuant):
                 module.offset.fill_(0.45)
     save_supernet(folder, "mixed", net)
-    family = qfa.choose(cfg, qfa.SearchOptions(evaluations=12, searcher="random"), data, folder)[1:]
+    family = qfa.choose(cfg, qfa.SearchOptions(evaluations=12, searcher="random"), Run(folder, TINY, data))[1:]
     for member in family:
         arch, calibration = net.space.complete(member.arch), cfg.calibration(data)
         for key, fold in (("top1_validation", True), ("top1_before_folding", False)):
@@ -116,14 +117,14 @@ def test_more_evaluations_make_the_sample_grow_and_the_predictor_learn_again(tra
     cfg, data, _ = trained
     folder, budget = copied(trained, tmp_path), Budget(COSTS["params"], 10**9)
     quick = qfa.SearchOptions(evaluations=30, population=8, generations=2)
-    qfa.choose(cfg, quick, data, folder)
+    qfa.choose(cfg, quick, Run(folder, TINY, data))
     before, predictor = read_records(folder / "measurements.jsonl", Measurement), folder / "predictor.safetensors"
     with pytest.raises(ValueError, match="at least 30"):
-        qfa.choose(cfg, replace(quick, evaluations=20, budgets=(budget,)), data, folder)
-    qfa.choose(cfg, replace(quick, evaluations=None, budgets=(budget,)), data, folder)
+        qfa.choose(cfg, replace(quick, evaluations=20, budgets=(budget,)), Run(folder, TINY, data))
+    qfa.choose(cfg, replace(quick, evaluations=None, budgets=(budget,)), Run(folder, TINY, data))
     assert len([m for m in read_records(folder / "measurements.jsonl", Measurement) if m.searcher == "sample"]) == 30
     kept = predictor.read_bytes()
-    qfa.choose(cfg, replace(quick, evaluations=36, budgets=(budget,)), data, folder)
+    qfa.choose(cfg, replace(quick, evaluations=36, budgets=(budget,)), Run(folder, TINY, data))
     after = read_records(folder / "measurements.jsonl", Measurement)
     assert after[: len(before)] == before and len([m for m in after if m.searcher == "sample"]) == 36
     assert predictor.read_bytes() != kept
@@ -134,7 +135,7 @@ def test_a_budget_is_answered_from_the_predictor(trained, searched):
     before = read_records(folder / "measurements.jsonl", Measurement)
     costs = sorted(m.costs["bitops"] for m in before)
     budget = Budget(COSTS["bitops"], costs[len(costs) // 2])
-    chosen = qfa.choose(cfg, qfa.SearchOptions(budgets=(budget,)), data, folder)
+    chosen = qfa.choose(cfg, qfa.SearchOptions(budgets=(budget,)), Run(folder, TINY, data))
     after = read_records(folder / "measurements.jsonl", Measurement)
     assert len(after) - len(before) <= fronts.MEASURED_UNDER_BUDGET
     assert all(m.searcher == "budget" and budget.limit >= m.costs["bitops"] for m in after[len(before) :])
@@ -147,7 +148,7 @@ def test_a_budget_is_answered_from_the_predictor(trained, searched):
 def test_a_budget_that_nothing_meets_is_refused_before_measuring(trained, tmp_path):
     cfg, data, folder = trained
     with pytest.raises(BudgetError, match="bitops<=10"):
-        qfa.choose(cfg, qfa.SearchOptions(budgets=(Budget(COSTS["bitops"], 10),)), data, folder)
+        qfa.choose(cfg, qfa.SearchOptions(budgets=(Budget(COSTS["bitops"], 10),)), Run(folder, TINY, data))
     with pytest.raises(BudgetError):
         qfa.check(cfg, qfa.SearchOptions(budgets=(Budget(COSTS["weight_bytes"], 10),)), TINY)
 
@@ -164,8 +165,8 @@ def test_restricted_spaces_are_searched(space, kernels, tmp_path):
     cfg, data = qfa.Config(**QUICK, space=space), digits()
     model = replace(TINY, kernel_sizes=kernels, depths=(1,), stage_widths=(16,), stage_strides=(2,), stage_se=(True,))
     model = replace(model, stage_hswish=(True,))
-    qfa.train(cfg, model, data, tmp_path)
-    family = qfa.choose(cfg, qfa.SearchOptions(evaluations=30, population=8, generations=4), data, tmp_path)
+    qfa.train(cfg, Run(tmp_path, model, data))
+    family = qfa.choose(cfg, qfa.SearchOptions(evaluations=30, population=8, generations=4), Run(tmp_path, model, data))
     found = read_records(tmp_path / "measurements.jsonl", Measurement)
     if space == "architecture":
         assert {m.searcher for m in found} == {"random"}
@@ -185,7 +186,7 @@ def test_a_killed_search_measures_the_same_again(trained, tmp_path, monkeypatch)
         run.mkdir()
         for stage in qfa.stages(cfg):
             (run / f"{stage}.safetensors").symlink_to(tmp_path / f"{stage}.safetensors")
-    whole = qfa.choose(cfg, options, data, tmp_path / "whole")
+    whole = qfa.choose(cfg, options, Run(tmp_path / "whole", TINY, data))
     wanted = (tmp_path / "whole" / "measurements.jsonl").read_text().splitlines()
     original, count = qfa.measure_codes.__globals__["calibrated_subnet"], [0]
 
@@ -198,7 +199,7 @@ def test_a_killed_search_measures_the_same_again(trained, tmp_path, monkeypatch)
     monkeypatch.setitem(qfa.measure_codes.__globals__, "calibrated_subnet", killed)
     for attempt in range(5):
         try:
-            found = qfa.choose(cfg, options, data, tmp_path / "killed")
+            found = qfa.choose(cfg, options, Run(tmp_path / "killed", TINY, data))
             break
         except KeyboardInterrupt:
             assert attempt < 4

@@ -20,6 +20,7 @@ from oncequant.measure import initialise_quantizers
 from oncequant.methods import oqat, qfa
 from oncequant.models import build_network
 from oncequant.models.mobilenet_v3 import PRESETS
+from oncequant.run_folder import Run
 from oncequant.sandwich import sandwich_step
 from oncequant.train import Schedule, fit, make_optimizers
 
@@ -29,12 +30,13 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 from small_training import CONFIG, TINY, digits
 from oncequant.methods import oqat
-oqat.train(CONFIG, TINY, digits(), Path(sys.argv[1]))
+from oncequant.run_folder import Run
+oqat.train(CONFIG, Run(Path(sys.argv[1]), TINY, digits()))
 """
 
 
 def test_training_is_reproducible(trained, tmp_path):
-    oqat.train(CONFIG, TINY, digits(), tmp_path)
+    oqat.train(CONFIG, Run(tmp_path, TINY, digits()))
     assert_equal_runs(trained, tmp_path)
 
 
@@ -172,8 +174,8 @@ def test_streamed_data_train_the_same_way(tmp_path):
     """Images decoded by worker processes at every access, crops included, reproducibly."""
     data = load_data("digits", size=8, max_train=60, resident_limit_bytes=0)
     config = replace(CONFIG, bit_schedule=(4,))
-    oqat.train(config, TINY, data, tmp_path / "first")
-    oqat.train(replace(config, checkpoint_seconds=60), TINY, data, tmp_path / "second")
+    oqat.train(config, Run(tmp_path / "first", TINY, data))
+    oqat.train(replace(config, checkpoint_seconds=60), Run(tmp_path / "second", TINY, data))
     first, second = (read_tensors(tmp_path / n / "4bit.safetensors")[0] for n in ("first", "second"))
     assert all(torch.equal(first[name], second[name]) for name in first)
 

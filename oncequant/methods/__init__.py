@@ -1,13 +1,12 @@
 """One file per paper; each reads top to bottom like the paper's algorithm."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Protocol
 
-from oncequant.data import Data
 from oncequant.family import NetworkConfig
 from oncequant.methods import dnas, oqat, qfa
 from oncequant.records import Member
+from oncequant.run_folder import Run
 from oncequant.search import BudgetOptions
 from oncequant.space import SearchSpace
 from oncequant.train import TrainingOptions
@@ -43,11 +42,11 @@ class Method(Protocol):
         """Refuse before any training what cannot work for this network. Raises BudgetError (a ValueError) for budgets
         below the cheapest subnet, ValueError for options that do not fit together, FileError for files that lack."""
 
-    def train(self, cfg: Any, model: NetworkConfig, data: Data, run_dir: Path) -> None:
+    def train(self, cfg: Any, run: Run) -> None:
         """Train every stage that has no checkpoint yet. Killed at any time, the same call goes on where it stopped and
         comes to the same weights. Raises TrainingError if a loss is not finite, FileError if the folder is damaged."""
 
-    def choose(self, cfg: Any, options: Any, data: Data, run_dir: Path) -> list[Member]:
+    def choose(self, cfg: Any, options: Any, run: Run) -> list[Member]:
         """Choose members among the subnets of a trained run, without training; they are added to `family.json` with
         their test accuracy (0 to 1), and returned. Raises BudgetError before any measurement if no subnet is within
         the budgets, FileError if what it needs is not trained."""

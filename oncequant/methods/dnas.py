@@ -19,6 +19,7 @@ Run. `oncequant run dnas`, recipes/dnas_*.      Results. results/README.md
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,23 +29,25 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from oncequant import distributed
-from oncequant.arch import FLOAT_BITS, FLOAT_PAIR, SKIP, Arch
+from oncequant.arch import FLOAT_PAIR, SKIP, Arch
 from oncequant.cost import COSTS, Cost, expected_cost
 from oncequant.data import Data, train_batches
 from oncequant.elastic import Pass
 from oncequant.family import NetworkConfig
 from oncequant.files import FileError
-from oncequant.from_scratch import Job, import_file, new_network, quantizer_penalty, train_alone, train_side_by_side
+from oncequant.from_scratch import Job, import_file, quantizer_penalty, start_alone, train_alone, train_side_by_side
 from oncequant.measure import Judge
 from oncequant.models import FAMILIES, build_network, families_with, space_of
 from oncequant.network import Network
 from oncequant.records import Distribution, Member, Sample, append_record, read_records, write_records
+from oncequant.run_folder import Run
 from oncequant.search import BudgetOptions
 from oncequant.search.budget import BudgetError
-from oncequant.search.family import Pick, budget_name, record_family
+from oncequant.search.family import Pick, budget_name, float_pick, hand_out
 from oncequant.search.measurements import MeasurementFile, all_costs
 from oncequant.space import SearchSpace
-from oncequant.supernet_file import load_supernet, save_supernet
+from oncequant.stages import Stage, run_stages
+from oncequant.supernet_file import load_space, load_supernet
 from oncequant.train import Schedule, StepFunction, TrainingOptions, check_shares, fit
 
 PRECISIONS = {  # candidates of the paper by the cost that it saves: 100 x weight bits + input bits
@@ -257,32 +260,33 @@ def searched_space(cfg: Config, model: NetworkConfig) -> SearchSpace:
     return space_of(cfg.supernet_model(model))
 
 
-def train(cfg: Config, model: NetworkConfig, data: Data, run_dir: Path) -> None:
+def train(cfg: Config, run: Run) -> None:
     """Train every stage that has no checkpoint yet: the float network, the stochastic supernet, the samples."""
-    searched = distributed.from_main((run_dir / "search.safetensors").exists)
+    config, parts = cfg.supernet_model(run.model), cfg.parts(len(run.data.train))
+    searched = distributed.from_main((run.folder / "search.safetensors").exists)
     if not searched:  # parts of the training images train weights and distribution, and small ones are one batch each
-        for images in cfg.parts(len(data.train)):
+        for images in parts:
             check_shares(cfg.batch_size, images)
-    config = cfg.supernet_model(model)
-    space = space_of(config)
     floats = replace(config, precisions=(FLOAT_PAIR,), per_layer=False)
-    baseline = job(cfg, floats, space_of(floats), data, run_dir, "float")
+    baseline = job(cfg, floats, space_of(floats), run, "float")
     if not baseline.is_done():
-        train_alone(baseline, data)
-    if not searched:
-        train_search(cfg, config, space, data, run_dir)
-    train_samples(cfg, config, space, data, run_dir)
+        train_alone(baseline, run.data)
+    start = partial(start_alone, data=run.data, seed=cfg.seed, init=cfg.init)
+    search = Stage("search", config, space_of(config), start, partial(train_search, cfg=cfg, run=run))
+    run_stages([search], run, cfg.seed)
+    train_samples(cfg, config, search.space, run)
 
 
-def train_search(cfg: Config, config: NetworkConfig, space: SearchSpace, data: Data, run_dir: Path) -> None:
+def train_search(net: Network, cfg: Config, run: Run) -> None:
     """Train weights and distribution; `distribution.jsonl` keeps how that sharpened."""
+    data, space = run.data, net.space
     order = torch.from_numpy(np.random.default_rng(cfg.seed).permutation(len(data.train)))
     count = cfg.parts(len(data.train))[-1]
     arch_data, weight_data = (replace(data, train=data.train.subset(i)) for i in (order[:count], order[count:]))
-    supernet = StochasticSupernet(new_network(config, space, data, cfg.seed, cfg.init)).to(data.device)
+    supernet = StochasticSupernet(net).to(data.device)
     schedule, judge = cfg.schedule("search", data), Judge(data, cfg.calibration(data))
     trained = search_step(supernet, cfg, arch_data, schedule)
-    path, every = run_dir / "distribution.jsonl", max(1, schedule.steps // 40)
+    path, every = run.folder / "distribution.jsonl", max(1, schedule.steps // 40)
     begun = False
 
     def note(number: int) -> None:
@@ -308,11 +312,19 @@ def train_search(cfg: Config, config: NetworkConfig, space: SearchSpace, data: D
         top1 = judge.validation(supernet.net, likely)
         return {"top1_likely": top1, f"expected_{cfg.cost}": cost}
 
-    run = dict(stage="search", run_dir=run_dir, seed=cfg.seed, checkpoint_seconds=cfg.checkpoint_seconds)
-    fit(supernet, step, weight_data, schedule, evaluate=evaluate, **run)
+    fit(
+        supernet,
+        step,
+        weight_data,
+        schedule,
+        stage="search",
+        run_dir=run.folder,
+        seed=cfg.seed,
+        evaluate=evaluate,
+        checkpoint_seconds=cfg.checkpoint_seconds,
+    )
     if distributed.is_main():
         note(schedule.steps)
-    distributed.from_main(lambda: save_supernet(run_dir, "search", supernet.net))
 
 
 def most_probable(space: SearchSpace, probabilities: np.ndarray) -> Arch:
@@ -338,26 +350,26 @@ def sampled_archs(cfg: Config, space: SearchSpace, path: Path) -> list[Arch]:
     return [*found, last]
 
 
-def train_samples(cfg: Config, config: NetworkConfig, space: SearchSpace, data: Data, run_dir: Path) -> None:
+def train_samples(cfg: Config, config: NetworkConfig, space: SearchSpace, run: Run) -> None:
     """Train the sampled architectures from scratch, side by side; `samples.json` says what became of them."""
-    archs = distributed.from_main(lambda: sampled_archs(cfg, space, run_dir / "distribution.jsonl"))
-    jobs = [job(cfg, config, space.restrict(arch), data, run_dir, sample_stage(i)) for i, arch in enumerate(archs)]
-    train_side_by_side(jobs, data, cfg.jobs)
-    judge = Judge(data, cfg.calibration(data))
+    archs = distributed.from_main(lambda: sampled_archs(cfg, space, run.folder / "distribution.jsonl"))
+    jobs = [job(cfg, config, space.restrict(arch), run, sample_stage(i)) for i, arch in enumerate(archs)]
+    train_side_by_side(jobs, run.data, cfg.jobs)
+    judge = Judge(run.data, cfg.calibration(run.data))
 
     def result(number: int) -> Sample:
         stage, arch = sample_stage(number), archs[number]
-        net = load_supernet(run_dir, stage, data.device)
+        net = load_supernet(run.folder, stage, run.data.device)
         top1 = judge.validation(net, net.space.largest())
         return Sample(stage, space.brief(arch), top1, all_costs(space, arch))
 
     samples = distributed.shared_map(result, range(len(archs)))
-    distributed.from_main(lambda: write_records(run_dir / "samples.json", samples))
+    distributed.from_main(lambda: write_records(run.folder / "samples.json", samples))
 
 
-def job(cfg: Config, config: NetworkConfig, space: SearchSpace, data: Data, run_dir: Path, stage: str) -> Job:
+def job(cfg: Config, config: NetworkConfig, space: SearchSpace, run: Run, stage: str) -> Job:
     """The training of one network, that of the one-point `space`, from scratch."""
-    return Job(config, space, run_dir, stage, cfg.schedule(stage, data), cfg, cfg.init, cfg.pact_decay)
+    return Job(config, space, run.folder, stage, cfg.schedule(stage, run.data), cfg, cfg.init, cfg.pact_decay)
 
 
 # -- what is handed out
@@ -388,24 +400,21 @@ def cheapest(space: SearchSpace, cost: Cost) -> Arch:
     return arch
 
 
-def choose(cfg: Config, options: SearchOptions, data: Data, run_dir: Path) -> list[Member]:
+def choose(cfg: Config, options: SearchOptions, run: Run) -> list[Member]:
     """Choose among the trained samples: MA, the most accurate on the validation images, and ME, the most efficient,
     the cheapest that loses at most `tolerance` against the float network, or if none does, against MA.
 
     With budgets: the most accurate sample within them; raises BudgetError if none is. The members, with their
     test accuracies, are added to `family.json` and returned.
     """
-    teacher, supernet = (load_supernet(run_dir, stage, data.device) for stage in ("float", "search"))
-    judge, space = Judge(data, cfg.calibration(data)), supernet.space
-    samples = distributed.from_main(lambda: read_records(run_dir / "samples.json", Sample))
+    judge, space = Judge(run.data, cfg.calibration(run.data)), load_space(run.folder, "search")[1]
+    baseline = float_pick("float", load_supernet(run.folder, "float", run.data.device), judge, run.folder)
+    samples = distributed.from_main(lambda: read_records(run.folder / "samples.json", Sample))
     if not samples:
-        raise FileError(f"{run_dir / 'samples.json'} does not exist: no sample is trained yet")
-    memory = MeasurementFile(run_dir / "measurements.jsonl", "samples")
+        raise FileError(f"{run.folder / 'samples.json'} does not exist: no sample is trained yet")
+    memory = MeasurementFile(run.folder / "measurements.jsonl", "samples")
     by_arch = {space.complete(sample.arch): sample for sample in samples}
     list(memory.measured(space, lambda arch: by_arch[arch].top1_validation, "dnas")(list(by_arch)))
-    largest = teacher.space.largest()
-    top1 = judge.validation(teacher, largest)
-    chosen = [Pick("float", "float", largest, top1, FLOAT_BITS)]
     if options.budgets:
         specs = [space.layers(space.complete(sample.arch)) for sample in samples]
         fitting = [sample for sample, layers in zip(samples, specs) if all(b.holds(layers) for b in options.budgets)]
@@ -418,17 +427,15 @@ def choose(cfg: Config, options: SearchOptions, data: Data, run_dir: Path) -> li
             )
         picked = {budget_name(options.budgets): max(fitting, key=lambda sample: sample.top1_validation)}
     else:
-        picked = most_accurate_and_efficient(samples, top1, cfg)
-    chosen += [
-        Pick(name, sample.stage, space.complete(sample.arch), sample.top1_validation) for name, sample in picked.items()
+        picked = most_accurate_and_efficient(samples, baseline.top1, cfg)
+    picks = [
+        Pick(name, sample.stage, space, space.complete(sample.arch), sample.top1_validation)
+        for name, sample in picked.items()
     ]
-
-    def top1_test(pick: Pick) -> float:
-        net = load_supernet(run_dir, pick.stage, data.device)
-        return judge.test(net, net.space.largest())
-
-    spaces = {pick.stage: space for pick in chosen} | {"float": teacher.space}
-    return record_family(run_dir, chosen, spaces, top1_test, set() if options.budgets else {"MA", "ME"})
+    replaced = set() if options.budgets else {"MA", "ME"}
+    return hand_out(
+        [baseline, *picks], lambda stage: load_supernet(run.folder, stage, run.data.device), judge, run.folder, replaced
+    )
 
 
 def most_accurate_and_efficient(samples: Sequence[Sample], float_top1: float, cfg: Config) -> dict[str, Sample]:

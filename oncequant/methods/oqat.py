@@ -17,10 +17,7 @@ Run. `oncequant run --data digits`, recipes/oqat_cifar10.sh.      Results. resul
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
-
-import torch
 
 from oncequant import distributed
 from oncequant.arch import FLOAT_BITS
@@ -28,18 +25,19 @@ from oncequant.cost import Budget
 from oncequant.data import Data, train_batches
 from oncequant.family import ElasticConfig, with_bits
 from oncequant.measure import Judge, initialise_quantizers
-from oncequant.models import build_network, families_with, space_of
+from oncequant.models import families_with, space_of
 from oncequant.network import Network, elastic_layers
 from oncequant.progress import console
 from oncequant.records import Member
-from oncequant.run_folder import preset_for
+from oncequant.run_folder import Run, preset_for
 from oncequant.sandwich import sandwich_training, train_supernet
 from oncequant.search import BudgetOptions, FrontOptions
 from oncequant.search.budget import BudgetError, check_reachable
-from oncequant.search.family import Pick, chosen_measurements, record_family, search_by_measuring
+from oncequant.search.family import Pick, chosen_measurements, float_pick, hand_out, search_by_measuring
 from oncequant.search.measurements import MeasurementFile
 from oncequant.space import SearchSpace
-from oncequant.supernet_file import load_supernet, save_supernet
+from oncequant.stages import Stage, run_stages
+from oncequant.supernet_file import load_supernet
 from oncequant.train import Schedule, SupernetOptions, TrainingOptions
 
 families = families_with("weight_bits")
@@ -82,25 +80,28 @@ def searched_space(cfg: Config, model: ElasticConfig) -> SearchSpace:
     return space_of(with_bits(model, min(cfg.bit_schedule, default=FLOAT_BITS)))
 
 
-def train(cfg: Config, model: ElasticConfig, data: Data, run_dir: Path, only: Mapping[str, Any] | None = None) -> None:
-    """Train every stage that has no checkpoint yet; each stage leaves `<stage>.safetensors` in `run_dir`.
+def train(cfg: Config, run: Run, only: Mapping[str, Any] | None = None) -> None:
+    """Train every stage that has no checkpoint yet; each leaves `<stage>.safetensors` in the run folder.
 
     `only` restricts the space (names of choices to values): with a whole architecture it is trained alone, the
     fixed-precision baseline.
     """
-    previous = FLOAT_BITS
-    for bits in (FLOAT_BITS, *cfg.bit_schedule):
-        stage = stage_name(bits)
-        if not distributed.from_main((run_dir / f"{stage}.safetensors").exists):
-            torch.manual_seed(cfg.seed)
-            config = with_bits(model, bits)
-            supernet = build_network(config, space_of(config).restrict(only or {}))
-            supernet = supernet.to(data.device, memory_format=torch.channels_last)
-            if bits < FLOAT_BITS:
-                inherit_bits(load_supernet(run_dir, stage_name(previous), data.device), supernet, data, cfg)
-            train_supernet(supernet, sandwich_training(supernet, cfg), cfg, data, run_dir, stage)
-            distributed.from_main(partial(save_supernet, run_dir, stage, supernet))
-        previous = bits
+    widths = (FLOAT_BITS, *cfg.bit_schedule)
+    run_stages([stage_of(cfg, run, *pair, only) for pair in zip(widths, (None, *widths))], run, cfg.seed)
+
+
+def stage_of(cfg: Config, run: Run, bits: int, higher: int | None, only: Mapping[str, Any] | None) -> Stage:
+    """The training of the supernet of a bit-width, which inherits from that of a `higher` one, if there is one."""
+    name, config = stage_name(bits), with_bits(run.model, bits)
+
+    def start(supernet: Network) -> None:
+        if higher is not None:
+            inherit_bits(load_supernet(run.folder, stage_name(higher), run.data.device), supernet, run.data, cfg)
+
+    def train(supernet: Network) -> None:
+        train_supernet(supernet, sandwich_training(supernet, cfg), cfg, run.data, run.folder, name)
+
+    return Stage(name, config, space_of(config).restrict(only or {}), start, train)
 
 
 def inherit_bits(higher: Network, lower: Network, data: Data, cfg: Config) -> None:
@@ -153,7 +154,7 @@ def reachable(spaces: Mapping[int, SearchSpace], budgets: Sequence[Budget]) -> l
     return found
 
 
-def choose(cfg: Config, options: SearchOptions, data: Data, run_dir: Path) -> list[Member]:
+def choose(cfg: Config, options: SearchOptions, run: Run) -> list[Member]:
     """Choose subnets of every bit-width by measured validation accuracy, without retraining.
 
     Under budgets the most accurate subnet of each bit-width; without, three along its Pareto front (S, M, L), as the
@@ -161,33 +162,24 @@ def choose(cfg: Config, options: SearchOptions, data: Data, run_dir: Path) -> li
     members are added to `family.json` with their test accuracies, and returned. Bit-widths too large for the budgets
     are left out. Raises BudgetError before any measurement if all are, FileError if no stage is trained.
     """
-    trained = distributed.from_main(lambda: [s for s in stages(cfg) if (run_dir / f"{s}.safetensors").exists()])
-    supernets = {stage: load_supernet(run_dir, stage, data.device) for stage in trained or stages(cfg)[:1]}
+    folder, wanted = run.folder, (options.budgets, options.front)
+    trained = distributed.from_main(lambda: [s for s in stages(cfg) if (folder / f"{s}.safetensors").exists()])
+    supernets = {stage: load_supernet(folder, stage, run.data.device) for stage in trained or stages(cfg)[:1]}
     spaces = {int(stage.removesuffix("bit")): supernets[stage].space for stage in trained if stage != "float"}
     widths = reachable(spaces, options.budgets)
     if too_large := [f"{bits} bits" for bits in spaces if bits not in widths]:
         console.print(f"left out, since no subnet is within the budgets: {', '.join(too_large)}", soft_wrap=True)
-    quantized = [stage_name(bits) for bits in spaces if bits in widths]
-    judge = Judge(data, cfg.calibration(data))
-
-    largest = supernets["float"].space.largest()
-    top1 = judge.validation(supernets["float"], largest)
-    chosen = [Pick("float-max", "float", largest, top1, FLOAT_BITS)]
-    for stage in quantized:
-        supernet = supernets[stage]
-        memory = MeasurementFile(run_dir / "measurements.jsonl", stage)
-        wanted = options.budgets, options.front
-        search_by_measuring(supernet, memory, options.searcher, options.evaluations, *wanted, judge, cfg.seed)
-        found = distributed.from_main(partial(chosen_measurements, memory, *wanted, supernet.space))
-        chosen += [
-            Pick(f"{stage}-{name}", stage, supernet.space.complete(m.arch), m.top1, int(stage.removesuffix("bit")))
-            for name, m in found.items()
-        ]
-
-    def top1_test(pick: Pick) -> float:
-        return judge.test(supernets[pick.stage], pick.arch)
-
+    judge = Judge(run.data, cfg.calibration(run.data))
+    picks = [float_pick("float-max", supernets["float"], judge, folder)]
+    for bits, space in spaces.items():
+        if bits in widths:
+            stage = stage_name(bits)
+            memory = MeasurementFile(folder / "measurements.jsonl", stage)
+            how = options.searcher, options.evaluations, *wanted
+            search_by_measuring(supernets[stage], memory, *how, judge, cfg.seed)
+            found = distributed.from_main(partial(chosen_measurements, memory, *wanted, space))
+            archs = {name: space.complete(m.arch) for name, m in found.items()}
+            picks += [Pick(f"{stage}-{n}", stage, space, archs[n], m.top1, bits) for n, m in found.items()]
     # an earlier family of these stages may have had more members
-    replaced = set() if options.budgets else {f"{stage}-{letter}" for stage in quantized for letter in "SML"}
-    spaces = {stage: supernet.space for stage, supernet in supernets.items()}
-    return record_family(run_dir, chosen, spaces, top1_test, replaced)
+    replaced = set() if options.budgets else {f"{stage_name(bits)}-{letter}" for bits in widths for letter in "SML"}
+    return hand_out(picks, supernets.__getitem__, judge, folder, replaced)

@@ -14,8 +14,6 @@ Run. `oncequant run qfa --data digits`, recipes/qfa_*.sh.      Results. results/
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -28,11 +26,11 @@ from oncequant.arch import FLOAT_BITS, Arch
 from oncequant.data import Data, train_batches
 from oncequant.family import ElasticConfig
 from oncequant.measure import Judge, calibrated_subnet, initialise_quantizers
-from oncequant.models import build_network, families_with, space_of
+from oncequant.models import families_with, space_of
 from oncequant.network import Network, elastic_layers
 from oncequant.quantizers import INPUT_QUANTIZERS
-from oncequant.records import Member, read_records
-from oncequant.run_folder import preset_for
+from oncequant.records import Member
+from oncequant.run_folder import Run, preset_for
 from oncequant.sandwich import own_rng, pass_of_step, sandwich_training, train_supernet
 from oncequant.search import BudgetOptions, FrontOptions, PredictedOptions
 from oncequant.search.bits import bit_choices, learning_codes, open_bits, with_uniform_bits
@@ -40,15 +38,17 @@ from oncequant.search.budget import check_reachable
 from oncequant.search.family import (
     Pick,
     chosen_measurements,
+    float_pick,
+    hand_out,
     measure_codes,
-    record_family,
     search_by_measuring,
 )
 from oncequant.search.fronts import LEARNING, learned_from, measure_predicted
 from oncequant.search.measurements import MeasurementFile
 from oncequant.search.predictor import LEAST_PAIRS
 from oncequant.space import SearchSpace
-from oncequant.supernet_file import load_supernet, save_supernet
+from oncequant.stages import Stage, run_stages
+from oncequant.supernet_file import load_supernet
 from oncequant.train import Schedule, StepFunction, SupernetOptions, TrainingOptions
 
 families = families_with("weight_bits")
@@ -164,38 +164,46 @@ def searched_space(cfg: Config, model: ElasticConfig) -> SearchSpace:
     return mixed_precision(cfg, model)[1]
 
 
-def train(cfg: Config, model: ElasticConfig, data: Data, run_dir: Path, only: Mapping[str, Any] | None = None) -> None:
-    """Train every stage that has no checkpoint yet; each stage leaves `<stage>.safetensors` in `run_dir`.
+def train(cfg: Config, run: Run, only: Mapping[str, Any] | None = None) -> None:
+    """Train every stage that has no checkpoint yet; each leaves `<stage>.safetensors` in the run folder.
 
     The float supernet, whose largest subnet teaches; then mixed precision with float among the bit-widths, which eases
     the start; then without. `only` restricts the space (names of choices to values).
     """
     check_processes(cfg)
-    for stage in STAGES:
-        if not distributed.from_main((run_dir / f"{stage}.safetensors").exists):
-            torch.manual_seed(cfg.seed)
-            if stage == "float":
-                architecture = {k: v for k, v in (only or {}).items() if not k.endswith("_bits")}
-                supernet = build_network(model, space_of(model).restrict(architecture))
-            else:
-                config, space = mixed_precision(cfg, model, with_float=stage == "mixed-float")
-                supernet = build_network(config, space.restrict(only or {}))
-            supernet = supernet.to(data.device, memory_format=torch.channels_last)
-            if stage == "mixed-float":
-                start_quantizers(load_supernet(run_dir, "float", data.device), supernet, data, cfg)
-            elif stage == "mixed":
-                supernet.load_state_dict(load_supernet(run_dir, "mixed-float", data.device).state_dict())
-            if stage == "float":
-                step, ends = sandwich_training(supernet, cfg), None
-            else:
-                resolutions = supernet.space.choices["resolution"]
-                teacher = Teacher(load_supernet(run_dir, "float", data.device), resolutions, cfg.calibration(data))
-                step = training_step(supernet, teacher, cfg, is_last=stage == "mixed")
-                space = supernet.space
-                ends = [with_uniform_bits(space, space.largest(), max(cfg.bits)), space.smallest()]
-            count = cfg.random_subnets if stage == "float" else cfg.mixed_subnets
-            train_supernet(supernet, step, cfg, data, run_dir, stage, ends, count)
-            distributed.from_main(partial(save_supernet, run_dir, stage, supernet))
+    mixed = [mixed_stage(cfg, run, name, only or {}) for name in STAGES[1:]]
+    run_stages([float_stage(cfg, run, only or {}), *mixed], run, cfg.seed)
+
+
+def float_stage(cfg: Config, run: Run, only: Mapping[str, Any]) -> Stage:
+    """The training of the float supernet, by the sandwich rule."""
+    architecture = {name: value for name, value in only.items() if not name.endswith("_bits")}
+
+    def train(supernet: Network) -> None:
+        train_supernet(supernet, sandwich_training(supernet, cfg), cfg, run.data, run.folder, "float")
+
+    return Stage("float", run.model, space_of(run.model).restrict(architecture), lambda supernet: None, train)
+
+
+def mixed_stage(cfg: Config, run: Run, name: str, only: Mapping[str, Any]) -> Stage:
+    """The training of a supernet of mixed precision, taught by the float supernet: the first, or the last."""
+    config, space = mixed_precision(cfg, run.model, with_float=name == "mixed-float")
+    space, data = space.restrict(only), run.data
+
+    def start(supernet: Network) -> None:
+        if name == "mixed-float":
+            start_quantizers(load_supernet(run.folder, "float", data.device), supernet, data, cfg)
+        else:
+            supernet.load_state_dict(load_supernet(run.folder, "mixed-float", data.device).state_dict())
+
+    def train(supernet: Network) -> None:
+        floats = load_supernet(run.folder, "float", data.device)
+        teacher = Teacher(floats, space.choices["resolution"], cfg.calibration(data))
+        step = training_step(supernet, teacher, cfg, is_last=name == "mixed")
+        ends = [with_uniform_bits(space, space.largest(), max(cfg.bits)), space.smallest()]
+        train_supernet(supernet, step, cfg, data, run.folder, name, ends, cfg.mixed_subnets)
+
+    return Stage(name, config, space, start, train)
 
 
 def start_quantizers(float_supernet: Network, supernet: Network, data: Data, cfg: Config) -> None:
@@ -334,7 +342,7 @@ def check_evaluations(options: SearchOptions) -> None:
         )
 
 
-def choose(cfg: Config, options: SearchOptions, data: Data, run_dir: Path) -> list[Member]:
+def choose(cfg: Config, options: SearchOptions, run: Run) -> list[Member]:
     """Choose subnets of a trained supernet, without retraining.
 
     Without budgets: measure some subnets on the validation images, fit the accuracy predictor, find its front by
@@ -343,11 +351,13 @@ def choose(cfg: Config, options: SearchOptions, data: Data, run_dir: Path) -> li
     Everything measured appends to `measurements.jsonl`. The members are added to `family.json` with their test
     accuracies, and returned. Raises BudgetError before any measurement if a budget cannot be met.
     """
-    teacher, supernet = (load_supernet(run_dir, stage, data.device) for stage in ("float", "mixed"))
-    space, judge = supernet.space, Judge(data, cfg.calibration(data))
+    data = run.data
+    supernets = {stage: load_supernet(run.folder, stage, data.device) for stage in ("float", "mixed")}
+    supernet, judge = supernets["mixed"], Judge(data, cfg.calibration(data))
+    space = supernet.space
     check_reachable(space, options.budgets)
-    memory = MeasurementFile(run_dir / "measurements.jsonl", "mixed")
-    path = run_dir / "predictor.safetensors"
+    memory = MeasurementFile(run.folder / "measurements.jsonl", "mixed")
+    path = run.folder / "predictor.safetensors"
     evaluations, wanted = options.evaluations or EVALUATIONS, (options.budgets, options.front)
     predictor, learned = None, set()
     if options.searcher or space.size() <= evaluations:  # so small a space is measured whole
@@ -371,16 +381,9 @@ def choose(cfg: Config, options: SearchOptions, data: Data, run_dir: Path) -> li
         unfolded = judge.validation(supernet, arch, fold=False)
         return {**known, "top1_before_folding": unfolded}
 
-    largest = teacher.space.largest()
-    family = distributed.from_main(lambda: read_records(run_dir / "family.json", Member))
-    known = [member.top1_validation for member in family if member.name == "float-max"]
-    top1 = known[0] if known else judge.validation(teacher, largest)
-    chosen = [Pick("float-max", "float", largest, top1, FLOAT_BITS)]
-    chosen += [Pick(f"mixed-{name}", "mixed", space.complete(m.arch), m.top1, more=about) for name, m in found.items()]
-
-    def top1_test(pick: Pick) -> float:
-        net = teacher if pick.stage == "float" else supernet
-        return judge.test(net, pick.arch)
-
+    picks = [float_pick("float-max", supernets["float"], judge, run.folder)]
+    picks += [
+        Pick(f"mixed-{name}", "mixed", space, space.complete(m.arch), m.top1, more=about) for name, m in found.items()
+    ]
     replaced = set() if options.budgets else {f"mixed-{letter}" for letter in "SML"}
-    return record_family(run_dir, chosen, {"float": teacher.space, "mixed": space}, top1_test, replaced)
+    return hand_out(picks, supernets.__getitem__, judge, run.folder, replaced)

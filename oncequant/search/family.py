@@ -1,14 +1,15 @@
 """Measuring subnets of a supernet for search, and the family of subnets that a search hands out."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from rich.table import Table
 
 from oncequant import distributed
-from oncequant.arch import Arch
-from oncequant.cost import COSTS, Budget
+from oncequant.arch import FLOAT_BITS, Arch
+from oncequant.cost import COSTS, Budget, readable, shown_costs
 from oncequant.data import eval_batches
 from oncequant.measure import Judge, accuracy, calibrated_subnet
 from oncequant.network import Network
@@ -107,6 +108,8 @@ class Pick:
 
     name: str
     stage: str
+    space: SearchSpace
+    """In which the architecture is written down."""
     arch: Arch
     """Complete."""
     top1: float
@@ -120,21 +123,18 @@ class Pick:
 def record_family(
     run_dir: Path,
     picks: Sequence[Pick],
-    spaces: Mapping[str, SearchSpace],
     top1_test: Callable[[Pick], float],
     replaced: set[str],
 ) -> list[Member]:
     """Make members of the family of subnets that a search has picked, add them to `family.json` and return them.
 
-    The test accuracy of a subnet is measured once. `spaces` by stage; `replaced` are names of an earlier search that
-    go.
+    The test accuracy of a subnet is measured once. `replaced` are names of an earlier search that go.
     """
     path = run_dir / "family.json"
     family = {member.name: member for member in read_records(path, Member)}
 
     def member(pick: Pick) -> Member:
-        space = spaces[pick.stage]
-        brief = space.brief(pick.arch)
+        brief = pick.space.brief(pick.arch)
         known = [m.top1_test for m in family.values() if m.stage == pick.stage and m.arch == brief]
         return Member(
             name=pick.name,
@@ -143,7 +143,7 @@ def record_family(
             arch=brief,
             top1_validation=pick.top1,
             top1_test=known[0] if known else top1_test(pick),
-            costs=all_costs(space, pick.arch),
+            costs=all_costs(pick.space, pick.arch),
             **(pick.more(pick.arch) if pick.more else {}),
         )
 
@@ -155,6 +155,29 @@ def record_family(
         kept.update((one.name, one) for one in new)
         distributed.from_main(lambda: write_records(path, list(kept.values())))
     return new
+
+
+def float_pick(name: str, net: Network, judge: Judge, run_dir: Path) -> Pick:
+    """The largest float network, which every search hands out too; its validation accuracy is measured once."""
+    arch = net.space.largest()
+    family = distributed.from_main(lambda: read_records(run_dir / "family.json", Member))
+    known = [member.top1_validation for member in family if member.name == name and member.stage == "float"]
+    top1 = known[0] if known else judge.validation(net, arch)
+    return Pick(name, "float", net.space, arch, top1, FLOAT_BITS)
+
+
+def hand_out(
+    picks: Sequence[Pick], network: Callable[[str], Network], judge: Judge, run_dir: Path, replaced: set[str]
+) -> list[Member]:
+    """The end of every search: what it has picked becomes members, with accuracies on the test images.
+
+    `network` gives the network of a stage; `replaced` are names of an earlier search that go.
+    """
+
+    def top1_test(pick: Pick) -> float:
+        return judge.test(network(pick.stage), pick.arch)
+
+    return record_family(run_dir, picks, top1_test, replaced)
 
 
 def chosen_measurements(
@@ -171,3 +194,13 @@ def chosen_measurements(
 def budget_name(budgets: Sequence[Budget]) -> str:
     """Name of the subnet that is chosen under budgets."""
     return "-".join(str(budget).replace("<=", "") for budget in budgets)
+
+
+def family_table(members: Sequence[Member]) -> Table:
+    """Members with accuracies and costs, for people."""
+    shown = shown_costs(member.costs for member in members)
+    table = Table("subnet", "validation %", "test %", *(cost.title for cost in shown))
+    for member in members:
+        accuracies = [f"{100 * top1:.2f}" for top1 in (member.top1_validation, member.top1_test)]
+        table.add_row(member.name, *accuracies, *(readable(member.costs[cost.name]) for cost in shown))
+    return table

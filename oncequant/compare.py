@@ -20,18 +20,19 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
+from rich.table import Table
 
 from oncequant import distributed
 from oncequant.arch import Arch
-from oncequant.cost import COSTS, Budget, bitops
-from oncequant.data import Data
-from oncequant.family import ElasticConfig
+from oncequant.cost import COSTS, Budget, bitops, readable
 from oncequant.files import FileError, write_csv, write_json
 from oncequant.measure import Judge
 from oncequant.methods import oqat
 from oncequant.models import extract_subnet
+from oncequant.network import Network
 from oncequant.progress import track
 from oncequant.records import Measurement, Metrics, read_records
+from oncequant.run_folder import Run
 from oncequant.search.family import search_by_measuring
 from oncequant.search.measurements import MeasurementFile
 from oncequant.search.pareto import best_under
@@ -58,9 +59,7 @@ class Deployment:
 
 def compare(
     cfg: oqat.Config,
-    model: ElasticConfig,
-    data: Data,
-    run_dir: Path,
+    run: Run,
     bits: int,
     deployments: int,
     ways: Sequence[Way] = get_args(Way),
@@ -69,10 +68,16 @@ def compare(
     """Make so many deployments at `bits` in every way, for budgets evenly spaced in log BitOPs; and `totals`. Writes
     `compare.json`, and the deployments as `compare.csv`.
 
-    Needs the float and the b-bit supernet of a run. Networks trained alone are in `run_dir/compare`; what is there is
-    not trained again. Raises FileError if the run has no such supernet.
+    Needs the float and the b-bit supernet of a run. Networks trained alone are in its folder `compare`; what is there
+    is not trained again. Raises FileError if the run has no such supernet, ValueError for impossible numbers.
     """
-    stage = oqat.stage_name(bits)
+    if not isinstance(cfg, oqat.Config):
+        raise ValueError(f"{run.folder} is no run of OQAT, whose supernets are compared")
+    if bits not in cfg.bit_schedule:
+        raise ValueError(f"bits {bits}: {run.folder} holds bit-widths {', '.join(map(str, cfg.bit_schedule))}")
+    if deployments < 1 or not ways:
+        raise ValueError("deployments is at least 1, ways at least one")
+    stage, run_dir, data = oqat.stage_name(bits), run.folder, run.data
     supernets = {name: load_supernet(run_dir, name, data.device) for name in ("float", stage)}
     shared = shared_images(cfg, run_dir, bits)
     space, judge = supernets[stage].space, Judge(data, cfg.calibration(data))
@@ -94,7 +99,7 @@ def compare(
         name = "float" if way == "nas-then-quantize" else stage
         return space.complete(best_under(found[name], [budget], space).arch)
 
-    def network(way: str, arch: Arch):
+    def network(way: str, arch: Arch) -> tuple[Network, int]:
         """The deployed network of an architecture, trained alone if need be, and the images that took."""
         if way == "supernet":
             return supernets[stage], 0
@@ -105,10 +110,10 @@ def compare(
         if way == "nas-then-quantize" and not distributed.from_main((folder / "float.safetensors").exists):
             in_float = supernets["float"].space.complete(only)
             distributed.from_main(lambda: save_supernet(folder, "float", extract_subnet(supernets["float"], in_float)))
-        oqat.train(alone, model, data, folder, only)
+        oqat.train(alone, replace(run, folder=folder), only)
         return load_supernet(folder, stage, data.device), sum(training_images(folder).values())
 
-    rows = []
+    rows: list[Deployment] = []
     with track("compare", len(ways) * deployments) as bar:
         for way, limit in product(ways, budgets):
             budget = Budget(COSTS["bitops"], float(limit))
@@ -184,3 +189,16 @@ def uniform_archs(space: SearchSpace) -> list[tuple[Arch, float]]:
             archs.append(space.smallest().replace(**chosen))
     costs = [float(bitops(space.layers(arch))) for arch in archs]
     return sorted(zip(archs, costs), key=lambda pair: pair[1])
+
+
+def totals_table(rows: Sequence[Mapping[str, Any]], bits: int) -> Table:
+    """What `totals` found, for people."""
+    table = Table(
+        "way", "deployments", "training images", "networks", "validation %", "test %", "BitOPs",
+        title=f"Networks of {bits} bits at equal budgets: means over deployments",
+    )  # fmt: skip
+    for row in rows:
+        means = [f"{100 * row[key]:.2f}" for key in ("top1_validation", "top1_test")]
+        counts = str(row["deployments"]), readable(row["images"]), str(row["networks"])
+        table.add_row(row["way"], *counts, *means, readable(row["mean_bitops"]))
+    return table
