@@ -38,6 +38,7 @@ from oncequant.search.measurements import MeasurementFile
 from oncequant.search.pareto import best_under
 from oncequant.space import SearchSpace
 from oncequant.supernet_file import load_supernet, save_supernet
+from oncequant.train import TrainingOptions
 
 Way = Literal["supernet", "nas-then-quantize", "search-then-retrain", "uniform"]
 
@@ -58,7 +59,7 @@ class Deployment:
 
 
 def compare(
-    cfg: oqat.Config,
+    cfg: TrainingOptions,
     run: Run,
     bits: int,
     deployments: int,

@@ -23,7 +23,7 @@ class Groups:
 
     program: str
     """As it is called."""
-    text: str
+    text: str | None
     """What it does: paragraphs."""
     kinds: Mapping[str, type]
     hidden: Iterable[str] = ()
@@ -37,7 +37,7 @@ class Groups:
         rows = [(name, self._copy(kind), field(kw_only=True)) for name, kind in self.kinds.items()]
         config = tyro.conf.OmitArgPrefixes, tyro.conf.DisallowNone, tyro.conf.PositionalMetavarFromFieldName
         flat = make_dataclass("Options", rows)
-        found = tyro.cli(flat, prog=self.program, description=wrapped(self.text), args=words, config=config)
+        found: Any = tyro.cli(flat, prog=self.program, description=wrapped(self.text or ""), args=words, config=config)
         values = {}
         for name, kind in self.kinds.items():
             given = vars(getattr(found, name))
@@ -106,6 +106,5 @@ def one_line(text: str) -> str:
 
 def wrapped(text: str) -> str:
     """Paragraphs as wide as the terminal; indented, since `tyro` joins lines that begin with a letter."""
-    margins = dict(initial_indent="  ", subsequent_indent="  ")
-    width = shutil.get_terminal_size().columns
-    return "\n".join(textwrap.fill(one_line(part), width, **margins) for part in text.split("\n\n") if part.strip())
+    wrapper = textwrap.TextWrapper(shutil.get_terminal_size().columns, initial_indent="  ", subsequent_indent="  ")
+    return "\n".join(wrapper.fill(one_line(part)) for part in text.split("\n\n") if part.strip())

@@ -298,7 +298,8 @@ def add_member(cfg: TrainingOptions, run: Run, text: str, stage: str | None = No
     taken = [member for member in family_of_run(run.folder) if member.name == name and member.arch != brief]
     if taken or Path(text).stem in ("S", "M", "L", "max"):  # a search gives these names
         raise ValueError(f"{text}: {name} is the name of another subnet; rename the file")
-    judge, widths = Judge(run.data, cfg.calibration(run.data)), getattr(supernet.config, "weight_bits", ())
+    judge = Judge(run.data, cfg.calibration(run.data))
+    widths: tuple[int, ...] = getattr(supernet.config, "weight_bits", ())
     bits = widths[0] if len(widths) == 1 else None
     pick = Pick(name, stage, supernet.space, arch, judge.validation(supernet, arch), bits)
     hand_out([pick], lambda _: supernet, judge, run.folder, set())

@@ -53,15 +53,15 @@ def sandwich_training(supernet: Network, cfg: SupernetConfig) -> StepFunction:
 
     def step(images: Tensor, labels: Tensor, rng: np.random.Generator, done: float) -> Tensor:
         archs = sandwich_archs(supernet.space, cfg.random_subnets, own_rng(cfg, rng))
-        return sandwich_step(supernet, images, labels, archs, cfg.label_smoothing, pass_of_step(cfg))
+        return sandwich_step(supernet, images, labels, archs, cfg.label_smoothing, pass_of_step(cfg, SharedWeights()))
 
     return step
 
 
-def pass_of_step(cfg: SupernetConfig) -> Pass:
+def pass_of_step(cfg: SupernetConfig, shared: SharedWeights) -> Pass:
     """How the subnets of a training step compute; each step has shared weights of its own."""
     return Pass(
-        shared=SharedWeights(),
+        shared=shared,
         compute=getattr(torch, cfg.precision),
         recompute=cfg.checkpoint_activations,
         sync_norms=cfg.sync_batch_norm,

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from oncequant.family import NetworkConfig
 from oncequant.methods import dnas, oqat, qfa
 from oncequant.records import Member
 from oncequant.run_folder import Run
@@ -18,16 +17,19 @@ class Method(Protocol):
     A *stage* is one network to train; it becomes `<stage>.safetensors` of the run folder.
     """
 
-    Config: type[TrainingOptions]
-    """Options of training: a frozen dataclass of TrainingOptions and the method's own; all have defaults. Its
-    `__post_init__` raises ValueError for values that cannot work. The command line has an option for each field."""
+    @property
+    def Config(self) -> type[TrainingOptions]:
+        """Options of training: a frozen dataclass of TrainingOptions and the method's own; all have defaults. Its
+        `__post_init__` raises ValueError for values that cannot work. The command line has an option for each field."""
 
-    SearchOptions: type[BudgetOptions]
-    """Options of choosing, likewise: BudgetOptions, or a frozen dataclass that inherits them."""
+    @property
+    def SearchOptions(self) -> type[BudgetOptions]:
+        """Options of choosing, likewise: BudgetOptions, or a frozen dataclass that inherits them."""
 
-    families: tuple[str, ...]
-    """The families of networks that it trains, keys of `oncequant.models.FAMILIES`: those whose configuration can say
-    what the method needs."""
+    @property
+    def families(self) -> tuple[str, ...]:
+        """The families of networks that it trains, keys of `oncequant.models.FAMILIES`: those whose configuration can
+        say what the method needs."""
 
     def preset(self, pixels: int) -> str:
         """The preset where none is asked for; `pixels` is the median shorter side of the images."""
@@ -35,10 +37,10 @@ class Method(Protocol):
     def stages(self, cfg: Any) -> Sequence[str]:
         """Names of the stages in training order; a method may have more that only training finds out."""
 
-    def searched_space(self, cfg: Any, model: NetworkConfig) -> SearchSpace:
+    def searched_space(self, cfg: Any, model: Any) -> SearchSpace:
         """The architectures among which it chooses; where each bit-width has a space of its own, that of the lowest."""
 
-    def check(self, cfg: Any, options: Any, model: NetworkConfig) -> None:
+    def check(self, cfg: Any, options: Any, model: Any) -> None:
         """Refuse before any training what cannot work for this network. Raises BudgetError (a ValueError) for budgets
         below the cheapest subnet, ValueError for options that do not fit together, FileError for files that lack."""
 

@@ -122,7 +122,7 @@ class Config(TrainingOptions):
         for name in families:
             self.supernet_model(FAMILIES[name].Config())  # refuses impossible precisions
 
-    def supernet_model(self, model: NetworkConfig) -> NetworkConfig:
+    def supernet_model(self, model: Any) -> NetworkConfig:
         """`model`, a float network, with the candidates of the search."""
         projections = model.projections if self.projections is None else self.projections
         default = tuple(p for p in PRECISIONS[self.cost] if p != SKIP or not self.per_layer)
@@ -340,7 +340,8 @@ def sampled_archs(cfg: Config, space: SearchSpace, path: Path) -> list[Arch]:
         raise FileError(f"{path} does not belong to this search: use another run folder")
     tables = [np.array([row.probabilities[name] for name in space.free]) for row in rows]
     last = most_probable(space, tables[-1])
-    rng, found = np.random.default_rng([cfg.seed, 1]), {}  # a dict for its order
+    rng = np.random.default_rng([cfg.seed, 1])
+    found: dict[Arch, None] = {}  # for its order
     for _ in range(20):
         for table in (tables[i] for i in np.linspace(0, len(tables) - 1, max(1, cfg.samples - 1)).round().astype(int)):
             codes = [rng.choice(len(row), p=row / row.sum()) for row in table]

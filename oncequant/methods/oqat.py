@@ -92,6 +92,7 @@ def train(cfg: Config, run: Run, only: Mapping[str, Any] | None = None) -> None:
 
 def stage_of(cfg: Config, run: Run, bits: int, higher: int | None, only: Mapping[str, Any] | None) -> Stage:
     """The training of the supernet of a bit-width, which inherits from that of a `higher` one, if there is one."""
+    assert isinstance(run.model, ElasticConfig)  # one of `families`
     name, config = stage_name(bits), with_bits(run.model, bits)
 
     def start(supernet: Network) -> None:
@@ -142,7 +143,7 @@ def check(cfg: Config, options: SearchOptions, model: ElasticConfig) -> None:
 
 def reachable(spaces: Mapping[int, SearchSpace], budgets: Sequence[Budget]) -> list[int]:
     """The bit-widths whose space has an architecture within all budgets. Raises BudgetError if there is none."""
-    found = []
+    found: list[int] = []
     for bits, space in sorted(spaces.items(), reverse=True):
         try:
             check_reachable(space, budgets)

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from oncequant import distributed
 from oncequant.arch import FLOAT_BITS, Arch
 from oncequant.data import Data, train_batches
+from oncequant.elastic import SharedWeights
 from oncequant.family import ElasticConfig
 from oncequant.measure import Judge, calibrated_subnet, initialise_quantizers
 from oncequant.models import families_with, space_of
@@ -143,7 +144,7 @@ def mixed_precision(cfg: Config, model: ElasticConfig, with_float: bool = False)
     bits = tuple(sorted({*cfg.bits, FLOAT_BITS} if with_float else cfg.bits))
     config = replace(model, weight_bits=bits, act_bits=bits, steps_per_bits=True, act_quantizer=cfg.activations)
     space = space_of(config)
-    kept = {
+    kept: dict[str, int | tuple[int, ...]] = {
         name: tuple(b for b in bits if b >= cfg.depthwise_floor)
         for name in space.choices
         if name.endswith(".depthwise.weight_bits")
@@ -187,6 +188,7 @@ def float_stage(cfg: Config, run: Run, only: Mapping[str, Any]) -> Stage:
 
 def mixed_stage(cfg: Config, run: Run, name: str, only: Mapping[str, Any]) -> Stage:
     """The training of a supernet of mixed precision, taught by the float supernet: the first, or the last."""
+    assert isinstance(run.model, ElasticConfig)  # one of `families`
     config, space = mixed_precision(cfg, run.model, with_float=name == "mixed-float")
     space, data = space.restrict(only), run.data
 
@@ -239,7 +241,8 @@ def training_step(supernet: Network, teacher: Teacher, cfg: Config, is_last: boo
 
     def step(images: Tensor, labels: Tensor, rng: np.random.Generator, done: float) -> Tensor:
         archs = step_archs(supernet.space, cfg, own_rng(cfg, rng))
-        how, losses, taught = pass_of_step(cfg), [], {}
+        shared, losses, taught = SharedWeights(), [], {}
+        how = pass_of_step(cfg, shared)
         held = offsets if is_last and done >= cfg.learned_offsets else []
         with torch.no_grad():
             for offset in held:
@@ -251,7 +254,7 @@ def training_step(supernet: Network, teacher: Teacher, cfg: Config, is_last: boo
             hard_loss = F.cross_entropy(logits, labels, label_smoothing=cfg.label_smoothing)
             ((hard_loss + F.cross_entropy(logits, taught[resolution])) / len(archs)).backward()
             losses.append(hard_loss.detach())
-        how.shared.backward()
+        shared.backward()
         for offset in held:
             offset.grad = None
         return losses[0]
@@ -364,7 +367,7 @@ def choose(cfg: Config, options: SearchOptions, run: Run) -> list[Member]:
         searcher = options.searcher or "random"
         search_by_measuring(supernet, memory, searcher, evaluations, *wanted, judge, cfg.seed)
     else:
-        has_predictor = options.budgets and distributed.from_main(path.exists)
+        has_predictor = bool(options.budgets) and distributed.from_main(path.exists)
         fit_again = not has_predictor or options.evaluations is not None  # the first search, or more to learn from
         if fit_again:
             check_evaluations(options)
