@@ -26,19 +26,7 @@ from oncequant.cost import COSTS
 from oncequant.export.formats import FORMATS, exports_table, needed_packages
 from oncequant.files import read_object
 from oncequant.methods import METHODS, method_of
-from oncequant.options import (
-    Compare,
-    Cost,
-    Evaluate,
-    Existing,
-    Export,
-    Info,
-    Report,
-    Run,
-    Search,
-    Train,
-    parse,
-)
+from oncequant.options import Compare, Cost, Evaluate, Existing, Export, Info, Report, Run, Search, Train, parse
 from oncequant.progress import console
 from oncequant.run_folder import Run as RunValue
 from oncequant.run_folder import commands_of, read_settings, writing
@@ -92,10 +80,6 @@ def _end(error: Exception) -> None:
     sys.exit(1)
 
 
-class UsageError(ValueError):
-    """An option has a value that cannot work; the message names it."""
-
-
 def run(options: Run) -> None:
     """`oncequant run`."""
     options.train.training.check_files()
@@ -110,7 +94,7 @@ def run(options: Run) -> None:
         problems = _export(cfg, found, (), None)
         report(Report(found.folder))
     if problems:
-        raise UsageError(problems)
+        raise ValueError(problems)
 
 
 def train(options: Train) -> None:
@@ -148,13 +132,13 @@ def export(options: Export) -> None:
     """`oncequant export`."""
     formats = options.export.formats
     if not formats:
-        raise UsageError(f"--formats: give at least one of {', '.join(FORMATS)}")
+        raise ValueError(f"--formats: give at least one of {', '.join(FORMATS)}")
     _check_packages(*needed_packages(formats))
     cfg, found = _open(options.source)
     with writing(found.folder, runs.called_as(), found.data.device):
         problems = _export(cfg, found, options.export.names, options.export.stage, formats)
     if problems:
-        raise UsageError(problems)
+        raise ValueError(problems)
 
 
 def report(options: Report) -> None:
@@ -174,7 +158,7 @@ def cost(options: Cost) -> None:
             try:
                 print(json.dumps(all_costs(space, space.complete({**default, **Arch.from_json(line)}))))
             except ValueError as error:
-                raise UsageError(f"{options.archs}, line {number}: {error}") from error
+                raise ValueError(f"{options.archs}, line {number}: {error}") from error
 
 
 def info(options: Info) -> None:
@@ -208,7 +192,7 @@ HANDLERS: dict[type, Callable[[Any], None]] = {
 def _check_packages(*names: str) -> None:
     """Raise UsageError if exporting and reporting, maybe hours from now, would lack a package."""
     if missing := [name for name in names if find_spec(name) is None]:
-        raise UsageError(f'this command needs more packages ({", ".join(missing)}): pip install "oncequant[all]"')
+        raise ValueError(f'this command needs more packages ({", ".join(missing)}): pip install "oncequant[all]"')
 
 
 def _prepare(options: Train, search_options: BudgetOptions | None) -> tuple[TrainingOptions, RunValue]:
@@ -266,7 +250,7 @@ def _machine(options: object) -> tuple[int, torch.device]:
     given = {name: value for place in places for name, value in vars(place).items()}
     devices, device = given.get("devices", 1), device_of(given.get("device", "cpu"))
     if devices < 1:
-        raise UsageError(f"--devices {devices}: use a number from 1")
+        raise ValueError(f"--devices {devices}: use a number from 1")
     if device.type == "cuda" and devices > torch.cuda.device_count():
-        raise UsageError(f"--devices {devices}: this machine has {torch.cuda.device_count()} GPUs")
+        raise ValueError(f"--devices {devices}: this machine has {torch.cuda.device_count()} GPUs")
     return devices, device

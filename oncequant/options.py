@@ -222,9 +222,8 @@ def parse(words: Sequence[str]) -> Any:
     Raises ValueError for options whose values cannot work.
     """
     if not words or words[0] not in COMMANDS:
-        overview: dict[str, Any] = {
-            name: make_dataclass(name, [], namespace={"__doc__": _summary(kind)}) for name, kind in COMMANDS.items()
-        }
+        about = {name: {"__doc__": _summary(kind)} for name, kind in COMMANDS.items()}
+        overview: dict[str, Any] = {name: make_dataclass(name, [], namespace=doc) for name, doc in about.items()}
         tyro.extras.subcommand_cli_from_dict(overview, prog="oncequant", description=DESCRIPTION, args=words)
         raise AssertionError("tyro exits where there is no command")
     name, *rest = words
