@@ -19,7 +19,6 @@ from rich.table import Table
 
 from oncequant import compare as comparing
 from oncequant import distributed, runs
-from oncequant import train as training
 from oncequant.allocator import keep_freed_memory
 from oncequant.arch import Arch
 from oncequant.cost import COSTS
@@ -35,7 +34,7 @@ from oncequant.search import SEARCHERS, BudgetOptions
 from oncequant.search.family import family_table
 from oncequant.search.measurements import all_costs
 from oncequant.settings import device_of, presets_table, space_of_all_bits
-from oncequant.train import TrainingOptions
+from oncequant.train import TrainingError, TrainingOptions
 
 
 def main() -> None:
@@ -62,7 +61,7 @@ def main() -> None:
 def _end(error: Exception) -> None:
     """End this process after an error: one line if it is the user's to mend, else its traceback."""
     # every error that is the user's to mend is one of these (DataError, BudgetError, FileError, ...)
-    is_users = isinstance(error, (ValueError, OSError, training.TrainingError, torch.OutOfMemoryError))
+    is_users = isinstance(error, (ValueError, OSError, TrainingError, torch.OutOfMemoryError))
     if not distributed.is_main():
         time.sleep(3)  # if the main process fails too, it ends this one before it repeats the message
     if is_users:
@@ -190,7 +189,7 @@ HANDLERS: dict[type, Callable[[Any], None]] = {
 
 
 def _check_packages(*names: str) -> None:
-    """Raise UsageError if exporting and reporting, maybe hours from now, would lack a package."""
+    """Raise ValueError if exporting and reporting, maybe hours from now, would lack a package."""
     if missing := [name for name in names if find_spec(name) is None]:
         raise ValueError(f'this command needs more packages ({", ".join(missing)}): pip install "oncequant[all]"')
 
@@ -244,7 +243,7 @@ def _export(
 
 
 def _machine(options: object) -> tuple[int, torch.device]:
-    """Processes and device that a command asks for. Raises UsageError if there cannot be so many."""
+    """Processes and device that a command asks for. Raises ValueError if there cannot be so many."""
     asked = options.train if isinstance(options, Run) else options
     places = [getattr(asked, name) for name in ("source", "machine") if hasattr(asked, name)]
     given = {name: value for place in places for name, value in vars(place).items()}
