@@ -107,7 +107,8 @@ class ElasticConv(nn.Module):
             self.act_quantizer = INPUT_QUANTIZERS[quantizers.activations](_count(self.act_slots), channels)
         if largest.role == "classifier":
             nn.init.kaiming_uniform_(self.weight, a=5**0.5)  # U(+-1/sqrt(fan_in)), as the official code
-            assert self.bias is not None
+            if self.bias is None:
+                raise ValueError("a classifier needs bias=True in its family's description")
             nn.init.uniform_(self.bias, -(largest.in_channels**-0.5), largest.in_channels**-0.5)
         else:
             nn.init.normal_(self.weight, std=(2 / (kernel * kernel * largest.out_channels)) ** 0.5)  # "he_fout"

@@ -76,8 +76,14 @@ class Family:
     """Which choices matter when, see SearchSpace; by default always."""
 
     def space(self, config: NetworkConfig) -> SearchSpace:
-        """The search space of a configuration."""
-        return SearchSpace(self.choices(config), partial(self.describe, config), self.gate)
+        """The search space of a configuration. Raises ValueError for choices that are not as said above."""
+        choices = self.choices(config)
+        if "resolution" not in choices:
+            raise ValueError(f"the choices of {type(config).__name__} lack 'resolution'")
+        for name, values in choices.items():
+            if not isinstance(values, tuple) or not values or list(values) != sorted(set(values)):
+                raise ValueError(f"choice {name!r} has {values!r}: use a tuple of ascending values, each once")
+        return SearchSpace(choices, partial(self.describe, config), self.gate)
 
 
 @dataclass(frozen=True)

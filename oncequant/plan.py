@@ -5,8 +5,9 @@ instead of tensors. Costs and reports read the Plan's LayerSpecs; `oncequant.net
 `oncequant.export.lower` deploys them. `values` are ints by choice name (one architecture) or NumPy vectors (a batch of
 them, for costs): then the numeric fields of the LayerSpecs are vectors, and the nodes mean nothing.
 
-A layer is named in its block, `stage1.block1.conv1`. What lies in a block is computed as one: batch norm and activation
-may be left to the layer that reads them, and activation checkpointing keeps a block's inputs only.
+A layer is named in its block, `stage1.block1.conv1`. What lies in a block is computed as one: batch norm and
+activation may be left to the layer that reads them, and activation checkpointing keeps a block's inputs only. A
+network without blocks computes the same, but checkpointing saves nothing.
 """
 
 from collections.abc import Mapping
@@ -127,11 +128,12 @@ class PlanBuilder:
         Args:
             x: its input.
             name: within the block.
-            role: see LayerSpec.
+            role: see LayerSpec. `classifier` starts from other random weights and needs a bias; the others matter
+                to the cost `qfa_mflops` and to tables.
             bits: of its weights and of its input.
             nominal: `out` before rounding, where the family counts that.
             choice: see Node.
-            spec: depthwise, bias, batch_norm, signed_input of the LayerSpec.
+            spec: depthwise, bias, batch_norm, signed_input of the LayerSpec. Normalised images are signed.
         """
         name = f"{x.block}.{name}" if x.block else name
         size = (x.size - 1) // stride + 1 if stride > 1 else x.size
@@ -153,7 +155,9 @@ class PlanBuilder:
         return self._add(node, (x,), channels=out, size=size, nominal=nominal)
 
     def activation(self, x: Value, kind: str) -> Value:
-        """One of ACTIVATIONS."""
+        """One of ACTIVATIONS. Raises ValueError for another."""
+        if kind not in ACTIVATIONS:
+            raise ValueError(f"{x.name}: activation {kind!r}: use {' or '.join(ACTIVATIONS)}")
         return self._add(Node(f"{x.name}.act", kind, (x.name,), x.block), (x,))
 
     def operation(self, op: str, name: str, *inputs: Value) -> Value:

@@ -10,15 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from oncequant.arch import FLOAT_PAIR, SKIP
+from oncequant.arch import FLOAT_PAIR, SKIP, LayerSpec
 from oncequant.cost import COSTS, macs, params
-from oncequant.elastic import Pass, SharedWeights
+from oncequant.elastic import ElasticConv, Pass, SharedWeights
 from oncequant.export.graph import OPS
 from oncequant.export.verify import export_network
 from oncequant.family import ElasticConfig, with_bits
 from oncequant.measure import calibrated_subnet, initialise_quantizers
 from oncequant.models import FAMILIES, PRESETS, build_network, extract_subnet, family_of, space_of
 from oncequant.network import elastic_layers
+from oncequant.plan import PlanBuilder, Value
 
 SIZE = 12
 SMALL = {  # a small configuration of each family: mixed bit-widths, and everything elastic that it has
@@ -41,6 +42,7 @@ for family, config in SMALL.items():
     if isinstance(config, ElasticConfig):
         config = replace(config, weight_bits=(2, 4), act_bits=(2, 4, 8), steps_per_bits=True)
     SMALL[family] = config
+assert SMALL.keys() == FAMILIES.keys(), "add a small configuration of the new family to SMALL"
 all_families = pytest.mark.parametrize("family", FAMILIES)
 
 
@@ -62,7 +64,6 @@ def some_archs(space, count=3, seed=0):
 
 
 def test_every_family_is_tested():
-    assert SMALL.keys() == FAMILIES.keys()
     assert all(family_of(config) == family for family, config in SMALL.items())
     assert len(PRESETS) == sum(len(family.presets) for family in FAMILIES.values())  # names of presets are unique
 
@@ -163,7 +164,10 @@ def test_checkpointed_blocks_give_the_same_gradients_from_less_memory(family):
         how.shared.backward()
         found.append({name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None})
         found.append(sum(t.numel() for t in kept.values() if t.dim() == 4 and len(t) == len(images)))
-    assert found[0].keys() == found[2].keys() and found[3] < 0.6 * found[1]
+    assert found[0].keys() == found[2].keys()
+    assert found[3] < 0.6 * found[1], (
+        "recomputed blocks keep nearly as much: do most layers lie in blocks (enter, leave)?"
+    )
     assert all(torch.equal(found[0][name], found[2][name]) for name in found[0])
 
 
@@ -207,3 +211,19 @@ def test_exports_are_verified(family, as_trained, tmp_path):
     if family == "elastic_resnet":  # integer arithmetic from pixels to logits
         onnx = found.judgements["onnx"]
         assert onnx.float_layers == 0 and onnx.simulator_bit_equal_images == 40
+
+
+def test_descriptions_that_cannot_work_are_refused():
+    build, x = PlanBuilder(), Value("images", 1, 8)
+    with pytest.raises(ValueError, match="activation 'gelu': use relu or hardswish"):
+        build.activation(x, "gelu")
+    family, config = FAMILIES["elastic_resnet"], PRESETS["resnet-nano"]
+    for choices, text in (
+        (lambda _: {"kernel_size": (3,)}, "lack 'resolution'"),
+        (lambda _: {"resolution": (12, 8)}, "ascending"),
+        (lambda _: {"resolution": [8, 12]}, "a tuple"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            replace(family, choices=choices).space(config)
+    with pytest.raises(ValueError, match="needs bias=True"):
+        ElasticConv(LayerSpec("classifier", 8, 10, batch_norm=False), (1,), None)
