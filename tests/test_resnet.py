@@ -211,7 +211,7 @@ def test_configuration_through_json():
 
     for config in (replace(SMALL, precisions=PAIRS), PRESETS["resnet50"]):
         assert config_from_json(json.loads(json.dumps(config_to_json(config)))) == config
-    with pytest.raises(ValueError, match="there are mobilenet_v3, resnet"):
+    with pytest.raises(ValueError, match="there are mobilenet_v3, elastic_resnet, resnet"):
         config_from_json({"name": "vgg"})
     with pytest.raises(ValueError, match="unknown option depth"):
         config_from_json({"name": "resnet", "depth": 3})
