@@ -147,9 +147,8 @@ def test_sandwich_step_accumulates_the_average_gradient():
 
 def test_shared_weights_give_the_gradients_of_separate_subnets():
     """Equal but for the weight step sizes, whose gradient scale then counts all channels (docs/oqat.md)."""
-    net = supernet(4)
+    net = build_network(replace(supernet(4).config, dropout=0.0)).to(memory_format=torch.channels_last)
     initialise_quantizers(net, torch.randn(16, 1, 8, 8))
-    net.config = replace(net.config, dropout=0.0)
     images, labels = torch.randn(8, 1, 8, 8), torch.arange(8)
     rng = np.random.default_rng(0)
     archs = [net.space.largest(), net.space.smallest(), *(net.space.sample(rng) for _ in range(3))]
