@@ -28,7 +28,7 @@ def test_golden_run(name, tmp_path):
     for path, rows in expected["metrics"].items():
         if "samples" not in path:  # which networks are drawn depends on rounding
             assert [row["loss"] for row in found["metrics"][path]] == pytest.approx(
-                [row["loss"] for row in rows], rel=0.15
+                [row["loss"] for row in rows], rel=0.3
             )
     costs = [{json.dumps(m["arch"]): m["costs"] for m in of["measurements"]} for of in (found, expected)]
     assert all(costs[0][arch] == costs[1][arch] for arch in costs[0].keys() & costs[1].keys())
