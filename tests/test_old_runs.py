@@ -1,0 +1,35 @@
+"""Runs made before the redesign (dc8e247) can still be opened; tests/old_runs has the run.json of each method."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from commands import call
+
+from oncequant.methods import METHODS
+from oncequant.models import build_network, family_of
+from oncequant.run_folder import read_settings
+
+OLD = Path(__file__).parent / "old_runs"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_settings_of_old_runs_are_read(method, tmp_path, monkeypatch, capsys):
+    shutil.copy(OLD / f"{method}.json", tmp_path / "run.json")
+    settings = read_settings(tmp_path)
+    cfg = METHODS[method].Config.from_json(settings.method_config)
+    assert settings.method == method and family_of(settings.model) in METHODS[method].families
+    assert METHODS[method].stages(cfg)[0] == "float"
+    assert METHODS[method].searched_space(cfg, settings.model).size() > 1
+    build_network(settings.model)
+    call(monkeypatch, "info", tmp_path)
+    assert "stages trained: none" in " ".join(capsys.readouterr().out.split())
+
+
+def test_an_option_that_is_gone_is_refused_where_it_had_changed_something(tmp_path):
+    values = json.loads((OLD / "qfa.json").read_text())["settings"]["method_config"]
+    assert values["kurtosis"] == 0
+    METHODS["qfa"].Config.from_json(values)
+    with pytest.raises(ValueError, match="kurtosis = 0.015: this version of oncequant has no such option"):
+        METHODS["qfa"].Config.from_json({**values, "kurtosis": 0.015})
