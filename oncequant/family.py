@@ -88,7 +88,7 @@ class Family:
 
 @dataclass(frozen=True)
 class ElasticConfig:
-    """Configuration of a family that OQAT and QFA train: stages of blocks with elastic depth, kernel size, expand ratio
+    """Configuration of a family that OQAT and QFA train: groups of blocks with elastic depth, kernel size, expand ratio
     and bit-widths. Widths are before `width`."""
 
     num_classes: int = 10
@@ -102,7 +102,7 @@ class ElasticConfig:
     kernel_sizes: tuple[int, ...] = (3,)
     expand_ratios: tuple[int, ...] = (1,)
     depths: tuple[int, ...] = (1,)
-    """Blocks per stage."""
+    """Blocks per group."""
     resolutions: tuple[int, ...] = (32,)
     weight_bits: tuple[int, ...] = (FLOAT_BITS,)
     """Bit-widths of the weights of all layers but the edges; 32 = float."""
@@ -168,7 +168,7 @@ def with_bits(config: AnyElastic, bits: int) -> AnyElastic:
 
 
 def elastic_choices(config: ElasticConfig, layers: Iterable[str]) -> dict[str, tuple[int, ...]]:
-    """The choices of a family of elastic stages.
+    """The choices of a family of elastic groups of blocks.
 
     `layers` are those whose bits are choices, in network order. The edges, stem and classifier, have `edge_bits`.
     """
@@ -186,19 +186,19 @@ def elastic_choices(config: ElasticConfig, layers: Iterable[str]) -> dict[str, t
 
 
 def elastic_blocks(config: ElasticConfig) -> dict[str, list[str]]:
-    """By stage, the names of its blocks: stage1: stage1.block1, ..."""
+    """By group, the names of its blocks: stage1: stage1.block1, ..."""
     stages = [f"stage{s}" for s in range(1, len(config.stage_widths) + 1)]
     return {stage: [f"{stage}.block{b}" for b in range(1, max(config.depths) + 1)] for stage in stages}
 
 
 def elastic_gate(name: str) -> tuple[str, int] | None:
-    """Choices of block b of a stage matter from depth b on."""
+    """Choices of block b of a group matter from depth b on."""
     stage, _, rest = name.partition(".block")
     return (f"{stage}.depth", int(rest[0])) if stage.startswith("stage") and rest else None
 
 
 def block_present(config: ElasticConfig, stage: str, number: int, values: Mapping[str, Number]) -> Number:
-    """0 or 1: does the depth of a stage reach its block `number`, counted from 1."""
+    """0 or 1: does the depth of a group reach its block `number`, counted from 1."""
     return 1 if number <= min(config.depths) else (values[f"{stage}.depth"] >= number) * 1
 
 

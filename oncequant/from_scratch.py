@@ -28,10 +28,11 @@ from oncequant.models.import_resnet import import_standard, read_standard
 from oncequant.network import Network, elastic_layers
 from oncequant.progress import console, track
 from oncequant.run_folder import Run
+from oncequant.schedule import Schedule
 from oncequant.space import SearchSpace
 from oncequant.stages import Stage, run_stages
 from oncequant.supernet_file import load_space
-from oncequant.train import Schedule, TrainingError, TrainingOptions, fit
+from oncequant.train import TrainingError, TrainingOptions, fit
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,9 @@ from oncequant.data import Data
 from oncequant.elastic import ALONE, Pass, SharedWeights
 from oncequant.measure import Judge
 from oncequant.network import Network
+from oncequant.schedule import Schedule
 from oncequant.space import SearchSpace
-from oncequant.train import Schedule, StepFunction, fit
+from oncequant.train import StepFunction, fit
 
 
 class SupernetConfig(Protocol):
@@ -32,6 +33,8 @@ class SupernetConfig(Protocol):
     def checkpoint_seconds(self) -> float: ...
     @property
     def random_subnets(self) -> int: ...
+    @property
+    def float_sandwich(self) -> bool: ...
     @property
     def checkpoint_activations(self) -> bool: ...
     @property
@@ -58,6 +61,27 @@ def sandwich_training(supernet: Network, cfg: SupernetConfig) -> StepFunction:
     return step
 
 
+def train_float(supernet: Network, cfg: SupernetConfig, data: Data, run_dir: Path, every_size: bool = False) -> None:
+    """Train the float stage: the largest network alone, or by the sandwich rule if `cfg` says so.
+
+    What quantized subnets need of it is good weights of the largest; the small ones recover within a few hundred steps
+    of the first quantized stage (docs/log.md). With `every_size` the largest is trained at a random resolution of the
+    space in each step, for a teacher that looks at images of every size.
+    """
+    space = supernet.space
+    sizes = space.choices["resolution"] if every_size else space.choices["resolution"][-1:]
+
+    def step(images: Tensor, labels: Tensor, rng: np.random.Generator, done: float) -> Tensor:
+        largest = space.largest().replace(resolution=int(rng.choice(sizes)))
+        how = pass_of_step(cfg, SharedWeights())
+        return sandwich_step(supernet, images, labels, [largest], cfg.label_smoothing, how)
+
+    if cfg.float_sandwich:
+        train_supernet(supernet, sandwich_training(supernet, cfg), cfg, data, run_dir, "float")
+    else:
+        train_supernet(supernet, step, cfg, data, run_dir, "float", [space.largest()], 1)
+
+
 def pass_of_step(cfg: SupernetConfig, shared: SharedWeights) -> Pass:
     """How the subnets of a training step compute; each step has shared weights of its own."""
     return Pass(
@@ -82,11 +106,11 @@ def train_supernet(
     run_dir: Path,
     stage: str,
     ends: Sequence[Arch] | None = None,
-    random_subnets: int | None = None,
+    subnets: int | None = None,
 ) -> None:
-    """Train one stage by `step`; logs validation top-1 of two subnets `ends`, by default the largest and smallest.
+    """Train one stage by `step`; logs validation top-1 of the subnets `ends`, by default the largest and smallest.
 
-    A step trains these and `random_subnets`, by default as many as `cfg` says.
+    A step trains so many `subnets`, by default those of the sandwich rule.
     """
     judge = Judge(data, cfg.calibration(data))
 
@@ -106,7 +130,7 @@ def train_supernet(
         run_dir=run_dir,
         seed=cfg.seed,
         evaluate=evaluate,
-        subnets=min(supernet.space.size(), 2 + (cfg.random_subnets if random_subnets is None else random_subnets)),
+        subnets=min(supernet.space.size(), subnets or 2 + cfg.random_subnets),
         checkpoint_seconds=cfg.checkpoint_seconds,
     )
 

@@ -23,37 +23,11 @@ from oncequant.data import Data, calibration_batches, steps_per_epoch, train_bat
 from oncequant.files import FileError, write_atomically
 from oncequant.progress import track
 from oncequant.records import Metrics, append_record, read_records, write_records
+from oncequant.schedule import OPTIMIZERS, Schedule, make_optimizers
 
 
 class TrainingError(RuntimeError):
     """Training cannot go on; the message says why and what to do."""
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How long and with what learning rate one stage trains."""
-
-    steps: int
-    batch_size: int
-    lr: float
-    """Peak learning rate; cosine to 0 after `warmup` steps."""
-    warmup: int = 0
-    weight_decay: float = 3e-5
-    """Of convolution and linear weights and kernel transforms; none on batch norm, biases and step sizes."""
-    optimizer: str = "adamw"
-    """adamw, or sgd (Nesterov momentum 0.9)."""
-    clip_norm: float = 10.0
-    """Largest global gradient norm."""
-    step_size_lr: float = 1.0
-    """Learning rate of the quantizers' parameters, relative to `lr`."""
-    arch_lr: float | None = None
-    """Constant learning rate of architecture parameters, which have an Adam of their own."""
-
-    def lr_at(self, step: int) -> float:
-        """Learning rate of one step, counted from 0."""
-        if step < self.warmup:
-            return self.lr * (step + 1) / self.warmup
-        return self.lr * (1 + math.cos(math.pi * (step - self.warmup) / max(1, self.steps - self.warmup))) / 2
 
 
 @dataclass(frozen=True)
@@ -70,8 +44,10 @@ class TrainingOptions:
     """Images per step, of all processes together."""
     lr: float = 3e-3
     """Peak learning rate of networks that are trained from random weights."""
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    """sgd has Nesterov momentum."""
+    optimizer: Literal["adamw", "sgd", "muon"] = "adamw"
+    """sgd has Nesterov momentum; muon trains the weights of dense convolutions, with adamw for the rest."""
+    muon_lr: float = 0.2
+    """Peak learning rate of muon: the part of a weight's norm that a step moves."""
     weight_decay: float = 3e-5
     """Of weights; none on batch norm, biases and quantizers."""
     clip_norm: float = 10.0
@@ -91,8 +67,8 @@ class TrainingOptions:
 
     def __post_init__(self):
         """Refuse impossible options before any training."""
-        if self.optimizer not in ("adamw", "sgd"):
-            raise ValueError(f"optimizer {self.optimizer!r}: use sgd or adamw")
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(f"optimizer {self.optimizer!r}: use one of {', '.join(OPTIMIZERS)}")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing {self.label_smoothing}: use at least 0 and less than 1")
         least = dict(epochs=1, float_epochs=1, batch_size=2, calibration_images=2)
@@ -100,7 +76,7 @@ class TrainingOptions:
         for name, limit in least.items():
             if not getattr(self, name) >= limit:
                 raise ValueError(f"{name} {getattr(self, name)}: use at least {limit}")
-        for name in ("lr", "clip_norm", "step_size_lr"):
+        for name in ("lr", "muon_lr", "clip_norm", "step_size_lr"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} {getattr(self, name)}: use more than 0")
 
@@ -134,6 +110,8 @@ class TrainingOptions:
             warmup=steps // 20,
             weight_decay=self.weight_decay,
             optimizer=self.optimizer,
+            muon_lr=self.muon_lr,
+            compute=self.precision,
             clip_norm=self.clip_norm,
             step_size_lr=self.step_size_lr,
         )
@@ -162,8 +140,13 @@ class SupernetOptions:
 
     quantized_lr: float = 8e-3
     """Peak learning rate of the quantized supernets, which are fine-tuned."""
+    quantized_muon_lr: float = 0.12
+    """Of the quantized supernets, with optimizer muon."""
     random_subnets: int = 1
     """Random architectures per step beside the largest and the smallest; more of them train larger spaces better."""
+    float_sandwich: bool = True
+    """The float stage trains subnets, too; else the largest network alone, with whose weights all quantized subnets
+    start."""
     checkpoint_activations: bool = False
     """Keep only the inputs of blocks for the backward pass: less memory, more time."""
     independent_archs: bool = False
@@ -177,8 +160,9 @@ class SupernetOptions:
             raise ValueError(
                 "sync_batch_norm needs the same architectures in every process: not with independent_archs"
             )
-        if not self.quantized_lr > 0:
-            raise ValueError(f"quantized_lr {self.quantized_lr}: use more than 0")
+        for name in ("quantized_lr", "quantized_muon_lr"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} {getattr(self, name)}: use more than 0")
         if self.random_subnets < 0:
             raise ValueError(f"random_subnets {self.random_subnets}: use at least 0")
 
@@ -191,30 +175,6 @@ class SupernetOptions:
 # options that folders of older versions may name, with the value that has no effect: DNAS trains no supernet of subnets
 FORMER = {field.name: field.default for field in fields(SupernetOptions)}
 FORMER |= {"kurtosis": 0.0, "dampening": 0.0, "tied_steps": False, "distillation": "float"}  # of QFA, until dc8e247
-
-
-def make_optimizers(net: nn.Module, schedule: Schedule) -> list[torch.optim.Optimizer]:
-    """One with groups of its own for weights, for batch norm and biases, and for quantizers; and Adam for architecture
-    parameters if the network has any, which may be trained in other steps than the weights."""
-    weights: list[nn.Parameter] = []
-    others: list[nn.Parameter] = []
-    steps: list[nn.Parameter] = []
-    archs: list[nn.Parameter] = []
-    for name, parameter in net.named_parameters():
-        group = steps if "_quantizer." in name else others if parameter.dim() < 2 else weights
-        (archs if name == "arch_logits" else group).append(parameter)
-    groups = [
-        {"params": weights, "weight_decay": schedule.weight_decay, "scale": 1.0},
-        {"params": others, "weight_decay": 0.0, "scale": 1.0},
-        {"params": steps, "weight_decay": 0.0, "scale": schedule.step_size_lr},
-    ]
-    groups = [group for group in groups if group["params"]]
-    adam = [torch.optim.Adam([{"params": archs, "lr": schedule.arch_lr}])] if archs else []
-    if schedule.optimizer == "sgd":
-        return [torch.optim.SGD(groups, lr=schedule.lr, momentum=0.9, nesterov=True), *adam]
-    if schedule.optimizer == "adamw":
-        return [torch.optim.AdamW(groups, lr=schedule.lr, fused=True), *adam]
-    raise ValueError(f"optimizer {schedule.optimizer!r}: use sgd or adamw")
 
 
 def check_shares(batch_size: int, images: int) -> None:
@@ -294,8 +254,9 @@ def fit(
     with track(f"train {stage}", schedule.steps, start) as bar:
         for step in range(start, schedule.steps):
             images, labels = next(batches)
-            for group in optimizers[0].param_groups:
-                group["lr"] = schedule.lr_at(step) * group["scale"]
+            for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+                if "scale" in group:
+                    group["lr"] = schedule.lr_at(step) * group["scale"]
             torch.manual_seed(int(step_rng(seed, step).integers(2**31)) + rank)  # dropout
             net.zero_grad(set_to_none=True)
             loss = step_function(images, labels, step_rng(seed, step), step / schedule.steps)

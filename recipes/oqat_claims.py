@@ -30,9 +30,9 @@ from oncequant.methods import oqat
 from oncequant.models import build_network, space_of
 from oncequant.network import Network
 from oncequant.run_folder import Run, RunSettings, device_name
+from oncequant.schedule import Schedule
 from oncequant.settings import ModelOptions, suited
 from oncequant.supernet_file import load_supernet
-from oncequant.train import Schedule
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from oncequant.methods import oqat
 from oncequant.models import build_network
 from oncequant.models.mobilenet_v3 import PRESETS
 from oncequant.sandwich import sandwich_step
-from oncequant.train import Schedule, fit
+from oncequant.schedule import Schedule
+from oncequant.train import fit
 
 TINY = replace(PRESETS["nano"], resolutions=(6, 8), stage_widths=(8, 8, 8), final_expand_width=16, feature_mix_width=16,
                stem_width=8, edge_bits=8, se_bits=8)  # fmt: skip

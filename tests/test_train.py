@@ -22,7 +22,8 @@ from oncequant.models import build_network
 from oncequant.models.mobilenet_v3 import PRESETS
 from oncequant.run_folder import Run
 from oncequant.sandwich import sandwich_step
-from oncequant.train import Schedule, fit, make_optimizers
+from oncequant.schedule import Schedule, make_optimizers
+from oncequant.train import fit
 
 SCRIPT = """
 import sys

@@ -7,7 +7,8 @@ from small_training import TINY, Interrupted, digits, small_fit
 from oncequant.files import FileError
 from oncequant.models import build_network
 from oncequant.sandwich import sandwich_step
-from oncequant.train import Schedule, SupernetOptions, TrainingError, TrainingOptions, fit
+from oncequant.schedule import Schedule
+from oncequant.train import SupernetOptions, TrainingError, TrainingOptions, fit
 
 
 def test_a_loss_that_is_not_finite_stops_with_advice(tmp_path):

@@ -30,7 +30,8 @@ from oncequant.network import Network, elastic_layers
 from oncequant.progress import console
 from oncequant.records import Member
 from oncequant.run_folder import Run, preset_for
-from oncequant.sandwich import sandwich_training, train_supernet
+from oncequant.sandwich import sandwich_training, train_float, train_supernet
+from oncequant.schedule import Schedule
 from oncequant.search import BudgetOptions, FrontOptions
 from oncequant.search.budget import BudgetError, check_reachable
 from oncequant.search.family import Pick, chosen_measurements, float_pick, hand_out, search_by_measuring
@@ -38,7 +39,7 @@ from oncequant.search.measurements import MeasurementFile
 from oncequant.space import SearchSpace
 from oncequant.stages import Stage, run_stages
 from oncequant.supernet_file import load_supernet
-from oncequant.train import Schedule, SupernetOptions, TrainingOptions
+from oncequant.train import SupernetOptions, TrainingOptions
 
 families = families_with("weight_bits")
 preset = preset_for
@@ -62,7 +63,9 @@ class Config(SupernetOptions, TrainingOptions):
     def schedule(self, stage: str, data: Data) -> Schedule:
         """Steps and learning rate of a stage."""
         schedule = super().schedule(stage, data)
-        return schedule if stage == "float" else replace(schedule, lr=self.quantized_lr)
+        if stage == "float":
+            return schedule
+        return replace(schedule, lr=self.quantized_lr, muon_lr=self.quantized_muon_lr)
 
 
 def stages(cfg: Config) -> tuple[str, ...]:
@@ -100,7 +103,10 @@ def stage_of(cfg: Config, run: Run, bits: int, higher: int | None, only: Mapping
             inherit_bits(load_supernet(run.folder, stage_name(higher), run.data.device), supernet, run.data, cfg)
 
     def train(supernet: Network) -> None:
-        train_supernet(supernet, sandwich_training(supernet, cfg), cfg, run.data, run.folder, name)
+        if higher is None:
+            train_float(supernet, cfg, run.data, run.folder)
+        else:
+            train_supernet(supernet, sandwich_training(supernet, cfg), cfg, run.data, run.folder, name)
 
     return Stage(name, config, space_of(config).restrict(only or {}), start, train)
 

@@ -32,7 +32,8 @@ from oncequant.network import Network, elastic_layers
 from oncequant.quantizers import INPUT_QUANTIZERS
 from oncequant.records import Member
 from oncequant.run_folder import Run, preset_for
-from oncequant.sandwich import own_rng, pass_of_step, sandwich_training, train_supernet
+from oncequant.sandwich import own_rng, pass_of_step, train_float, train_supernet
+from oncequant.schedule import Schedule
 from oncequant.search import BudgetOptions, FrontOptions, PredictedOptions
 from oncequant.search.bits import bit_choices, learning_codes, open_bits, with_uniform_bits
 from oncequant.search.budget import check_reachable
@@ -50,7 +51,7 @@ from oncequant.search.predictor import LEAST_PAIRS
 from oncequant.space import SearchSpace
 from oncequant.stages import Stage, run_stages
 from oncequant.supernet_file import load_supernet
-from oncequant.train import Schedule, StepFunction, SupernetOptions, TrainingOptions
+from oncequant.train import StepFunction, SupernetOptions, TrainingOptions
 
 families = families_with("weight_bits")
 preset = preset_for
@@ -110,7 +111,7 @@ class Config(SupernetOptions, TrainingOptions):
         schedule = super().schedule(stage, data)
         if stage == "float":
             return schedule
-        schedule = replace(schedule, lr=self.quantized_lr)
+        schedule = replace(schedule, lr=self.quantized_lr, muon_lr=self.quantized_muon_lr)
         if stage == "mixed":
             return schedule
         return replace(schedule, steps=max(1, schedule.steps // 2), warmup=schedule.warmup // 2)
@@ -177,11 +178,11 @@ def train(cfg: Config, run: Run, only: Mapping[str, Any] | None = None) -> None:
 
 
 def float_stage(cfg: Config, run: Run, only: Mapping[str, Any]) -> Stage:
-    """The training of the float supernet, by the sandwich rule."""
+    """The training of the float network that teaches; with `float_sandwich` of its subnets, too."""
     architecture = {name: value for name, value in only.items() if not name.endswith("_bits")}
 
     def train(supernet: Network) -> None:
-        train_supernet(supernet, sandwich_training(supernet, cfg), cfg, run.data, run.folder, "float")
+        train_float(supernet, cfg, run.data, run.folder, every_size=True)
 
     return Stage("float", run.model, space_of(run.model).restrict(architecture), lambda supernet: None, train)
 
@@ -203,7 +204,7 @@ def mixed_stage(cfg: Config, run: Run, name: str, only: Mapping[str, Any]) -> St
         teacher = Teacher(floats, space.choices["resolution"], cfg.calibration(data))
         step = training_step(supernet, teacher, cfg, is_last=name == "mixed")
         ends = [with_uniform_bits(space, space.largest(), max(cfg.bits)), space.smallest()]
-        train_supernet(supernet, step, cfg, data, run.folder, name, ends, cfg.mixed_subnets)
+        train_supernet(supernet, step, cfg, data, run.folder, name, ends, 2 + cfg.mixed_subnets)
 
     return Stage(name, config, space, start, train)
 

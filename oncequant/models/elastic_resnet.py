@@ -1,9 +1,9 @@
-"""Residual networks of dense convolutions, elastic in depth, middle width, kernel size and resolution.
+"""Residual networks of dense convolutions, elastic in width, depth, middle width, kernel size and resolution.
 
 Blocks are the basic ones of https://arxiv.org/abs/1512.03385: two convolutions beside a shortcut, which is a 1x1
 convolution where shapes differ. The first convolution has an elastic kernel and, by the expand ratio, an elastic number
-of output channels; a stage has an elastic number of blocks. Everything is ReLU, so that a deployed network is integer
-arithmetic from the pixels to the logits.
+of output channels; a group has an elastic number of blocks and of channels. Everything is ReLU, so that a deployed
+network is integer arithmetic from the pixels to the logits.
 """
 
 from collections.abc import Iterator, Mapping
@@ -27,10 +27,16 @@ from oncequant.plan import Plan, PlanBuilder, Value, enter, leave
 class ElasticResNetConfig(ElasticConfig):
     """What is fixed for a whole supernet, and the allowed values of what is not. Widths are before `width`."""
 
+    stem_width: int = 16
+    """0: as wide as the first group, whose first block then has a plain shortcut."""
+    stem_pool: bool = False
+    """Max pooling (3x3, stride 2) after the first convolution."""
+    width_quarters: tuple[int, ...] = (4,)
+    """Channels of a group, in quarters of its width."""
     kernel_sizes: tuple[int, ...] = (1, 3)
     """Of the first convolution of a block; the second is 3x3."""
     expand_ratios: tuple[int, ...] = (2, 4, 6)
-    """Channels between the two convolutions of a block, in quarters of the stage's width."""
+    """Channels between the two convolutions of a block, in quarters of the group's width."""
     depths: tuple[int, ...] = (1, 2, 3)
     resolutions: tuple[int, ...] = (20, 24, 28, 32)
 
@@ -57,15 +63,15 @@ def choices(config: ElasticResNetConfig) -> dict[str, tuple[int, ...]]:
     """Choices with their allowed values; names as in docs/glossary.md."""
 
     def layers() -> Iterator[str]:
-        c_in = channels(config, config.stem_width)
-        for (width, stride), blocks in zip(stages(config), elastic_blocks(config).values()):
+        for group, blocks in enumerate(elastic_blocks(config).values()):
             for b, block in enumerate(blocks):
-                if has_projection(c_in, width, stride if b == 0 else 1):
+                if b == 0 and has_projection(config, group):
                     yield f"{block}.shortcut"
                 yield from (f"{block}.conv1", f"{block}.conv2")
-                c_in = width
 
-    return elastic_choices(config, layers())
+    every = elastic_choices(config, layers())
+    widths = {f"{group}.width": tuple(sorted(config.width_quarters)) for group in elastic_blocks(config)}
+    return {"resolution": every["resolution"], **widths, **every}
 
 
 def describe(config: ElasticResNetConfig, values: Mapping[str, Number]) -> Plan:
@@ -77,25 +83,30 @@ def describe(config: ElasticResNetConfig, values: Mapping[str, Number]) -> Plan:
         bits = values[f"{full}.weight_bits"], values[f"{full}.act_bits"]
         return build.layer(x, name, role, out, bits, **rest)
 
-    def block(x: Value, width: int, stride: int) -> Value:
+    def block(x: Value, width: Number, stride: int, projection: bool) -> Value:
         """relu(shortcut(x) + conv2(relu(conv1(x))))."""
-        shortcut = x
-        if has_projection(x.channels, width, stride):
-            shortcut = layer(x, "shortcut", "shortcut", width, stride=stride)
-        middle = elementwise(lambda ratio: make_divisible(width * ratio / 4), values[f"{x.block}.expand_ratio"])
+        shortcut = layer(x, "shortcut", "shortcut", width, stride=stride) if projection else x
+        middle = elementwise(make_divisible_quarters, width * values[f"{x.block}.expand_ratio"])
         kernel = values[f"{x.block}.kernel_size"]
         h = build.activation(layer(x, "conv1", "conv", middle, kernel_size=kernel, stride=stride), "relu")
         h = layer(h, "conv2", "conv", width, kernel_size=3)
         return build.activation(build.operation("add", "sum", shortcut, h), "relu")
 
     x = Value("images", config.image_channels, values["resolution"])
-    stem = channels(config, config.stem_width)
+    widths = [
+        elementwise(make_divisible_quarters, channels(config, base) * values[f"{group}.width"])
+        for base, group in zip(config.stage_widths, elastic_blocks(config))
+    ]
+    stem = channels(config, config.stem_width) if config.stem_width else widths[0]
     x = layer(x, "stem", "stem", stem, kernel_size=3, stride=config.stem_stride, signed_input=True)
     x = build.activation(x, "relu")
-    for (width, stride), (stage, names) in zip(stages(config), elastic_blocks(config).items()):
+    if config.stem_pool:
+        x = build.operation("maxpool", "stem.pool", x)
+    for number, (group, names) in enumerate(elastic_blocks(config).items()):
         for b, name in enumerate(names, start=1):
-            inside = enter(x, name, block_present(config, stage, b, values))
-            x = leave(block(inside, width, stride if b == 1 else 1), x)
+            inside = enter(x, name, block_present(config, group, b, values))
+            stride = config.stage_strides[number] if b == 1 else 1
+            x = leave(block(inside, widths[number], stride, b == 1 and has_projection(config, number)), x)
     x = build.operation("mean", "pool", x)
     layer(x, "classifier", "classifier", config.num_classes, bias=True, batch_norm=False)
     return build.plan()
@@ -106,14 +117,21 @@ def channels(config: ElasticResNetConfig, base: int) -> int:
     return make_divisible(base * config.width)
 
 
-def stages(config: ElasticResNetConfig) -> list[tuple[int, int]]:
-    """(channels, stride of the first block) of each stage."""
-    return [(channels(config, base), stride) for base, stride in zip(config.stage_widths, config.stage_strides)]
+def make_divisible_quarters(quarters: int) -> int:
+    """A width that is given in quarters of channels."""
+    return make_divisible(quarters / 4)
 
 
-def has_projection(c_in: int, c_out: int, stride: int) -> bool:
-    """Whether the shortcut of a block is a 1x1 convolution."""
-    return stride > 1 or c_in != c_out
+def has_projection(config: ElasticResNetConfig, group: int) -> bool:
+    """Whether the shortcut of the first block of a group, counted from 0, is a 1x1 convolution: its shapes differ, or
+    some architecture makes them differ."""
+    if config.stage_strides[group] > 1:
+        return True
+    if group == 0 and not config.stem_width:
+        return False
+    before = (config.stem_width, *config.stage_widths)[group]
+    is_elastic = len(config.width_quarters) > 1 or config.width_quarters != (4,)
+    return is_elastic or channels(config, before) != channels(config, config.stage_widths[group])
 
 
 FAMILY = Family(ElasticResNetConfig, PRESETS, choices, describe, elastic_gate)

@@ -40,7 +40,7 @@ def read_standard(path: Path) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def import_standard(net: Network, state: dict[str, Tensor]) -> None:
-    """Copy the weights and statistics of `state` into `net`, whatever its precisions.
+    """Copy the weights and statistics of `state` into `net`, whatever its pairs.
 
     Raises ValueError naming the key if one is unknown or missing, or if its shape is not the network's.
     """

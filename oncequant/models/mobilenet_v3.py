@@ -1,8 +1,8 @@
 """MobileNetV3 as once-for-all networks have it.
 
 Space and network of OFA (https://arxiv.org/abs/1908.09791), also used by OQAT (2010.04354) and BatchQuant (2105.08952):
-elastic kernel size (learned transforms 7 -> 5 -> 3), expand ratio, depth per stage and resolution. Deviations by
-option: `edge_bits` and `se_bits` put the first convolution, the classifier and squeeze-and-excite on 8 bits, which the
+elastic kernel size (learned transforms 7 -> 5 -> 3), expand ratio, depth per group and resolution. Options deviate:
+`edge_bits` and `se_bits` put the first convolution, the classifier and squeeze-and-excite on 8 bits, which the
 official code leaves in float; `signed_activations` uses a signed grid where a layer's input can be negative, which the
 official OQA code clips at zero.
 """
@@ -35,9 +35,9 @@ class MobileNetV3Config(ElasticConfig):
     stem_stride: int = 2
     stage_strides: tuple[int, ...] = (2, 2, 2, 1, 2)
     stage_se: tuple[bool, ...] = (False, True, False, True, True)
-    """Squeeze-and-excite in the blocks of the stage."""
+    """Squeeze-and-excite in the blocks of the group."""
     stage_hswish: tuple[bool, ...] = (False, False, True, True, True)
-    """h-swish (true) or ReLU (false) in the blocks of the stage."""
+    """h-swish (true) or ReLU (false) in the blocks of the group."""
     kernel_sizes: tuple[int, ...] = (3, 5, 7)
     expand_ratios: tuple[int, ...] = (3, 4, 6)
     depths: tuple[int, ...] = (2, 3, 4)
@@ -57,7 +57,7 @@ class MobileNetV3Config(ElasticConfig):
 
 PRESETS: dict[str, MobileNetV3Config] = {
     "imagenet": MobileNetV3Config(),
-    # 32 px images: the stem keeps the resolution, the last stage too; narrower, since there are few classes
+    # 32 px images: the stem keeps the resolution, the last group too; narrower, since there are few classes
     "cifar": MobileNetV3Config(
         num_classes=10,
         stem_width=16,
@@ -113,7 +113,7 @@ def describe(config: MobileNetV3Config, values: Mapping[str, Number]) -> Plan:
         return make_divisible(base * config.width), round(base * config.width)
 
     def inverted_residual(x: Value, s: int, b: int) -> Value:
-        """Block b of stage s: expand, depthwise, squeeze-and-excite, project; residual where shapes agree."""
+        """Block b of group s: expand, depthwise, squeeze-and-excite, project; residual where shapes agree."""
         ratio = values[f"{x.block}.expand_ratio"]
         mid = elementwise(lambda r: make_divisible(x.channels * r), ratio)
         unrounded: Number = x.nominal

@@ -1,7 +1,7 @@
-"""Residual networks (https://arxiv.org/abs/1512.03385) with a precision for each block or layer, as DNAS searches them.
+"""Residual networks (https://arxiv.org/abs/1512.03385) with a pair of bit-widths per block or layer, for DNAS.
 
 CIFAR's ResNet-20, 56 and 110 (16, 32, 64 channels; shortcuts A, which drop pixels and add empty channels, or B, 1x1
-convolutions) and ImageNet's ResNet-18, 34 and 50. A *precision* is one number, 100 x weight bits + input bits: 432 are
+convolutions) and ImageNet's ResNet-18, 34 and 50. A *pair* is one number, 100 x weight bits + input bits: 432 are
 4-bit weights with float inputs (32 = float), 204 the pair (2, 4); 0 leaves the block out, only its shortcut remains.
 """
 
@@ -16,7 +16,7 @@ from oncequant.plan import Plan, PlanBuilder, Value, enter, leave
 
 @dataclass(frozen=True)
 class ResNetConfig:
-    """What is fixed for a whole supernet, and the precisions that its blocks or layers choose from."""
+    """What is fixed for a whole supernet, and the pairs that its blocks or layers choose from."""
 
     num_classes: int = 10
     image_channels: int = 3
@@ -32,7 +32,7 @@ class ResNetConfig:
     precisions: tuple[int, ...] = (FLOAT_PAIR,)
     """100 x weight bits + input bits, or 0: the block becomes its shortcut."""
     per_layer: bool = False
-    """Every layer chooses a precision, else every block."""
+    """Every layer chooses a pair, else every block."""
     edge_bits: int = FLOAT_BITS
     """Weights and inputs of the first convolution and the classifier in a quantized network, 8 or 32; and of 1x1
     shortcuts around blocks that are left out."""
@@ -79,13 +79,13 @@ PRESETS: dict[str, ResNetConfig] = {
 
 
 def choice_of(config: ResNetConfig, layer: str) -> str | None:
-    """The choice that decides the precision of a layer; None for the first and the last."""
+    """The choice that decides the pair of a layer; None for the first and the last."""
     block, _, name = layer.rpartition(".")
     return (f"{layer}.precision" if config.per_layer else f"{block}.precision") if block else None
 
 
 def choices(config: ResNetConfig) -> dict[str, tuple[int, ...]]:
-    """One precision for each block, `stage1.block1.precision`, or layer, `stage1.block1.conv1.precision`."""
+    """One pair for each block, `stage1.block1.precision`, or layer, `stage1.block1.conv1.precision`."""
     decided = describe(config, _Constant(FLOAT_PAIR, {"resolution": config.resolutions[0]})).nodes
     names = [node.choice for node in decided if node.op == "layer" and node.choice]
     return {"resolution": config.resolutions} | {name: tuple(sorted(config.precisions)) for name in names}
@@ -107,7 +107,7 @@ def describe(config: ResNetConfig, values: Mapping[str, Number]) -> Plan:
     build, edge = PlanBuilder(), FLOAT_BITS if config.is_float else config.edge_bits
 
     def layer(x: Value, name: str, role: str, out: int, **rest) -> Value:
-        """A layer in a block, with the precision that its own choice or the block's has."""
+        """A layer in a block, with the pair that its own choice or the block's has."""
         choice = choice_of(config, f"{x.block}.{name}")
         assert choice is not None  # in a block
         code = values[choice]
