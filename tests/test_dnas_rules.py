@@ -21,7 +21,8 @@ from oncequant.methods import dnas
 from oncequant.models import build_network, space_of
 from oncequant.network import elastic_layers
 from oncequant.records import Sample
-from oncequant.search.budget import BudgetError
+from oncequant.search.budget import BudgetError, cheapest
+from oncequant.search.finished import most_accurate_and_efficient
 
 
 @settings(max_examples=30, deadline=None)
@@ -74,11 +75,11 @@ def test_most_accurate_and_most_efficient():
         Sample("samples/0/network", Arch({}), top1, dict(weight_bytes=cost))
         for top1, cost in ((0.90, 100), (0.92, 90), (0.918, 40), (0.80, 10))
     ]
-    found = dnas.most_accurate_and_efficient(rows, 0.93, dnas.Config())
+    found = most_accurate_and_efficient(rows, "weight_bytes", 0.93, 0.005)
     assert found["MA"] is rows[1] and found["ME"] is rows[2]
-    found = dnas.most_accurate_and_efficient(rows, 0.79, dnas.Config())
+    found = most_accurate_and_efficient(rows, "weight_bytes", 0.79, 0.005)
     assert found["ME"] is rows[3]  # it holds what the float network reaches
-    found = dnas.most_accurate_and_efficient(rows, 0.9235, dnas.Config())
+    found = most_accurate_and_efficient(rows, "weight_bytes", 0.9235, 0.005)
     assert found["ME"] is rows[1]  # the third is near to the second, but too far from float
 
 
@@ -88,7 +89,7 @@ def test_budgets_are_held_against_the_cheapest_network():
     archs = [space.decode(np.array(codes)) for codes in np.ndindex(2, 2, 2)]
     for cost in ("bitops", "weight_bytes"):
         least = min(COSTS[cost](space.layers(arch)) for arch in archs)
-        assert COSTS[cost](space.layers(dnas.cheapest(space, COSTS[cost]))) == least
+        assert COSTS[cost](space.layers(cheapest(space, COSTS[cost]))) == least
         dnas.check(cfg, dnas.SearchOptions(budgets=(Budget(COSTS[cost], least),)), MODEL)
         with pytest.raises(BudgetError, match=f"the least {cost}"):
             dnas.check(cfg, dnas.SearchOptions(budgets=(Budget(COSTS[cost], 0.99 * least),)), MODEL)

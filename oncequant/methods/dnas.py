@@ -1,11 +1,11 @@
 """Mixed precision by differentiable architecture search (DNAS). Wu et al., 2018. https://arxiv.org/abs/1812.00090
 
-Idea. Every block of a residual network chooses its precision, no bits at all among them. A stochastic supernet holds
-all candidates; a block runs the sum of its candidates weighted by a random mask, whose distribution is learned together
-with the weights, by gradients, from a loss that knows what the network costs. Architectures drawn from the learned
-distribution are then trained from scratch; of these come the most accurate and the most efficient one.
+Idea. Every block of a residual network chooses its pair of bit-widths, no bits at all among them. A stochastic
+supernet holds all candidates; a block runs the sum of its candidates weighted by a random mask, whose distribution is
+learned together with the weights, by gradients, from a loss that knows what the network costs. Architectures drawn from
+the learned distribution are then trained from scratch; of these come the most accurate and the most efficient one.
 
-Symbols.  theta: arch_logits   m: mask   T: temperature   g: Gumbel noise   C: cost_factor   k: candidate precision
+Symbols.  theta: arch_logits   m: mask   T: temperature   g: Gumbel noise   C: cost_factor   k: candidate pair
 
     m_k = softmax_k((theta_k + g_k) / T)                                                 Gumbel-softmax
     v   = sum_k m_k e_k(v_i)                                                             mixture of candidate layers
@@ -17,7 +17,7 @@ Run. `oncequant run dnas`, recipes/dnas_*.      Results. results/README.md
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,7 @@ from torch.nn import functional as F
 
 from oncequant import distributed
 from oncequant.arch import FLOAT_PAIR, SKIP, Arch
-from oncequant.cost import COSTS, Cost, expected_cost
+from oncequant.cost import COSTS, expected_cost
 from oncequant.data import Data, train_batches
 from oncequant.elastic import Pass
 from oncequant.family import NetworkConfig
@@ -39,16 +39,18 @@ from oncequant.from_scratch import Job, import_file, quantizer_penalty, start_al
 from oncequant.measure import Judge
 from oncequant.models import FAMILIES, build_network, families_with, space_of
 from oncequant.network import Network
-from oncequant.records import Distribution, Member, Sample, append_record, read_records, write_records
+from oncequant.records import Distribution, Member, Sample, read_records, write_records
 from oncequant.run_folder import Run
+from oncequant.schedule import Schedule
 from oncequant.search import BudgetOptions
-from oncequant.search.budget import BudgetError
+from oncequant.search.budget import check_each
 from oncequant.search.family import Pick, budget_name, float_pick, hand_out
-from oncequant.search.measurements import MeasurementFile, all_costs
+from oncequant.search.finished import best_within, most_accurate_and_efficient, trained_samples
+from oncequant.search.measurements import all_costs
 from oncequant.space import SearchSpace
 from oncequant.stages import Stage, run_stages
 from oncequant.supernet_file import load_space, load_supernet
-from oncequant.train import Schedule, StepFunction, TrainingOptions, check_shares, fit
+from oncequant.train import StepFunction, TrainingOptions, check_shares, fit
 
 PRECISIONS = {  # candidates of the paper by the cost that it saves: 100 x weight bits + input bits
     "weight_bytes": (SKIP, 132, 232, 332, 432, 832, FLOAT_PAIR),
@@ -71,10 +73,9 @@ class Config(TrainingOptions):
     """What the search saves: bytes of weights, or bit operations."""
     precisions: tuple[int, ...] | None = None
     """Candidates, each 100 x weight bits + input bits, 32 = float, or 0: the block becomes its shortcut. Default: the
-    paper's, weights of 0 1 2 3 4 8 32 bits with float inputs, or for bitops the pairs 104 204 303 404 808 3232. One
-    alone is that network, trained as quantized."""
+    paper's, 0 132 232 332 432 832 3232, or for bitops 104 204 303 404 808 3232. One alone: trained as quantized."""
     per_layer: bool = False
-    """Every layer chooses its precision, else every block."""
+    """Every layer chooses its pair, else every block."""
     weight_quantizer: Literal["dorefa", "lsq"] = "dorefa"
     """Of weights: DoReFa, as the paper, or learned step sizes."""
     act_quantizer: Literal["pact", "lsq"] = "pact"
@@ -120,7 +121,7 @@ class Config(TrainingOptions):
         if self.jobs is not None and self.jobs < 1:
             raise ValueError(f"jobs {self.jobs}: use at least 1")
         for name in families:
-            self.supernet_model(FAMILIES[name].Config())  # refuses impossible precisions
+            self.supernet_model(FAMILIES[name].Config())  # refuses impossible pairs
 
     def supernet_model(self, model: Any) -> NetworkConfig:
         """`model`, a float network, with the candidates of the search."""
@@ -173,7 +174,7 @@ def sample_stage(i: int) -> str:
 
 
 class StochasticSupernet(nn.Module):
-    """A network and the logits theta of the precision of each of its free choices, (choices, candidates)."""
+    """A network and the logits theta of the pairs of each of its free choices, (choices, candidates)."""
 
     def __init__(self, net: Network):
         super().__init__()
@@ -217,10 +218,8 @@ def search_step(supernet: StochasticSupernet, cfg: Config, data: Data, schedule:
         masks = supernet.masks(temperature_at(cfg, done), rng)
         if is_arch_step(number):
             if arch_batches is None:
-                before = sum(map(is_arch_step, range(number)))
-                arch_batches = train_batches(
-                    data, schedule.batch_size, seed=cfg.seed + 1, start_step=before, shard=shard
-                )
+                past = sum(map(is_arch_step, range(number)))
+                arch_batches = train_batches(data, schedule.batch_size, seed=cfg.seed + 1, start_step=past, shard=shard)
             images, labels = next(arch_batches)
         else:
             masks = {name: mask.detach() for name, mask in masks.items()}
@@ -287,30 +286,24 @@ def train_search(net: Network, cfg: Config, run: Run) -> None:
     schedule, judge = cfg.schedule("search", data), Judge(data, cfg.calibration(data))
     trained = search_step(supernet, cfg, arch_data, schedule)
     path, every = run.folder / "distribution.jsonl", max(1, schedule.steps // 40)
-    begun = False
 
     def note(number: int) -> None:
-        probabilities = supernet.arch_logits.detach().softmax(1).tolist()
-        append_record(path, Distribution(number, schedule.steps, dict(zip(space.free, probabilities))))
+        probabilities = dict(zip(space.free, supernet.arch_logits.detach().softmax(1).tolist()))
+        earlier = [row for row in read_records(path, Distribution) if row.step < number]  # not what a kill undid
+        write_records(path, [*earlier, Distribution(number, schedule.steps, probabilities)])
 
     def step(images: Tensor, labels: Tensor, rng: np.random.Generator, done: float) -> Tensor:
-        nonlocal begun
         number = round(done * schedule.steps)
-        if distributed.is_main() and not begun:  # drop what a killed run noted beyond its last checkpoint
-            write_records(path, [row for row in read_records(path, Distribution) if row.step < number])
-        begun = True
         if distributed.is_main() and number % every == 0:
             note(number)
         return trained(images, labels, rng, done)
 
     def evaluate() -> dict[str, float]:
         """Of the distribution: the cost expected of it, and its most probable architecture with the shared weights."""
-        with torch.no_grad():
-            shares = dict(zip(space.free, supernet.arch_logits.softmax(1)))
-            cost = float(supernet.cost(shares, cfg.cost))
-        likely = most_probable(space, supernet.arch_logits.detach().softmax(1).cpu().numpy())
-        top1 = judge.validation(supernet.net, likely)
-        return {"top1_likely": top1, f"expected_{cfg.cost}": cost}
+        probabilities = supernet.arch_logits.detach().softmax(1)
+        cost = float(supernet.cost(dict(zip(space.free, probabilities)), cfg.cost))
+        likely = most_probable(space, probabilities.cpu().numpy())
+        return {"top1_likely": judge.validation(supernet.net, likely), f"expected_{cfg.cost}": cost}
 
     fit(
         supernet,
@@ -382,23 +375,9 @@ SearchOptions = BudgetOptions  # nothing is measured after training: the samples
 def check(cfg: Config, options: SearchOptions, model: NetworkConfig) -> None:
     """Before anything is trained, raise BudgetError if a budget is below the cheapest network, FileError if `init` does
     not fit the network."""
-    space = space_of(cfg.supernet_model(model))
-    for budget in options.budgets:
-        least = budget.cost(space.layers(cheapest(space, budget.cost)))
-        if least > budget.limit:
-            raise BudgetError(f"budget {budget} cannot be met: the least {budget.cost} of this space is {least:.15g}")
+    check_each(space_of(cfg.supernet_model(model)), options.budgets)
     if cfg.init:
         import_file(build_network(cfg.supernet_model(model)), cfg.init)
-
-
-def cheapest(space: SearchSpace, cost: Cost) -> Arch:
-    """The architecture of the least cost. Choices add up, so each is decided alone: fewer bits need not be cheaper, as
-    shortcuts around a block that is left out have bits of their own."""
-    arch = space.smallest()
-    for name in space.free:
-        each = [arch.replace(**{name: value}) for value in space.choices[name]]
-        arch = min(each, key=lambda one: cost(space.layers(one)))
-    return arch
 
 
 def choose(cfg: Config, options: SearchOptions, run: Run) -> list[Member]:
@@ -410,39 +389,12 @@ def choose(cfg: Config, options: SearchOptions, run: Run) -> list[Member]:
     """
     judge, space = Judge(run.data, cfg.calibration(run.data)), load_space(run.folder, "search")[1]
     baseline = float_pick("float", load_supernet(run.folder, "float", run.data.device), judge, run.folder)
-    samples = distributed.from_main(lambda: read_records(run.folder / "samples.json", Sample))
-    if not samples:
-        raise FileError(f"{run.folder / 'samples.json'} does not exist: no sample is trained yet")
-    memory = MeasurementFile(run.folder / "measurements.jsonl", "samples")
-    by_arch = {space.complete(sample.arch): sample for sample in samples}
-    list(memory.measured(space, lambda arch: by_arch[arch].top1_validation, "dnas")(list(by_arch)))
+    samples = trained_samples(run.folder, space)
     if options.budgets:
-        specs = [space.layers(space.complete(sample.arch)) for sample in samples]
-        fitting = [sample for sample, layers in zip(samples, specs) if all(b.holds(layers) for b in options.budgets)]
-        if not fitting:
-            budgets = ", ".join(map(str, options.budgets))
-            least = ", ".join(f"{b.cost} {min(map(b.cost, specs)):.6g}" for b in options.budgets)
-            raise BudgetError(
-                f"none of the {len(samples)} trained networks keeps {budgets}; the least are {least}. "
-                "DNAS cannot make others without training: use another gamma"
-            )
-        picked = {budget_name(options.budgets): max(fitting, key=lambda sample: sample.top1_validation)}
+        picked = {budget_name(options.budgets): best_within(samples, options.budgets, space)}
     else:
-        picked = most_accurate_and_efficient(samples, baseline.top1, cfg)
-    picks = [
-        Pick(name, sample.stage, space, space.complete(sample.arch), sample.top1_validation)
-        for name, sample in picked.items()
-    ]
+        picked = most_accurate_and_efficient(samples, cfg.cost, baseline.top1, cfg.tolerance)
+    picks = [Pick(name, s.stage, space, space.complete(s.arch), s.top1_validation) for name, s in picked.items()]
     replaced = set() if options.budgets else {"MA", "ME"}
-    return hand_out(
-        [baseline, *picks], lambda stage: load_supernet(run.folder, stage, run.data.device), judge, run.folder, replaced
-    )
-
-
-def most_accurate_and_efficient(samples: Sequence[Sample], float_top1: float, cfg: Config) -> dict[str, Sample]:
-    """MA and ME of the trained samples."""
-    accurate = max(samples, key=lambda sample: (sample.top1_validation, -sample.costs[cfg.cost]))
-    holding = [sample for sample in samples if sample.top1_validation >= float_top1 - cfg.tolerance]
-    near = [sample for sample in samples if sample.top1_validation >= accurate.top1_validation - cfg.tolerance]
-    efficient = min(holding or near, key=lambda sample: sample.costs[cfg.cost])
-    return {"MA": accurate, "ME": efficient}
+    network = partial(load_supernet, run.folder, device=run.data.device)
+    return hand_out([baseline, *picks], network, judge, run.folder, replaced)

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from oncequant.arch import Arch
 from oncequant.cost import Budget, Cost, find_cost
 from oncequant.cost_table import check_layers
 from oncequant.space import SearchSpace
@@ -71,6 +72,27 @@ def _least_codes(space: SearchSpace, budgets: Sequence[Budget], codes: np.ndarra
             if room.max() > best:
                 codes, best = values[room.argmax()], room.max()
     return codes
+
+
+def check_each(space: SearchSpace, budgets: Sequence[Budget]) -> None:
+    """Raise BudgetError if a budget is below the cheapest architecture of a space whose choices add up (`cheapest`)."""
+    for budget in budgets:
+        least = budget.cost(space.layers(cheapest(space, budget.cost)))
+        if least > budget.limit:
+            raise BudgetError(f"budget {budget} cannot be met: the least {budget.cost} of this space is {least:.15g}")
+
+
+def cheapest(space: SearchSpace, cost: Cost) -> Arch:
+    """The architecture of the least cost where each choice adds its own, as DNAS's pairs do.
+
+    Each is decided alone: fewer bits need not be cheaper, as shortcuts around a block that is left out have bits of
+    their own.
+    """
+    arch = space.smallest()
+    for name in space.free:
+        each = [arch.replace(**{name: value}) for value in space.choices[name]]
+        arch = min(each, key=lambda one: cost(space.layers(one)))
+    return arch
 
 
 def cost_batch(space: SearchSpace, cost: str | Cost, codes: np.ndarray) -> np.ndarray:
