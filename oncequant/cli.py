@@ -115,8 +115,7 @@ def compare(options: Compare) -> None:
     cfg, found = _open(options.source)
     of = options.compare
     with writing(found.folder, runs.called_as(), found.data.device):
-        ways = tuple(dict.fromkeys(of.ways))
-        _, totals = comparing.compare(cfg, found, of.bits, of.deployments, ways, of.evaluations)
+        _, totals = comparing.compare(cfg, found, of.bits, of.deployments, of.ways, of.evaluations)
     console.print(comparing.totals_table(totals, of.bits))
 
 
@@ -199,7 +198,8 @@ def _prepare(options: Train, search_options: BudgetOptions | None) -> tuple[Trai
     if options.machine.tune_allocator:
         done = keep_freed_memory()
         console.print("allocator: " + ("freed memory is kept" if done else "cannot be tuned here, only with glibc"))
-    return runs.prepare(options.training, options.data, options.model, search_options, options.machine.device)
+    machine = options.machine
+    return runs.prepare(options.training, options.data, options.model, search_options, machine.device, machine.hours)
 
 
 def _open(source: Existing) -> tuple[TrainingOptions, RunValue]:

@@ -3,7 +3,8 @@
 A deployment is a network for one budget of BitOPs at one bit-width. Four ways to come to N of them:
 
 supernet             OQAT: search the b-bit supernet for each budget; no training
-nas-then-quantize    search the float supernet for each budget, fine-tune the winner alone at b bits from its weights
+nas-then-quantize    search the float supernet for each budget, fine-tune the winner alone at b bits from its weights;
+                     only of runs whose float stage has trained subnets (`float_sandwich`)
 search-then-retrain  search the b-bit supernet, train the winner alone from scratch, in float and then at b bits
 uniform              no search: the hand-scaled network that fits, with one depth, kernel, ratio and resolution for all
                      blocks, trained from scratch likewise
@@ -63,11 +64,11 @@ def compare(
     run: Run,
     bits: int,
     deployments: int,
-    ways: Sequence[Way] = get_args(Way),
+    ways: Sequence[Way] | None = None,
     evaluations: int | None = None,
 ) -> tuple[list[Deployment], list[dict[str, Any]]]:
-    """Make so many deployments at `bits` in every way, for budgets evenly spaced in log BitOPs; and `totals`. Writes
-    `compare.json`, and the deployments as `compare.csv`.
+    """Make so many deployments at `bits` in every way, by default all that the run allows, for budgets evenly spaced in
+    log BitOPs; and `totals`. Writes `compare.json`, and the deployments as `compare.csv`.
 
     Needs the float and the b-bit supernet of a run. Networks trained alone are in its folder `compare`; what is there
     is not trained again. Raises FileError if the run has no such supernet, ValueError for impossible numbers.
@@ -76,8 +77,11 @@ def compare(
         raise ValueError(f"{run.folder} is no run of OQAT, whose supernets are compared")
     if bits not in cfg.bit_schedule:
         raise ValueError(f"bits {bits}: {run.folder} holds bit-widths {', '.join(map(str, cfg.bit_schedule))}")
+    ways = allowed_ways(cfg) if ways is None else tuple(dict.fromkeys(ways))
     if deployments < 1 or not ways:
         raise ValueError("deployments is at least 1, ways at least one")
+    if foreign := set(ways) - set(allowed_ways(cfg)):
+        raise ValueError(f"{foreign.pop()} takes subnets of a float supernet: train the run with --float-sandwich")
     stage, run_dir, data = oqat.stage_name(bits), run.folder, run.data
     supernets = {name: load_supernet(run_dir, name, data.device) for name in ("float", stage)}
     shared = shared_images(cfg, run_dir, bits)
@@ -85,6 +89,8 @@ def compare(
     options = oqat.SearchOptions(evaluations=evaluations or oqat.SearchOptions.evaluations)
     how = options.searcher, options.evaluations, options.budgets, options.front
     for name, supernet in supernets.items():
+        if name == "float" and "nas-then-quantize" not in ways:
+            continue
         memory = MeasurementFile(run_dir / "measurements.jsonl", name)
         search_by_measuring(supernet, memory, *how, judge, cfg.seed)
     measured = distributed.from_main(lambda: read_records(run_dir / "measurements.jsonl", Measurement))
@@ -128,6 +134,11 @@ def compare(
     distributed.from_main(lambda: write_json(run_dir / "compare.json", about))
     distributed.from_main(lambda: write_csv(run_dir / "compare.csv", about["deployments"]))
     return rows, about["totals"]
+
+
+def allowed_ways(cfg: oqat.Config) -> tuple[Way, ...]:
+    """The ways that a run with these options can be compared with."""
+    return tuple(way for way in get_args(Way) if way != "nas-then-quantize" or cfg.float_sandwich)
 
 
 def totals(rows: Sequence[Deployment], shared: Mapping[str, int]) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, get_args, get_type_hints
+from typing import Annotated, Any, Literal, NoReturn, get_type_hints
 
 import tyro
 
@@ -24,24 +24,11 @@ from oncequant.parser import Groups, field_names, merged, one_line
 from oncequant.quantizers import WEIGHT_QUANTIZERS
 from oncequant.run_folder import read_settings
 from oncequant.search import SEARCHERS, BudgetOptions
-from oncequant.settings import DataOptions, Device, ModelOptions, presets_of
+from oncequant.settings import DataOptions, Device, Machine, ModelOptions, presets_of
 from oncequant.train import TrainingOptions
 
 RunFolder = Annotated[Path, tyro.conf.Positional]
 DESCRIPTION = "Train one quantization-aware supernet on your images; deploy compact 4/3/2-bit networks for any budget."
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What computes."""
-
-    device: Device = "auto"
-    """auto takes a GPU if there is one."""
-    devices: int = 1
-    """Processes that share the work on this machine, each on one GPU or on a share of the CPU's cores. Several
-    machines: torchrun ... -m oncequant -- train ..."""
-    tune_allocator: bool = False
-    """Keep freed memory for the next tensors (Linux with glibc): faster where tensors are large."""
 
 
 @dataclass(frozen=True)
@@ -106,8 +93,8 @@ class CompareOptions:
     """Bit-width of all networks, one that the run has trained."""
     deployments: int = 10
     """Budgets, spread over the BitOPs that the supernet reaches."""
-    ways: tuple[Way, ...] = get_args(Way)
-    """Which of these to compare."""
+    ways: tuple[Way, ...] | None = None
+    """Which of these to compare; default all that the run allows."""
     evaluations: int | None = None
     """Subnets measured per supernet; default 60."""
 
@@ -118,8 +105,8 @@ class Compare:
     training images.
 
     supernet: as OQAT deploys, without training; nas-then-quantize: the float supernet's best, fine-tuned at the
-    bit-width; search-then-retrain: the low-bit supernet's best, trained from scratch; uniform: a hand-scaled network,
-    trained from scratch. Interrupted? The same command goes on.
+    bit-width, for runs trained with --float-sandwich; search-then-retrain: the low-bit supernet's best, trained from
+    scratch; uniform: a hand-scaled network, trained from scratch. Interrupted? The same command goes on.
     """
 
     source: Existing

@@ -17,6 +17,7 @@ from oncequant.data import Data, check_images, native_size
 from oncequant.data.sources import is_read
 from oncequant.export.formats import FORMATS
 from oncequant.files import FileError
+from oncequant.hours import fitted
 from oncequant.measure import Judge
 from oncequant.methods import DEFAULT_METHOD, METHODS, method_of
 from oncequant.models import PRESETS, family_of
@@ -46,12 +47,14 @@ def prepare(
     options: ModelOptions | None = None,
     search: BudgetOptions | None = None,
     device: Device = "auto",
+    hours: float | None = None,
 ) -> tuple[TrainingOptions, Run]:
     """Load the images, choose the network, and make the folder of a run, or go on with the one that is there.
 
     Whatever can be refused is refused here, before training: options that do not fit together, budgets of a later
-    `search` below the cheapest subnet, broken images. Returns the options of the method as the folder keeps them, and
-    the run. Raises ValueError (with BudgetError and DataError) and FileError; nothing is written then.
+    `search` below the cheapest subnet, broken images. With `hours`, schedules are as long as fits (oncequant.hours).
+    Returns the options of the method as the folder keeps them, and the run. Raises ValueError (with BudgetError and
+    DataError) and FileError; nothing is written then.
     """
     where, options, device_used = where or DataOptions(), options or ModelOptions(), device_of(device)
     name, source = method_of(cfg), Path(where.data)
@@ -76,8 +79,11 @@ def prepare(
         resident_gib=where.resident_gib,
     )
     data = settings.load_data(device_used)
-    run = _begin(settings, options, data, folder, search)
+    settings = _checked(settings, options, data, folder, search)
     _tell(data, options.preset, pixels, folder)
+    if hours is not None:
+        settings = _timed(settings, data, folder, search, hours)
+    run = _begin(settings, data, folder)
     return _config(folder, settings), run
 
 
@@ -103,11 +109,13 @@ def new_run(
     settings = RunSettings(
         data.name, options.preset, model, name, cfg.to_json(), cfg.seed, 0.15, 0.2, data.flip, max_train=None
     )
-    return _begin(settings, options, data, Path(folder), search)
+    return _begin(_checked(settings, options, data, Path(folder), search), data, Path(folder))
 
 
-def _begin(settings: RunSettings, options: ModelOptions, data: Data, folder: Path, search: BudgetOptions | None) -> Run:
-    """Check what can be checked before training, and write run.json if there is none."""
+def _checked(
+    settings: RunSettings, options: ModelOptions, data: Data, folder: Path, search: BudgetOptions | None
+) -> RunSettings:
+    """The settings with the network for these images; what can be checked before training is."""
     method = METHODS[settings.method]
     cfg = _config(folder, settings)
     if not all((folder / f"{stage}.safetensors").exists() for stage in method.stages(cfg)):
@@ -119,6 +127,25 @@ def _begin(settings: RunSettings, options: ModelOptions, data: Data, folder: Pat
         read_config(folder)  # its options must still be there
     else:
         check_images(data)
+    return settings
+
+
+def _timed(settings: RunSettings, data: Data, folder: Path, search: BudgetOptions | None, hours: float) -> RunSettings:
+    """The settings with schedules that fit into so many hours, or with those that the folder's run has."""
+    if not hours > 0:
+        raise ValueError(f"hours {hours}: use more than 0")
+    cfg = _config(folder, settings)
+    if distributed.from_main((folder / "run.json").exists):
+        duration = read_config(folder)[1].duration
+        console.print(f"{folder} goes on with schedules {duration:g} times as long as by default", soft_wrap=True)
+        cfg = replace(cfg, duration=duration)
+    else:
+        cfg = fitted(cfg, search, Run(folder, settings.model, data), hours)
+    return replace(settings, method_config=cfg.to_json())
+
+
+def _begin(settings: RunSettings, data: Data, folder: Path) -> Run:
+    """Write run.json if there is none, or check that its run is the same."""
     distributed.from_main(lambda: create_run(folder, settings, data, called_as()))
     return Run(folder, settings.model, data)
 

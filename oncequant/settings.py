@@ -75,6 +75,22 @@ class ModelOptions:
         return replace(base, num_classes=num_classes, image_channels=channels, **given)
 
 
+@dataclass(frozen=True)
+class Machine:
+    """What computes."""
+
+    device: Device = "auto"
+    """auto takes a GPU if there is one."""
+    devices: int = 1
+    """Processes that share the work on this machine, each on one GPU or on a share of the CPU's cores. Several
+    machines: torchrun ... -m oncequant -- train ..."""
+    hours: float | None = None
+    """Time that the whole command may take. A rehearsal at the start tells how long schedules can be; the run folder
+    keeps that, so that a run that was interrupted goes on with the same. Default: schedules as their options say."""
+    tune_allocator: bool = False
+    """Keep freed memory for the next tensors (Linux with glibc): faster where tensors are large."""
+
+
 def presets_of(method: str) -> dict[str, NetworkConfig]:
     """The presets that a method can train, by name."""
     families = METHODS[method].families

@@ -40,6 +40,8 @@ class TrainingOptions:
     """Epochs of the float stage."""
     min_steps: int = 500
     """Least steps per stage: small data sets need more epochs."""
+    duration: float = 1.0
+    """All stages train so many times as long as epochs and steps say."""
     batch_size: int = 64
     """Images per step, of all processes together."""
     lr: float = 3e-3
@@ -76,7 +78,7 @@ class TrainingOptions:
         for name, limit in least.items():
             if not getattr(self, name) >= limit:
                 raise ValueError(f"{name} {getattr(self, name)}: use at least {limit}")
-        for name in ("lr", "muon_lr", "clip_norm", "step_size_lr"):
+        for name in ("duration", "lr", "muon_lr", "clip_norm", "step_size_lr"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} {getattr(self, name)}: use more than 0")
 
@@ -102,7 +104,7 @@ class TrainingOptions:
     def schedule(self, stage: str, data: Data) -> Schedule:
         """Steps and learning rate of a stage on this data set."""
         steps = (self.float_epochs if stage == "float" else self.epochs) * steps_per_epoch(data, self.batch_size)
-        steps = max(steps, self.min_steps)
+        steps = max(1, round(self.duration * max(steps, self.min_steps)))
         return Schedule(
             steps,
             self.batch_size,
@@ -138,13 +140,15 @@ class SupernetOptions:
     """Options of training supernets, whose subnets share their weights: for the Config of a method, beside
     TrainingOptions."""
 
+    optimizer: Literal["adamw", "sgd", "muon"] = "muon"
+    """sgd has Nesterov momentum; muon trains the weights of dense convolutions, with adamw for the rest."""
     quantized_lr: float = 8e-3
     """Peak learning rate of the quantized supernets, which are fine-tuned."""
     quantized_muon_lr: float = 0.12
     """Of the quantized supernets, with optimizer muon."""
     random_subnets: int = 1
     """Random architectures per step beside the largest and the smallest; more of them train larger spaces better."""
-    float_sandwich: bool = True
+    float_sandwich: bool = False
     """The float stage trains subnets, too; else the largest network alone, with whose weights all quantized subnets
     start."""
     checkpoint_activations: bool = False

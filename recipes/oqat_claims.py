@@ -47,7 +47,9 @@ class Options:
     alone: int = 5
     """Architectures trained alone (C3)."""
     model: Annotated[ModelOptions, tyro.conf.arg(name="")] = field(default_factory=ModelOptions)
-    training: Annotated[oqat.Config, tyro.conf.arg(name="")] = field(default_factory=oqat.Config)
+    training: Annotated[oqat.Config, tyro.conf.arg(name="")] = field(
+        default_factory=lambda: oqat.Config(optimizer="adamw", float_sandwich=True)  # defaults when this was published
+    )
     summarise: Path | None = None
     """Only write this CSV from the seeds found in `out`."""
 

@@ -12,7 +12,7 @@ set -e
 LR=$(awk "BEGIN {print 0.0075 * $DEVICES}")
 QUANTIZED_LR=$(awk "BEGIN {print 0.0025 * $DEVICES}")
 torchrun --standalone --nproc-per-node "$DEVICES" -m oncequant -- train --data "$DATA" --run "$RUN" \
-    --preset imagenet --edge-bits 32 --se-bits 32 --optimizer sgd --batch-size $((64 * DEVICES)) --lr "$LR" \
+    --preset imagenet --edge-bits 32 --se-bits 32 --optimizer sgd --float-sandwich --batch-size $((64 * DEVICES)) --lr "$LR" \
     --quantized-lr "$QUANTIZED_LR" --weight-decay 3e-5 --label-smoothing 0.1 --float-epochs 120 --epochs 25 \
     --random-subnets 2 --validation-fraction 0.0078 $OPTIONS
 oncequant search "$RUN" --devices "$DEVICES" --evaluations "$EVALUATIONS"

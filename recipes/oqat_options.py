@@ -46,7 +46,9 @@ class Options:
     """What to compare with the default."""
     random_archs: int = 10
     model: Annotated[ModelOptions, tyro.conf.arg(name="")] = field(default_factory=ModelOptions)
-    training: Annotated[oqat.Config, tyro.conf.arg(name="")] = field(default_factory=oqat.Config)
+    training: Annotated[oqat.Config, tyro.conf.arg(name="")] = field(
+        default_factory=lambda: oqat.Config(optimizer="adamw", float_sandwich=True)  # defaults when this was published
+    )
     summarise: Path | None = None
     """Only write this CSV from the seeds found in `out`."""
 

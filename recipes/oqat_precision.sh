@@ -8,7 +8,7 @@ SCALE="--preset cifar --width 0.5 --resolutions 16 20 --depths 1 2 --kernel-size
        --batch-size 128 --float-epochs 4 --epochs 2 --quantized-lr 4e-3 --random-subnets 1 --label-smoothing 0"
 export OMP_NUM_THREADS=1
 for seed in 0 1 2; do
-    python recipes/oqat_options.py --data digits --out runs/precision-digits --seed $seed --changes bfloat16 --min-steps 150
+    python recipes/oqat_options.py --data digits --preset nano --out runs/precision-digits --seed $seed --changes bfloat16 --min-steps 150
     python recipes/oqat_options.py --data "$DATA" --out runs/precision-cifar10 --seed $seed --changes bfloat16 --random-archs 5 $SCALE
 done
 python recipes/oqat_options.py --out runs/precision-digits --summarise results/digits_oqat-precision_cpu_202611.csv

@@ -25,6 +25,7 @@ from oncequant.runs import open_run
 from oncequant.supernet_file import load_supernet
 
 WAYS = {"shared": [], "independent": ["--independent-archs"]}
+THEN = ["--preset", "nano", "--optimizer", "adamw", "--float-sandwich"]  # defaults when this was published
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def main(options: Options) -> None:
     for way, flags in WAYS.items():
         run = options.out / f"seed{options.seed}-{way}"
         sizes = ["--min-steps", str(options.steps), "--epochs", "1", "--float-epochs", "1"]
-        command = ["train", "--run", str(run), "--seed", str(options.seed), "--devices", "2", *sizes, *flags]
+        command = ["train", "--run", str(run), "--seed", str(options.seed), "--devices", "2", *THEN, *sizes, *flags]
         subprocess.run([sys.executable, "-m", "oncequant", *command], check=True)
         cfg, found = open_run(run, device="cpu")
         data = found.data

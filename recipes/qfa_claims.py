@@ -71,7 +71,9 @@ class Options:
     mixed: int = 12
     """Random subnets of mixed precision."""
     model: Annotated[ModelOptions, tyro.conf.arg(name="")] = field(default_factory=ModelOptions)
-    training: Annotated[qfa.Config, tyro.conf.arg(name="")] = field(default_factory=qfa.Config)
+    training: Annotated[qfa.Config, tyro.conf.arg(name="")] = field(
+        default_factory=lambda: qfa.Config(optimizer="adamw", float_sandwich=True)  # defaults when this was published
+    )
     summarise: Path | None = None
     """Only write this CSV from the seeds found in `out`."""
 

@@ -17,7 +17,7 @@ set -e
 LR=$(awk "BEGIN {print 0.0075 * $DEVICES}")
 QUANTIZED_LR=$(awk "BEGIN {print 6 * 0.0025 * $DEVICES}")
 torchrun --standalone --nproc-per-node "$DEVICES" -m oncequant -- train qfa --data "$DATA" --run "$RUN" \
-    --preset imagenet --width 1.2 --se-bits 32 --optimizer sgd --batch-size $((64 * DEVICES)) --lr "$LR" \
+    --preset imagenet --width 1.2 --se-bits 32 --optimizer sgd --float-sandwich --batch-size $((64 * DEVICES)) --lr "$LR" \
     --quantized-lr "$QUANTIZED_LR" --clip-norm 83 --weight-decay 5e-6 --label-smoothing 0.1 --float-epochs 120 \
     --epochs 120 --calibration-images 1920 --validation-fraction 0.0078 --range-batch 64 --no-sync-ranges \
     --learned-offsets 1 $OPTIONS

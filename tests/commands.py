@@ -10,10 +10,12 @@ from oncequant import cli
 from oncequant.files import read_json
 from oncequant.models import config_from_json
 
-QUICK = ["--epochs", "1", "--float-epochs", "1", "--min-steps", "6", "--evaluations", "6", "--random-subnets", "1"]
-QUICK += ["--calibration-images", "64", "--bit-schedule", "4", "2"]
+TRAINING = ["--epochs", "1", "--float-epochs", "1", "--min-steps", "6", "--random-subnets", "1"]
+TRAINING += ["--calibration-images", "64", "--bit-schedule", "4", "2"]
+QUICK = ["--evaluations", "6", *TRAINING]
 SMALL = ["--width", "0.5", "--depths", "1", "2", "--kernel-sizes", "3", "--expand-ratios", "2", "3"]
-DIGITS = ["--max-train", "200", "--resolutions", "8", "10", *QUICK, *SMALL]  # of the fixture `digits_run`
+DIGITS_TRAINING = ["--max-train", "200", "--resolutions", "8", "10", *TRAINING, *SMALL]
+DIGITS = [*DIGITS_TRAINING, "--evaluations", "6"]  # of the fixture `digits_run`
 
 
 def call(monkeypatch, *arguments):

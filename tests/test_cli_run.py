@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from commands import QUICK, SMALL, call, fails, image_folder
+from commands import QUICK, SMALL, TRAINING, call, fails, image_folder
 from PIL import Image
 
 from oncequant.cost import COSTS
@@ -28,7 +28,8 @@ def test_run_leaves_everything_a_user_needs(digits_run):
     assert list(digits_run.glob("tensorboard/4bit/events*"))
 
 
-QFA = ["--max-train", "200", "--resolutions", "8", "10", *QUICK[:-3], "--mixed-subnets", "1"]
+QFA = ["--max-train", "200", "--resolutions", "8", "10", *TRAINING[:-3], "--mixed-subnets", "1", "--evaluations", "32"]
+QFA += ["--population", "40", "--generations", "10", "--front-members", "4"]
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def qfa_run(tmp_path_factory):
     """`oncequant run qfa` on digits, small and short."""
     folder = tmp_path_factory.mktemp("digits") / "qfa"
     with pytest.MonkeyPatch.context() as patch:
-        call(patch, "run", "qfa", "--run", folder, *QFA, *SMALL, "--evaluations", "32")
+        call(patch, "run", "qfa", "--run", folder, *QFA, *SMALL)
     return folder
 
 
@@ -44,7 +45,9 @@ def test_run_of_mixed_precision_leaves_everything_a_user_needs(qfa_run):
     assert read_json(qfa_run / "run.json")["method"] == "qfa"
     family = read_json(qfa_run / "family.json")
     mixed = [entry for entry in family if entry["stage"] == "mixed"]
-    assert mixed and all({"top1_predicted", "top1_before_folding"} <= set(entry) for entry in mixed)
+    sample = [row["arch"] for row in read_lines(qfa_run / "measurements.jsonl") if row["searcher"] == "sample"]
+    assert mixed and all("top1_before_folding" in entry for entry in mixed)
+    assert all(("top1_predicted" in entry) == (entry["arch"] not in sample) for entry in mixed)
     rows = read_json(qfa_run / "exports.json")
     assert {row["name"] for row in rows} == {entry["name"] for entry in family}
     assert all(row["problems"] == [] for row in rows)
@@ -52,7 +55,7 @@ def test_run_of_mixed_precision_leaves_everything_a_user_needs(qfa_run):
     assert -1 <= found["kendall_tau"] <= 1 and found["points"] and set(found["hypervolume"]) == {"predicted", "uniform"}
     page = (qfa_run / "report" / "index.html").read_text()
     data = json.loads(page.split("const DATA = ")[1].split(";</script>")[0])
-    assert {row["role"] for row in data["bits_by_role"]} >= {"depthwise", "project"}
+    assert {row["role"] for row in data["bits_by_role"]} <= {"conv", "shortcut"}  # test_report.py says which
     assert all(sum(row["shares"].values()) == pytest.approx(1) for row in data["bits_by_role"])
     assert data["predictions"]["pairs"] == found["pairs"] and set(data["pictures"]) == {"predictor"}
     for picture in ("bits.png", "predictor.png", "pareto.png", "training.png"):
@@ -89,7 +92,7 @@ def test_run_works_on_a_folder_of_two_classes_and_forty_images(tmp_path, monkeyp
     call(monkeypatch, "run", "--data", source, "--run", tmp_path / "run", *QUICK, *SMALL)
     info = read_json(tmp_path / "run" / "run.json")
     assert info["data"]["channels"] == (1 if mode == "L" else 3)
-    assert info["model"]["preset"] == ("nano" if mode == "L" else "cifar")
+    assert info["model"]["preset"] == ("resnet-nano" if mode == "L" else "cifar")
     stages = [entry["stage"] for entry in read_json(tmp_path / "run" / "family.json") if entry["stage"] != "float"]
     is_short = any(stages.count(stage) < 3 for stage in stages)
     assert ("fewer than three networks on a front" in capsys.readouterr().out) == is_short

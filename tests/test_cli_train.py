@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from commands import DIGITS, QUICK, SMALL, call, fails, image_folder
+from commands import DIGITS, DIGITS_TRAINING, QUICK, SMALL, call, fails, image_folder
 
 from oncequant import cli, run_folder, runs
 from oncequant.files import read_json, read_lines, write_json
@@ -30,7 +30,7 @@ def test_options_of_another_method_are_refused(tmp_path, monkeypatch, capsys):
 def test_impossible_options_of_a_method_are_refused(tmp_path, monkeypatch, capsys):
     for words, says in [
         (["train", "qfa", "--bits", "9"], "use bit-widths from 1 to 8"),
-        (["train", "qfa", "--no-signed-activations"], "an option of activations lsq alone"),
+        (["train", "qfa", "--preset", "nano", "--no-signed-activations"], "an option of activations lsq alone"),
         (["run", "qfa", "--bits", "1"], "files hold 2 bits"),
     ]:
         assert says in fails(monkeypatch, capsys, *words, "--run", tmp_path / "run")
@@ -52,19 +52,7 @@ def test_another_command_in_the_same_folder_is_refused(digits_run, monkeypatch, 
 def test_only_options_that_differ_are_named_and_finished_stages_can_be_taken_over(
     digits_run, tmp_path, monkeypatch, capsys
 ):
-    options = ["--max-train", "200", "--resolutions", "8", "10", *[w for w in QUICK if w != "--evaluations"][:6]]
-    options += [
-        "--random-subnets",
-        "1",
-        "--calibration-images",
-        "64",
-        "--bit-schedule",
-        "4",
-        "2",
-        *SMALL,
-        "--lr",
-        "1e-3",
-    ]
+    options = [*DIGITS_TRAINING, "--lr", "1e-3"]
     message = fails(monkeypatch, capsys, "train", "--run", digits_run, *options)
     assert "lr (there 0.003, now 0.001)" in message and "epochs" not in message
     (tmp_path / "run").mkdir()

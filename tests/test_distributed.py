@@ -131,7 +131,9 @@ def train_mixed(rank, folder):
     cfg = qfa.Config(**options, sync_batch_norm=True, mixed_subnets=1, lr=0.05, quantized_lr=0.01)
     data = digits(train=48)
     qfa.train(cfg, Run(folder, model, data))
-    qfa.choose(cfg, qfa.SearchOptions(evaluations=32), Run(folder, model, data))
+    qfa.choose(
+        cfg, qfa.SearchOptions(evaluations=32, population=20, generations=4, front_members=2), Run(folder, model, data)
+    )
 
 
 def test_two_processes_equal_one_with_mixed_precision(tmp_path):
@@ -189,7 +191,9 @@ def train_both_ways(rank, folder):
     sandwich.sandwich_archs = record
     for independent in (False, True):
         drawn.clear()
-        train_tiny(rank, folder / str(independent), dict(independent_archs=independent, bit_schedule=(4,)))
+        train_tiny(
+            rank, folder / str(independent), dict(independent_archs=independent, bit_schedule=(4,), float_sandwich=True)
+        )
         of_both = [None, None]
         torch.distributed.all_gather_object(of_both, list(drawn))
         assert len(of_both[0]) == len(of_both[1]) >= 6

@@ -33,7 +33,7 @@ LAYERS = [  # a module may import modules of lines above it, and of its own pack
     {"export"},
     {"report"},
     {"methods"},
-    {"compare", "settings", "parser"},
+    {"compare", "settings", "parser", "hours"},
     {"runs"},
     {"options"},
     {"cli"},
@@ -200,10 +200,10 @@ def test_what_is_public_is_imported_when_it_is_used_and_has_a_docstring():
 
 
 def test_a_short_run_on_digits_learns_and_is_small(tmp_path):
-    """A seventh of the steps of README's first command, whose own bars the slow test below has."""
+    """A third of the steps of README's first command, whose own bars the slow test below has."""
     import json
 
-    few = "--epochs 8 --float-epochs 8 --min-steps 10 --evaluations 4 --bit-schedule 4 2 --calibration-images 300"
+    few = "--epochs 4 --float-epochs 4 --min-steps 10 --evaluations 4 --bit-schedule 4 2 --calibration-images 300"
     subprocess.run(["oncequant", "run", "--run", str(tmp_path / "run"), *few.split()], check=True)
     family = json.loads((tmp_path / "run" / "family.json").read_text())
     best = {bits: max(e["top1_test"] for e in family if e["bits"] == bits) for bits in (32, 4, 2)}

@@ -28,7 +28,8 @@ def trained(tmp_path_factory):
 @pytest.fixture(scope="module")
 def searched(trained):
     cfg, data, folder = trained
-    return qfa.choose(cfg, qfa.SearchOptions(evaluations=40), Run(folder, TINY, data))
+    options = qfa.SearchOptions(evaluations=40, population=60, generations=20, front_members=8)
+    return qfa.choose(cfg, options, Run(folder, TINY, data))
 
 
 def test_a_search_hands_out_a_family_along_the_front(trained, searched):
@@ -180,7 +181,7 @@ def test_a_killed_search_measures_the_same_again(trained, tmp_path, monkeypatch)
     cfg, data, folder = trained
     for stage in qfa.stages(cfg):
         (tmp_path / f"{stage}.safetensors").write_bytes((folder / f"{stage}.safetensors").read_bytes())
-    options = qfa.SearchOptions(evaluations=30)
+    options = qfa.SearchOptions(evaluations=30, population=20, generations=4, front_members=3)
     for name in ("whole", "killed"):
         run = tmp_path / name
         run.mkdir()
@@ -192,7 +193,7 @@ def test_a_killed_search_measures_the_same_again(trained, tmp_path, monkeypatch)
 
     def killed(*args, **kwargs):
         count[0] += 1
-        if count[0] in (7, 20, 45):
+        if count[0] in (7, 20, 33):
             raise KeyboardInterrupt
         return original(*args, **kwargs)
 

@@ -31,7 +31,7 @@ def test_the_imagenet_recipes_run_on_a_few_jpegs(method, last, tmp_path):
                 pixels = generator.integers(0, 256, (height, width, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(folder / f"{i}.JPEG")
     small = "--batch-size 8 --float-epochs 1 --epochs 1 --min-steps 3 --calibration-images 16 "
-    small += "--width 0.35 --resolutions 32 40 --depths 2 --kernel-sizes 3 5 --validation-fraction 0.2 --resident-gib 0"
+    small += "--width 0.35 --resolutions 32 --depths 2 --kernel-sizes 3 --validation-fraction 0.2 --resident-gib 0"
     small += " --bit-schedule 4" if method == "oqat" else " --mixed-subnets 1 --range-batch 4"
     evaluations = dict(oqat="4", qfa="30")[method]
     environment = dict(DATA=str(tmp_path / "images"), RUN=str(tmp_path / "run"), DEVICES="2", EVALUATIONS=evaluations)

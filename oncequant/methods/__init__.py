@@ -44,6 +44,10 @@ class Method(Protocol):
         """Refuse before any training what cannot work for this network. Raises BudgetError (a ValueError) for budgets
         below the cheapest subnet, ValueError for options that do not fit together, FileError for files that lack."""
 
+    def measured(self, cfg: Any, options: Any) -> tuple[int, int]:
+        """About how many subnets `choose` measures on the validation images, and how many members it hands out, float
+        included. Raises ValueError if the time of this method cannot be foretold (oncequant.hours)."""
+
     def train(self, cfg: Any, run: Run) -> None:
         """Train every stage that has no checkpoint yet. Killed at any time, the same call goes on where it stopped and
         comes to the same weights. Raises TrainingError if a loss is not finite, FileError if the folder is damaged."""

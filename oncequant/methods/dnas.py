@@ -203,7 +203,6 @@ def search_step(supernet: StochasticSupernet, cfg: Config, data: Data, schedule:
     weights = [p for p in supernet.net.parameters() if p.requires_grad]
     first, shard = round(cfg.warmup_share * schedule.steps), (distributed.rank(), distributed.world_size())
     arch_batches: Iterator[tuple[Tensor, Tensor]] | None = None
-    largest = supernet.net.space.largest()
     with torch.no_grad():
         uniform = {name: row.softmax(0) for name, row in zip(supernet.net.space.free, supernet.arch_logits * 0)}
         factor = cost_factor(supernet.cost(uniform, cfg.cost), cfg.gamma)
@@ -228,7 +227,7 @@ def search_step(supernet: StochasticSupernet, cfg: Config, data: Data, schedule:
         loss = factor(supernet.cost(masks, cfg.cost))
         if cfg.cross_entropy:
             how = Pass(compute=getattr(torch, cfg.precision), mixture=masks)
-            logits = supernet.net(images, largest, how)  # (N, classes)
+            logits = supernet.net(images, supernet.net.space.largest(), how)  # (N, classes)
             loss = F.cross_entropy(logits, labels, label_smoothing=cfg.label_smoothing) * loss
         if is_arch_step(number):
             loss.backward(inputs=[supernet.arch_logits])
@@ -247,8 +246,7 @@ def cost_factor(start: Tensor, gamma: float) -> Callable[[Tensor], Tensor]:
 
 def temperature_at(cfg: Config, done: float) -> float:
     """T when a part `done` of the search is done."""
-    start, end = cfg.temperature
-    return start * (end / start) ** done
+    return cfg.temperature[0] * (cfg.temperature[1] / cfg.temperature[0]) ** done
 
 
 # -- training
@@ -354,8 +352,7 @@ def train_samples(cfg: Config, config: NetworkConfig, space: SearchSpace, run: R
     def result(number: int) -> Sample:
         stage, arch = sample_stage(number), archs[number]
         net = load_supernet(run.folder, stage, run.data.device)
-        top1 = judge.validation(net, net.space.largest())
-        return Sample(stage, space.brief(arch), top1, all_costs(space, arch))
+        return Sample(stage, space.brief(arch), judge.validation(net, net.space.largest()), all_costs(space, arch))
 
     samples = distributed.shared_map(result, range(len(archs)))
     distributed.from_main(lambda: write_records(run.folder / "samples.json", samples))
@@ -373,19 +370,22 @@ SearchOptions = BudgetOptions  # nothing is measured after training: the samples
 
 
 def check(cfg: Config, options: SearchOptions, model: NetworkConfig) -> None:
-    """Before anything is trained, raise BudgetError if a budget is below the cheapest network, FileError if `init` does
-    not fit the network."""
+    """Raise BudgetError if a budget is below the cheapest network, FileError if `init` does not fit the network."""
     check_each(space_of(cfg.supernet_model(model)), options.budgets)
     if cfg.init:
         import_file(build_network(cfg.supernet_model(model)), cfg.init)
 
 
-def choose(cfg: Config, options: SearchOptions, run: Run) -> list[Member]:
-    """Choose among the trained samples: MA, the most accurate on the validation images, and ME, the most efficient,
-    the cheapest that loses at most `tolerance` against the float network, or if none does, against MA.
+def measured(cfg: Config, options: SearchOptions) -> tuple[int, int]:
+    """Raises ValueError: how many samples there will be, and what they cost to train, the search finds out."""
+    raise ValueError("hours: the time of this method cannot be foretold; give --duration, a factor of its schedules")
 
-    With budgets: the most accurate sample within them; raises BudgetError if none is. The members, with their
-    test accuracies, are added to `family.json` and returned.
+
+def choose(cfg: Config, options: SearchOptions, run: Run) -> list[Member]:
+    """Choose among the trained samples: the most accurate within budgets; without, MA and ME (`finished`).
+
+    The members, with their test accuracies, are added to `family.json` and returned. Raises BudgetError if no sample
+    is within the budgets.
     """
     judge, space = Judge(run.data, cfg.calibration(run.data)), load_space(run.folder, "search")[1]
     baseline = float_pick("float", load_supernet(run.folder, "float", run.data.device), judge, run.folder)

@@ -8,8 +8,8 @@ are deployed from the supernets without retraining, after their batch norm has b
 Symbols.  K: bits   s: step_size   W: weight   Q_K(v; s): fake_quantize(v, s, K)
 
 Differences from the paper and the official evaluation code are numbered in docs/oqat.md: (1) a signed activation grid
-after linear bottlenecks; (2) 8-bit first convolution, classifier and squeeze-and-excite; (3) the sandwich rule for
-the float supernet, where OFA shrinks progressively.
+after linear bottlenecks; (2) 8-bit first convolution, classifier and squeeze-and-excite; (3) in float the largest
+network alone, where OFA shrinks progressively; (4) Muon for the weights of dense convolutions.
 
 Run. `oncequant run --data digits`, recipes/oqat_cifar10.sh.      Results. results/README.md
 """
@@ -51,6 +51,8 @@ class Config(SupernetOptions, TrainingOptions):
 
     bit_schedule: tuple[int, ...] = (4, 3, 2)
     """Bit-widths in training order, each inherits from the one before, the first from the float supernet."""
+    min_steps: int = 250
+    """Least steps per stage: small data sets need more epochs."""
 
     def __post_init__(self):
         """Refuse impossible schedules before any training."""
@@ -145,6 +147,12 @@ class SearchOptions(FrontOptions, BudgetOptions):
 def check(cfg: Config, options: SearchOptions, model: ElasticConfig) -> None:
     """Before anything is trained, raise BudgetError if no bit-width has a subnet within the budgets."""
     reachable({bits: space_of(with_bits(model, bits)) for bits in cfg.bit_schedule}, options.budgets)
+
+
+def measured(cfg: Config, options: SearchOptions) -> tuple[int, int]:
+    """Subnets that a search measures, and members that it hands out."""
+    widths = len(cfg.bit_schedule)
+    return widths * options.evaluations, 1 + widths * (1 if options.budgets else 3)
 
 
 def reachable(spaces: Mapping[int, SearchSpace], budgets: Sequence[Budget]) -> list[int]:

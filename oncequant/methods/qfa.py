@@ -331,6 +331,12 @@ def check(cfg: Config, options: SearchOptions, model: ElasticConfig) -> None:
     check_evaluations(options)
 
 
+def measured(cfg: Config, options: SearchOptions) -> tuple[int, int]:
+    """Subnets that a search measures, those of the fronts included, and members that it hands out."""
+    fronts = 0 if options.searcher else (1 + len(cfg.bits)) * options.front_members
+    return (options.evaluations or EVALUATIONS) + fronts, 2 if options.budgets else 4
+
+
 def check_processes(cfg: Config) -> None:
     """Raise ValueError if several processes cannot train this."""
     if INPUT_QUANTIZERS[cfg.activations].counts_batches and distributed.world_size() > 1:

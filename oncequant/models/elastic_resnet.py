@@ -42,8 +42,15 @@ class ElasticResNetConfig(ElasticConfig):
 
 
 PRESETS: dict[str, ElasticResNetConfig] = {
-    # 32 px images; ResNet-8 and ResNet-20 are among its architectures
-    "resnet-cifar": ElasticResNetConfig(),
+    # 32 px images; MLPerf Tiny's ResNet-8 is among its architectures
+    "resnet-cifar": ElasticResNetConfig(
+        stem_width=0,
+        stage_widths=(32, 64, 128),
+        width_quarters=(2, 3, 4),
+        kernel_sizes=(3,),
+        expand_ratios=(2, 4),
+        depths=(1, 2),
+    ),
     # 8 to 16 px greyscale images, for microcontrollers
     "resnet-nano": ElasticResNetConfig(
         image_channels=1, stage_widths=(16, 24, 32), depths=(1, 2), resolutions=(8, 10, 12)

@@ -1,0 +1,125 @@
+"""Schedules that fit into the time there is: every stage is rehearsed for a few steps, the rest is arithmetic.
+
+A run spends its time on training steps, on validation while it trains, on the search, which measures subnets, and on
+files, which are verified on the test images. The first grow with `duration`, the others do not.
+"""
+
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+from oncequant import distributed
+from oncequant.methods import METHODS, method_of
+from oncequant.progress import console
+from oncequant.records import Metrics, read_records
+from oncequant.run_folder import Run
+from oncequant.search import BudgetOptions
+from oncequant.train import TrainingOptions
+
+REHEARSED = 9  # steps of the shortest stage; every second one is followed by validation
+VALIDATIONS = 4  # of each stage, see train.fit
+FILES = 3.0  # seconds that the files of a subnet take for each second that its test images take to classify
+MARGIN = 0.95  # of the time there is: steps vary
+LEAST = 0.1  # of it is training
+
+AnyOptions = TypeVar("AnyOptions", bound=TrainingOptions)
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Seconds that the parts of a run take."""
+
+    training: float
+    """Of all stages with `duration` 1."""
+    validation: float
+    search: float
+    files: float
+
+    @property
+    def rest(self) -> float:
+        """What does not depend on `duration`."""
+        return self.validation + self.search + self.files
+
+
+def fitted(cfg: AnyOptions, options: BudgetOptions | None, run: Run, hours: float) -> AnyOptions:
+    """`cfg` with the `duration` that trains, searches and exports in so many hours, the rehearsal included.
+
+    `run` has the network and the images; its folder is not used. `options` are those of the search, None without search
+    and files. Raises ValueError if the hours are not enough for the rest, or if the method's time cannot be foretold.
+    All processes of a training call this.
+    """
+    start = time.monotonic()
+    forecast = rehearse(cfg, options, run)
+    spent = time.monotonic() - start
+    left = MARGIN * 3600 * hours - spent - forecast.rest
+    if left < LEAST * 3600 * hours:
+        least = (spent + forecast.rest) / (MARGIN - LEAST)
+        raise ValueError(
+            f"hours {hours:g}: validation, search and files take {minutes(forecast.rest)}, the rehearsal took "
+            f"{minutes(spent)}; use at least {least / 3600:.2g}, or fewer --evaluations"
+        )
+    duration = distributed.from_main(lambda: float(f"{left / forecast.training:.3g}"))
+    fitted = replace(cfg, duration=duration)
+    method = METHODS[method_of(cfg)]
+    steps = ", ".join(f"{stage} {fitted.schedule(stage, run.data).steps}" for stage in method.stages(cfg))
+    console.print(
+        f"schedules {duration:g} times as long as by default (--duration): steps {steps}; training about "
+        f"{minutes(duration * forecast.training)}, validation, search and files {minutes(forecast.rest)}",
+        soft_wrap=True,
+    )
+    return fitted
+
+
+def rehearse(cfg: TrainingOptions, options: BudgetOptions | None, run: Run) -> Forecast:
+    """Train a few steps of each stage in a folder that is thrown away."""
+    method, data = METHODS[method_of(cfg)], run.data
+    measured, members = method.measured(cfg, options) if options is not None else (0, 0)
+    cfg = replace(cfg, duration=1.0)
+    whole = {stage: cfg.schedule(stage, data).steps for stage in method.stages(cfg)}
+    short = replace(cfg, duration=REHEARSED / min(whole.values()), checkpoint_seconds=1e9)
+    console.print("rehearsal of a few steps of each stage, for the length of schedules")
+    place = tempfile.TemporaryDirectory() if distributed.is_main() else None
+    folder = distributed.from_main(lambda: Path(place.name if place else ""))
+    try:
+        method.train(short, replace(run, folder=folder))
+        rows = distributed.from_main(lambda: read_records(folder / "metrics.jsonl", Metrics))
+    finally:
+        if place:
+            place.cleanup()
+    training, validation, subnets = 0.0, 0.0, []
+    for stage, (step, validating, count) in _times(rows).items():
+        training += whole[stage] * step
+        validation += VALIDATIONS * validating
+        subnets.append(validating / count)
+    one = statistics.mean(subnets[1:] or subnets)  # of the quantized stages
+    test = one * len(data.test) / max(1, len(data.validation))
+    return Forecast(training, validation, measured * one, members * (1 + FILES) * test)
+
+
+def _times(rows: list[Metrics]) -> dict[str, tuple[float, float, int]]:
+    """By stage: seconds of a step, seconds of a validation, subnets that it measures."""
+    by_stage: dict[str, list[Metrics]] = defaultdict(list)
+    for row in rows:
+        by_stage[row.stage].append(row)
+    found = {}
+    for stage, own in by_stage.items():
+        steps, validations, count = [], [], 1
+        for before, row in zip(own, own[1:]):
+            seconds = row.time_s - before.time_s
+            if measured := [name for name in row.values if name.startswith("top1")]:
+                validations.append(seconds)
+                count = len(measured)
+            else:
+                steps.append(seconds / (row.step - before.step))
+        step = statistics.median(steps)
+        found[stage] = step, max(0.0, statistics.median(validations) - step), count
+    return found
+
+
+def minutes(seconds: float) -> str:
+    """A time, for people."""
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"

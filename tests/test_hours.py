@@ -1,0 +1,92 @@
+"""Schedules that fit into the time there is."""
+
+import math
+from dataclasses import replace
+
+import pytest
+from commands import call, fails
+from small_training import CONFIG, TINY, digits
+
+from oncequant import hours
+from oncequant.files import read_json
+from oncequant.methods import METHODS, oqat
+from oncequant.records import Metrics
+from oncequant.run_folder import Run
+
+OPTIONS = oqat.SearchOptions(evaluations=10)
+
+
+@pytest.mark.parametrize("duration", [0.5, 3.0])
+def test_duration_scales_every_stage(duration):
+    cfg = replace(CONFIG, min_steps=10, batch_size=32)
+    for stage in oqat.stages(cfg):
+        longer = replace(cfg, duration=duration).schedule(stage, digits())
+        assert longer.steps == round(duration * cfg.schedule(stage, digits()).steps)
+        assert longer.warmup <= longer.steps // 20
+    with pytest.raises(ValueError, match="duration 0"):
+        replace(cfg, duration=0)
+
+
+def test_times_of_steps_and_of_validation_are_told_apart():
+    rows, time = [], 5.0  # the first step starts everything
+    for step in range(1, 10):
+        time += 0.2 + (1.5 if step in (2, 4, 7, 9) else 0.0)
+        values = {"top1_largest": 0.5, "top1_smallest": 0.4} if step in (2, 4, 7, 9) else {}
+        rows.append(Metrics("4bit", step, 9, time, {"loss": 1.0, **values}))
+    (step, validation, count) = hours._times(rows)["4bit"]
+    assert step == pytest.approx(0.2) and validation == pytest.approx(1.5) and count == 2
+
+
+def test_the_duration_fills_what_the_rest_leaves(tmp_path, monkeypatch):
+    run = Run(tmp_path / "unused", TINY, digits())
+    monkeypatch.setattr(hours, "rehearse", lambda *_: hours.Forecast(training=100, validation=10, search=20, files=30))
+    fitted = hours.fitted(CONFIG, OPTIONS, run, 0.1)
+    assert fitted.duration * 100 + 60 == pytest.approx(hours.MARGIN * 360, rel=0.01)
+    assert replace(fitted, duration=1.0) == CONFIG
+    with pytest.raises(ValueError, match="hours 0.015: .* 60 s, .*use at least 0.02"):
+        hours.fitted(CONFIG, OPTIONS, run, 0.015)
+
+
+@pytest.mark.parametrize("name, few", [("oqat", dict(bit_schedule=(4,))), ("qfa", dict(mixed_subnets=0))])
+def test_a_rehearsal_measures_every_part_and_leaves_nothing(name, few, tmp_path):
+    method = METHODS[name]
+    cfg = method.Config(float_epochs=2, epochs=4, min_steps=0, batch_size=16, calibration_images=32, **few)
+    run = Run(tmp_path / "unused", TINY, digits())
+    found = hours.rehearse(cfg, method.SearchOptions(), run)
+    assert min(found.training, found.validation, found.search, found.files) > 0
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_time_of_dnas_is_not_foretold(tmp_path):
+    method = METHODS["dnas"]
+    with pytest.raises(ValueError, match="--duration"):
+        hours.rehearse(method.Config(), method.SearchOptions(), Run(tmp_path, TINY, digits()))
+
+
+def test_a_run_keeps_its_schedule_when_it_goes_on(tmp_path, monkeypatch, capsys):
+    run = tmp_path / "run"
+    words = ["train", "--run", run, "--max-train", "120", "--preset", "nano", "--resolutions", "8", "--width", "0.5"]
+    words += [
+        "--depths",
+        "1",
+        "--calibration-images",
+        "32",
+        "--bit-schedule",
+        "4",
+        "--min-steps",
+        "40",
+        "--epochs",
+        "1",
+        "--float-epochs",
+        "1",
+        "--hours",
+        "0.01",
+    ]
+    call(monkeypatch, *words)
+    assert read_json(run / "run.json")["method_config"]["min_steps"] == 40
+    said = " ".join(capsys.readouterr().out.split())
+    duration = read_json(run / "run.json")["method_config"]["duration"]
+    assert f"schedules {duration:g} times as long" in said and math.isfinite(duration)
+    call(monkeypatch, *words)
+    assert f"goes on with schedules {duration:g} times" in " ".join(capsys.readouterr().out.split())
+    assert "use more than 0" in fails(monkeypatch, capsys, *words[:-1], "0")
