@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
+import torch
+
 from oncequant import distributed
 from oncequant.methods import METHODS, method_of
 from oncequant.progress import console
@@ -21,6 +23,7 @@ from oncequant.search import BudgetOptions
 from oncequant.train import TrainingOptions
 
 REHEARSED = 9  # steps of the shortest stage; every second one is followed by validation
+IMAGES = 500  # of validation in a rehearsal; as many times fewer images for statistics
 VALIDATIONS = 4  # of each stage, see train.fit
 FILES = 3.0  # seconds that the files of a subnet take for each second that its test images take to classify
 MARGIN = 0.95  # of the time there is: steps vary
@@ -80,12 +83,19 @@ def rehearse(cfg: TrainingOptions, options: BudgetOptions | None, run: Run) -> F
     measured, members = method.measured(cfg, options) if options is not None else (0, 0)
     cfg = replace(cfg, duration=1.0)
     whole = {stage: cfg.schedule(stage, data).steps for stage in method.stages(cfg)}
-    short = replace(cfg, duration=REHEARSED / min(whole.values()), checkpoint_seconds=1e9)
+    share = min(1.0, IMAGES / max(1, len(data.validation)))
+    few = replace(data, validation=data.validation.subset(torch.arange(round(share * len(data.validation)))))
+    short = replace(
+        cfg,
+        duration=REHEARSED / min(whole.values()),
+        calibration_images=max(2, round(share * cfg.calibration_images)),
+        checkpoint_seconds=1e9,
+    )
     console.print("rehearsal of a few steps of each stage, for the length of schedules")
     place = tempfile.TemporaryDirectory() if distributed.is_main() else None
     folder = distributed.from_main(lambda: Path(place.name if place else ""))
     try:
-        method.train(short, replace(run, folder=folder))
+        method.train(short, Run(folder, run.model, few))
         rows = distributed.from_main(lambda: read_records(folder / "metrics.jsonl", Metrics))
     finally:
         if place:
@@ -93,8 +103,8 @@ def rehearse(cfg: TrainingOptions, options: BudgetOptions | None, run: Run) -> F
     training, validation, subnets = 0.0, 0.0, []
     for stage, (step, validating, count) in _times(rows).items():
         training += whole[stage] * step
-        validation += VALIDATIONS * validating
-        subnets.append(validating / count)
+        validation += VALIDATIONS * validating / share
+        subnets.append(validating / share / count)
     one = statistics.mean(subnets[1:] or subnets)  # of the quantized stages
     test = one * len(data.test) / max(1, len(data.validation))
     return Forecast(training, validation, measured * one, members * (1 + FILES) * test)

@@ -30,8 +30,8 @@ def test_devices_shares_training_and_search_and_prints_once(tmp_path):
         ".lock", "run.json", "commands.jsonl", "metrics.jsonl", "tensorboard", "float.safetensors", "4bit.safetensors"
     }  # fmt: skip
     shutil.copytree(tmp_path / "run", tmp_path / "copy")
-    finish(oncequant("search", tmp_path / "run", "--evaluations", 9, "--devices", 2))
-    finish(oncequant("search", tmp_path / "copy", "--evaluations", 9))
+    finish(oncequant("search", tmp_path / "run", "--evaluations", 4, "--devices", 2))
+    finish(oncequant("search", tmp_path / "copy", "--evaluations", 4))
     for name in ("measurements.jsonl", "family.json"):  # the result does not depend on the number of processes
         assert (tmp_path / "run" / name).read_text() == (tmp_path / "copy" / name).read_text()
 
@@ -90,7 +90,7 @@ def wait_for(path, process):
 
 def test_a_killed_rank_is_survived_under_torchrun(tmp_path):
     """torchrun starts all ranks again; they go on from the checkpoint, to the weights of an undisturbed run."""
-    options = ["train", *TINY_OPTIONS, "--min-steps", "60", "--checkpoint-seconds", "0"]
+    options = ["train", *TINY_OPTIONS, "--min-steps", "24", "--checkpoint-seconds", "0"]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     finish(oncequant(*options, "--run", tmp_path / "calm", torchrun=torchrun))
     process = oncequant(*options, "--run", tmp_path / "killed", torchrun=[*torchrun, "--max-restarts=2"])
@@ -98,7 +98,7 @@ def test_a_killed_rank_is_survived_under_torchrun(tmp_path):
     os.kill(workers_of(process)[-1], signal.SIGKILL)
     finish(process)
     lines = [json.loads(line) for line in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in lines if row["stage"] == "4bit"][-1] == 60
+    assert [row["step"] for row in lines if row["stage"] == "4bit"][-1] == 24
     for stage in ("float", "4bit"):
         calm, killed = (read_tensors(tmp_path / run / f"{stage}.safetensors")[0] for run in ("calm", "killed"))
         assert calm.keys() == killed.keys() and all(torch.equal(calm[name], killed[name]) for name in calm)

@@ -82,6 +82,7 @@ def test_a_run_keeps_its_schedule_when_it_goes_on(tmp_path, monkeypatch, capsys)
         "--hours",
         "0.01",
     ]
+    monkeypatch.setattr(hours, "rehearse", lambda *_: hours.Forecast(training=300, validation=1, search=0, files=0))
     call(monkeypatch, *words)
     assert read_json(run / "run.json")["method_config"]["min_steps"] == 40
     said = " ".join(capsys.readouterr().out.split())

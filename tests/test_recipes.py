@@ -18,7 +18,7 @@ def family_of(pid):
     return [member for child in listed for member in family_of(int(child))] + [pid]
 
 
-@pytest.mark.parametrize("method, last", [("oqat", "4bit"), ("qfa", "mixed")])
+@pytest.mark.parametrize("method, last", [("oqat", "4bit"), pytest.param("qfa", "mixed", marks=pytest.mark.slow)])
 def test_the_imagenet_recipes_run_on_a_few_jpegs(method, last, tmp_path):
     """Two processes, streamed images of different sizes, published options but for the scale."""
     generator = np.random.default_rng(0)

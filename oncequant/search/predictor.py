@@ -23,7 +23,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from scipy.linalg import solve
-from scipy.stats import kendalltau
 from threadpoolctl import ThreadpoolController
 
 from oncequant.cost import COSTS
@@ -193,6 +192,8 @@ def quality(space: SearchSpace, codes: np.ndarray, top1: np.ndarray, seed: int) 
     """
     check_pairs(codes, top1)
     top1 = np.asarray(top1, dtype=float)
+    from scipy.stats import kendalltau  # takes a second to import, which every command would pay
+
     _, arch = np.unique(codes, axis=0, return_inverse=True)
     fold = np.random.default_rng(seed).permutation(arch.max() + 1)[arch.ravel()] % FOLDS
     predicted = np.empty(len(top1))
