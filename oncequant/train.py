@@ -93,7 +93,7 @@ class TrainingOptions:
                     f"option {name} = {values[name]!r}: this version of oncequant has no such option; use the version "
                     "that made this, or train again"
                 )
-        kept: dict[str, Any] = {name: value for name, value in values.items() if name in known}
+        kept: dict[str, Any] = {name: value for name, value in {**UNSAID, **values}.items() if name in known}
         kept = {name: tuple(value) if isinstance(value, list) else value for name, value in kept.items()}
         return cls(**kept)
 
@@ -176,6 +176,8 @@ class SupernetOptions:
         return self.sync_batch_norm
 
 
+# what folders were trained with that are older than the option
+UNSAID = {"float_sandwich": True}
 # options that folders of older versions may name, with the value that has no effect: DNAS trains no supernet of subnets
 FORMER = {field.name: field.default for field in fields(SupernetOptions)}
 FORMER |= {"kurtosis": 0.0, "dampening": 0.0, "tied_steps": False, "distillation": "float"}  # of QFA, until dc8e247

@@ -20,7 +20,8 @@ def test_settings_of_old_runs_are_read(method, tmp_path, monkeypatch, capsys):
     settings = read_settings(tmp_path)
     cfg = METHODS[method].Config.from_json(settings.method_config)
     assert settings.method == method and family_of(settings.model) in METHODS[method].families
-    assert METHODS[method].stages(cfg)[0] == "float"
+    assert METHODS[method].stages(cfg)[0] == "float" and cfg.optimizer == "adamw" and cfg.duration == 1
+    assert getattr(cfg, "float_sandwich", True)  # there was no other way
     assert METHODS[method].searched_space(cfg, settings.model).size() > 1
     build_network(settings.model)
     call(monkeypatch, "info", tmp_path)
