@@ -1,7 +1,7 @@
 """`oncequant search`: budgets are kept, and those that cannot be met are refused."""
 
 import pytest
-from commands import QUICK, SMALL, call, fails, image_folder, model_of
+from commands import QUICK, SMALL, TRAINING, call, fails, image_folder, model_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -62,7 +62,7 @@ def test_partly_trained_runs_can_be_searched_from_anywhere(tmp_path, monkeypatch
         "images",
         "--run",
         tmp_path / "run",
-        *[w for w in QUICK if w not in ("--evaluations",)][:6],
+        *TRAINING[:6],
         "--bit-schedule",
         "4",
         "2",
