@@ -14,7 +14,7 @@ TRAINING = ["--epochs", "1", "--float-epochs", "1", "--min-steps", "6", "--rando
 TRAINING += ["--calibration-images", "64", "--bit-schedule", "4", "2"]
 QUICK = ["--evaluations", "6", *TRAINING]
 SMALL = ["--width", "0.5", "--depths", "1", "2", "--kernel-sizes", "3", "--expand-ratios", "2", "3"]
-DIGITS_TRAINING = ["--max-train", "200", "--resolutions", "8", "10", *TRAINING, *SMALL]
+DIGITS_TRAINING = ["--max-train", "200", "--resolutions", "8", "10", "--float-sandwich", *TRAINING, *SMALL]
 DIGITS = [*DIGITS_TRAINING, "--evaluations", "6"]  # of the fixture `digits_run`
 
 

@@ -3,37 +3,28 @@
 import csv
 import shutil
 
-import pytest
-from commands import DIGITS_TRAINING, call, fails
+from commands import call, fails
 
-from oncequant.compare import uniform_archs
+from oncequant.compare import allowed_ways, uniform_archs
 from oncequant.cost import COSTS
 from oncequant.family import with_bits
 from oncequant.files import read_json, read_lines
+from oncequant.methods import oqat
 from oncequant.models import space_of
 from oncequant.models.mobilenet_v3 import PRESETS
 
 
-@pytest.fixture(scope="module")
-def sandwich_run(tmp_path_factory):
-    """A run whose float stage has trained subnets."""
-    folder = tmp_path_factory.mktemp("sandwich") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        call(patch, "train", "--run", folder, *DIGITS_TRAINING, "--float-sandwich")
-    return folder
-
-
-def test_compare_counts_accuracy_and_training_images(sandwich_run, monkeypatch, capsys):
-    call(monkeypatch, "compare", sandwich_run, "--deployments", "2", "--evaluations", "6")
+def test_compare_counts_accuracy_and_training_images(digits_run, monkeypatch, capsys):
+    call(monkeypatch, "compare", digits_run, "--deployments", "2", "--evaluations", "6")
     shown = capsys.readouterr().out
     assert all(way in shown for way in ("supernet", "nas-then-quantize", "search-then-retrain", "uniform"))
-    found = read_json(sandwich_run / "compare.json")
+    found = read_json(digits_run / "compare.json")
     assert found["bits"] == 2 and len(found["deployments"]) == 8
-    rows = list(csv.DictReader((sandwich_run / "compare.csv").open()))
+    rows = list(csv.DictReader((digits_run / "compare.csv").open()))
     assert [float(row["top1_test"]) for row in rows] == [row["top1_test"] for row in found["deployments"]]
     steps, batch = 18, 64  # one epoch of 200 images less the validation split is 2 steps, --min-steps 6
     totals = {(row["way"], row["deployments"]): row for row in found["totals"]}
-    metrics = read_lines(sandwich_run / "metrics.jsonl")
+    metrics = read_lines(digits_run / "metrics.jsonl")
     supernets = sum({row["stage"]: row["images"] for row in metrics}.values())
     assert supernets == steps * batch * 3  # float, 4 and 2 bits; largest, smallest and one random subnet
     assert totals["supernet", 2]["images"] == totals["supernet", 1]["images"] == supernets
@@ -43,23 +34,22 @@ def test_compare_counts_accuracy_and_training_images(sandwich_run, monkeypatch, 
     for row in found["deployments"]:
         assert row["bitops"] <= row["budget"]
         assert 0 <= row["top1_test"] <= 1 and (row["images"] == 0) == (row["way"] == "supernet")
-    before = {path: path.stat().st_mtime_ns for path in sandwich_run.glob("compare/**/*.safetensors")}
+    before = {path: path.stat().st_mtime_ns for path in digits_run.glob("compare/**/*.safetensors")}
     assert len(before) >= 5
-    call(monkeypatch, "compare", sandwich_run, "--deployments", "2", "--evaluations", "6")
-    after = {path: path.stat().st_mtime_ns for path in sandwich_run.glob("compare/**/*.safetensors")}
-    assert after == before and read_json(sandwich_run / "compare.json") == found
+    call(monkeypatch, "compare", digits_run, "--deployments", "2", "--evaluations", "6")
+    after = {path: path.stat().st_mtime_ns for path in digits_run.glob("compare/**/*.safetensors")}
+    assert after == before and read_json(digits_run / "compare.json") == found
 
 
 def test_a_float_network_alone_is_no_supernet(digits_run, tmp_path, monkeypatch, capsys):
-    words = ["compare", digits_run, "--deployments", "1", "--evaluations", "3"]
-    assert "--float-sandwich" in fails(monkeypatch, capsys, *words, "--ways", "nas-then-quantize")
     shutil.copytree(digits_run, tmp_path / "run")
-    words[1] = tmp_path / "run"
-    call(monkeypatch, *words)
-    ways = {row["way"] for row in read_json(tmp_path / "run" / "compare.json")["deployments"]}
-    assert ways == {"supernet", "search-then-retrain", "uniform"}
-    supernets = {row["stage"]: row["images"] for row in read_lines(digits_run / "metrics.jsonl")}
-    assert supernets["float"] * 3 == supernets["4bit"] == supernets["2bit"]
+    written = (tmp_path / "run" / "run.json").read_text()
+    assert '"float_sandwich": true' in written
+    (tmp_path / "run" / "run.json").write_text(written.replace('"float_sandwich": true', '"float_sandwich": false'))
+    message = fails(monkeypatch, capsys, "compare", tmp_path / "run", "--ways", "nas-then-quantize")
+    assert "nas-then-quantize takes subnets of a float supernet" in message and "--float-sandwich" in message
+    assert allowed_ways(oqat.Config()) == ("supernet", "search-then-retrain", "uniform")
+    assert set(allowed_ways(oqat.Config(float_sandwich=True))) == {*allowed_ways(oqat.Config()), "nas-then-quantize"}
 
 
 def test_compare_needs_the_supernet(digits_run, tmp_path, monkeypatch, capsys):

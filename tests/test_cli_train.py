@@ -146,7 +146,7 @@ def test_an_option_that_an_old_folder_does_not_know_is_noted(digits_run, tmp_pat
         del place["method_config"]["calibration_images"]
     write_json(tmp_path / "run.json", run)
     options = ["--epochs", "1", "--float-epochs", "1", "--min-steps", "6", "--random-subnets", "1", *SMALL]
-    options += ["--max-train", "200", "--resolutions", "8", "10", "--bit-schedule", "4", "2"]
+    options += ["--max-train", "200", "--resolutions", "8", "10", "--bit-schedule", "4", "2", "--float-sandwich"]
     call(monkeypatch, "train", "--run", tmp_path, *options, "--calibration-images", "50")
     found = read_json(tmp_path / "run.json")
     assert (

@@ -20,6 +20,7 @@ from oncequant.quantizers import batchquant
 from oncequant.records import Measurement, read_records
 from oncequant.run_folder import Run
 from oncequant.sandwich import sandwich_archs
+from oncequant.train import check_shares
 
 
 def test_processes_started_again_find_nothing_of_their_predecessors():
@@ -112,7 +113,7 @@ def train_tiny(rank, folder, options):
     oqat.train(config, Run(folder, model, digits(train=48)))
 
 
-@pytest.mark.parametrize("synchronised", [True, False])
+@pytest.mark.parametrize("synchronised", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_two_processes_equal_one_with_synchronised_batch_norm(synchronised, tmp_path):
     """Float and quantized; weights, norms and step sizes. Without synchronisation they differ, slightly."""
     options = dict(sync_batch_norm=synchronised, bit_schedule=(4,), lr=0.05, quantized_lr=0.01)
@@ -204,10 +205,9 @@ def test_architectures_are_shared_or_independent(tmp_path):
     in_processes(train_both_ways, tmp_path)
 
 
-def refuses_odd_batches(rank, folder):
+def test_a_batch_that_cannot_be_shared_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("oncequant.distributed.world_size", lambda: 3)
     with pytest.raises(ValueError, match="a batch of 16 images is not a multiple of the 3 processes"):
-        train_tiny(rank, folder, {})
-
-
-def test_a_batch_that_cannot_be_shared_is_refused(tmp_path):
-    in_processes(refuses_odd_batches, tmp_path, processes=3)
+        check_shares(16, 48)
+    check_shares(15, 48)
+    check_shares(64, 48)  # a batch has no more images than there are

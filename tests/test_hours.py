@@ -47,7 +47,9 @@ def test_the_duration_fills_what_the_rest_leaves(tmp_path, monkeypatch):
         hours.fitted(CONFIG, OPTIONS, run, 0.015)
 
 
-@pytest.mark.parametrize("name, few", [("oqat", dict(bit_schedule=(4,))), ("qfa", dict(mixed_subnets=0))])
+@pytest.mark.parametrize(
+    "name, few", [("oqat", dict(bit_schedule=(4,))), pytest.param("qfa", dict(mixed_subnets=0), marks=pytest.mark.slow)]
+)
 def test_a_rehearsal_measures_every_part_and_leaves_nothing(name, few, tmp_path):
     method = METHODS[name]
     cfg = method.Config(float_epochs=2, epochs=4, min_steps=0, batch_size=16, calibration_images=32, **few)
