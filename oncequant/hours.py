@@ -78,9 +78,10 @@ def fitted(cfg: AnyOptions, options: BudgetOptions | None, run: Run, hours: floa
 
 
 def rehearse(cfg: TrainingOptions, options: BudgetOptions | None, run: Run) -> Forecast:
-    """Train a few steps of each stage in a folder that is thrown away."""
+    """Train a few steps of each stage in a folder that is thrown away. Raises ValueError as `Method.measured`."""
     method, data = METHODS[method_of(cfg)], run.data
-    measured, members = method.measured(cfg, options) if options is not None else (0, 0)
+    searching = method.measured(cfg, options or method.SearchOptions())  # refuses what cannot be foretold
+    measured, members = (0, 0) if options is None else searching
     cfg = replace(cfg, duration=1.0)
     whole = {stage: cfg.schedule(stage, data).steps for stage in method.stages(cfg)}
     share = min(1.0, IMAGES / max(1, len(data.validation)))

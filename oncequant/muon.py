@@ -46,7 +46,9 @@ class Muon(torch.optim.Optimizer):
                 update = weight.grad.add(buffer, alpha=group["momentum"]).flatten(1)  # Nesterov's
                 update = orthogonal(update.to(self.dtype), group["iterations"]).to(weight.dtype)
                 factor = state["norm"] / min(update.shape) ** 0.5  # the norm of an orthogonal matrix
-                weight.mul_(state["norm"] / weight.norm()).sub_(group["lr"] * factor * update.view_as(weight))
+                weight.mul_(state["norm"] / weight.norm().clamp(min=1e-12)).sub_(
+                    group["lr"] * factor * update.view_as(weight)
+                )
 
 
 def orthogonal(matrix: Tensor, iterations: int) -> Tensor:

@@ -1,5 +1,5 @@
 #!/bin/sh
-# OQAT on the bundled digits, three seeds: what README's first command shows, with its spread, 650 steps per stage instead
+# OQAT on the bundled digits, three seeds: what README's first command was until 2026-11-28, with its spread, 650 steps per stage instead
 # of 500; then claims and options at a third of that schedule (16 epochs in float, 12 per bit-width).
 # Time: about 4 minutes a seed for the runs on 2 cores, half an hour for the rest. Result: results/README.md#oqat-on-digits
 set -e

@@ -59,10 +59,10 @@ def test_a_rehearsal_measures_every_part_and_leaves_nothing(name, few, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-def test_the_time_of_dnas_is_not_foretold(tmp_path):
-    method = METHODS["dnas"]
+@pytest.mark.parametrize("options", [METHODS["dnas"].SearchOptions(), None], ids=["run", "train"])
+def test_the_time_of_dnas_is_not_foretold(options, tmp_path):
     with pytest.raises(ValueError, match="--duration"):
-        hours.rehearse(method.Config(), method.SearchOptions(), Run(tmp_path, TINY, digits()))
+        hours.rehearse(METHODS["dnas"].Config(), options, Run(tmp_path, TINY, digits()))
 
 
 def test_a_run_keeps_its_schedule_when_it_goes_on(tmp_path, monkeypatch, capsys):

@@ -39,6 +39,13 @@ def test_a_step_moves_a_weight_by_lr_times_its_norm_which_stays():
     assert weight.detach().norm() == pytest.approx(float(norm), rel=0.05)
 
 
+def test_a_weight_of_zeros_stays_finite():
+    weight = torch.nn.Parameter(torch.zeros(4, 4, 3, 3))
+    weight.grad = torch.randn_like(weight)
+    Muon([weight]).step()
+    assert weight.isfinite().all()
+
+
 def test_the_scale_of_a_gradient_does_not_matter():
     torch.manual_seed(0)
     start, gradients = torch.randn(8, 4, 3, 3), torch.randn(3, 8, 4, 3, 3)
