@@ -115,8 +115,9 @@ def compare(options: Compare) -> None:
     cfg, found = _open(options.source)
     of = options.compare
     with writing(found.folder, runs.called_as(), found.data.device):
-        _, totals = comparing.compare(cfg, found, of.bits, of.deployments, of.ways, of.evaluations)
-    console.print(comparing.totals_table(totals, of.bits))
+        found_by = comparing.compare(cfg, found, of.bits, of.deployments, of.ways, of.evaluations)
+    console.print(comparing.totals_table(found_by["totals"], of.bits))
+    console.print(comparing.fronts_table(found_by))
 
 
 def evaluate(options: Evaluate) -> None:

@@ -1,6 +1,6 @@
 """What else one could do than take subnets from a quantized supernet: the baselines all three papers argue against.
 
-A deployment is a network for one budget of BitOPs at one bit-width. Four ways to come to N of them:
+A deployment is a network for one budget of BitOPs at one bit-width. Ways to come to N of them:
 
 supernet             OQAT: search the b-bit supernet for each budget; no training
 nas-then-quantize    search the float supernet for each budget, fine-tune the winner alone at b bits from its weights;
@@ -8,25 +8,33 @@ nas-then-quantize    search the float supernet for each budget, fine-tune the wi
 search-then-retrain  search the b-bit supernet, train the winner alone from scratch, in float and then at b bits
 uniform              no search: the hand-scaled network that fits, with one depth, kernel, ratio and resolution for all
                      blocks, trained from scratch likewise
+hand-made            no search, no supernet: the widest ResNet-8 that fits (oncequant.hand_made), trained alone for an
+                     N-th of the time that the supernets of the first way and their search took; a network that is the
+                     widest for several budgets gets the time of all of them
+hand-made-whole      one of them, the widest within the middle budget, trained for the whole of this time
 
 Every way counts the images that its training has seen, once for each subnet of a step: supernets once, networks that
 are trained alone each time. All come from one run of OQAT, whose supernets and measurements they share.
 """
 
 import hashlib
+import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 from rich.table import Table
 
 from oncequant import distributed
 from oncequant.arch import Arch
-from oncequant.cost import COSTS, Budget, bitops, readable
-from oncequant.files import FileError, write_csv, write_json
+from oncequant.cost import COSTS, Budget, bitops, readable, weight_bytes
+from oncequant.family import ElasticConfig
+from oncequant.files import FileError, read_object, write_csv, write_json
+from oncequant.hand_made import HandMade, hand_made, train_for
 from oncequant.measure import Judge
 from oncequant.methods import oqat
 from oncequant.models import extract_subnet
@@ -36,12 +44,12 @@ from oncequant.records import Measurement, Metrics, read_records
 from oncequant.run_folder import Run
 from oncequant.search.family import search_by_measuring
 from oncequant.search.measurements import MeasurementFile
-from oncequant.search.pareto import best_under
+from oncequant.search.pareto import best_under, hypervolume
 from oncequant.space import SearchSpace
 from oncequant.supernet_file import load_supernet, save_supernet
 from oncequant.train import TrainingOptions
 
-Way = Literal["supernet", "nas-then-quantize", "search-then-retrain", "uniform"]
+Way = Literal["supernet", "nas-then-quantize", "search-then-retrain", "uniform", "hand-made", "hand-made-whole"]
 
 
 @dataclass(frozen=True)
@@ -52,11 +60,26 @@ class Deployment:
     budget: float
     """BitOPs."""
     bitops: float
+    weight_bytes: float
     top1_validation: float
     top1_test: float
     images: int
     """Training images seen for this network alone."""
+    seconds: float
+    """Of training for this network alone."""
     arch: dict[str, int]
+    """Choices, or the width of a network that is made by hand."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What training took."""
+
+    images: int = 0
+    seconds: float = 0.0
+
+    def __add__(self, other: "Effort") -> "Effort":
+        return Effort(self.images + other.images, self.seconds + other.seconds)
 
 
 def compare(
@@ -66,14 +89,15 @@ def compare(
     deployments: int,
     ways: Sequence[Way] | None = None,
     evaluations: int | None = None,
-) -> tuple[list[Deployment], list[dict[str, Any]]]:
+) -> dict[str, Any]:
     """Make so many deployments at `bits` in every way, by default all that the run allows, for budgets evenly spaced in
-    log BitOPs; and `totals`. Writes `compare.json`, and the deployments as `compare.csv`.
+    log BitOPs. Returns what it writes as `compare.json`: they, `totals`, `hypervolumes` and `differences`. The
+    deployments are in `compare.csv`, too.
 
     Needs the float and the b-bit supernet of a run. Networks trained alone are in its folder `compare`; what is there
     is not trained again. Raises FileError if the run has no such supernet, ValueError for impossible numbers.
     """
-    if not isinstance(cfg, oqat.Config):
+    if not isinstance(cfg, oqat.Config) or not isinstance(run.model, ElasticConfig):
         raise ValueError(f"{run.folder} is no run of OQAT, whose supernets are compared")
     if bits not in cfg.bit_schedule:
         raise ValueError(f"bits {bits}: {run.folder} holds bit-widths {', '.join(map(str, cfg.bit_schedule))}")
@@ -84,7 +108,7 @@ def compare(
         raise ValueError(f"{foreign.pop()} takes subnets of a float supernet: train the run with --float-sandwich")
     stage, run_dir, data = oqat.stage_name(bits), run.folder, run.data
     supernets = {name: load_supernet(run_dir, name, data.device) for name in ("float", stage)}
-    shared = shared_images(cfg, run_dir, bits)
+    shared = shared_effort(cfg, run_dir, bits)
     space, judge = supernets[stage].space, Judge(data, cfg.calibration(data))
     options = oqat.SearchOptions(evaluations=evaluations or oqat.SearchOptions.evaluations)
     how = options.searcher, options.evaluations, options.budgets, options.front
@@ -96,8 +120,10 @@ def compare(
     measured = distributed.from_main(lambda: read_records(run_dir / "measurements.jsonl", Measurement))
     found = {name: [m for m in measured if m.stage == name] for name in supernets}
     costs = [m.costs["bitops"] for m in found[stage]]
-    budgets = np.geomspace(min(costs), max(costs), deployments + 1)[1:]
-    hand_scaled = uniform_archs(space)
+    budgets = [float(limit) for limit in np.geomspace(min(costs), max(costs), deployments + 1)[1:]]
+    hand_scaled, made = uniform_archs(space), hand_made(run.model, bits)
+    by_hand = {limit: [one for one in made if one.bitops <= limit][-1:] for limit in budgets}  # none or the widest
+    counts = Counter(one[0].width for one in by_hand.values() if one)
 
     def winner(way: str, budget: Budget) -> Arch:
         """The architecture of a deployment, in the b-bit space."""
@@ -106,10 +132,10 @@ def compare(
         name = "float" if way == "nas-then-quantize" else stage
         return space.complete(best_under(found[name], [budget], space).arch)
 
-    def network(way: str, arch: Arch) -> tuple[Network, int]:
-        """The deployed network of an architecture, trained alone if need be, and the images that took."""
+    def network(way: str, arch: Arch) -> tuple[Network, Effort]:
+        """The deployed network of an architecture, trained alone if need be, and what that took."""
         if way == "supernet":
-            return supernets[stage], 0
+            return supernets[stage], Effort()
         folder = run_dir / "compare" / way / hashlib.sha256(arch.to_json().encode()).hexdigest()[:12]
         distributed.from_main(lambda: folder.mkdir(parents=True, exist_ok=True))
         only = {name: value for name, value in arch.items() if not name.endswith("_bits")}
@@ -118,22 +144,80 @@ def compare(
             in_float = supernets["float"].space.complete(only)
             distributed.from_main(lambda: save_supernet(folder, "float", extract_subnet(supernets["float"], in_float)))
         oqat.train(alone, replace(run, folder=folder), only)
-        return load_supernet(folder, stage, data.device), sum(training_images(folder).values())
+        return load_supernet(folder, stage, data.device), sum(training_effort(folder).values(), Effort())
+
+    def network_by_hand(one: HandMade, part: int) -> tuple[Network, Effort]:
+        """A network made by hand, trained for so many of `deployments` parts of the time that our way took."""
+        folder = run_dir / "compare" / "hand-made" / f"{one.width}-{bits}bit-{part}of{deployments}"
+        distributed.from_main(lambda: folder.mkdir(parents=True, exist_ok=True))
+        seconds = shared["supernet"].seconds + search_seconds(judge, supernets[stage], len(found[stage]), run_dir)
+        alone = replace(cfg, bit_schedule=(bits,))
+        train_for(alone, Run(folder, one.model, data), seconds * part / deployments)
+        return load_supernet(folder, stage, data.device), sum(training_effort(folder).values(), Effort())
 
     rows: list[Deployment] = []
     with track("compare", len(ways) * deployments) as bar:
         for way, limit in product(ways, budgets):
-            budget = Budget(COSTS["bitops"], float(limit))
-            arch = winner(way, budget)
-            net, images = network(way, arch)
+            if not way.startswith("hand-made"):
+                arch = winner(way, Budget(COSTS["bitops"], limit))
+                (net, effort), known = network(way, arch), dict(space.brief(arch))
+            elif by_hand[limit] and (way == "hand-made" or limit == budgets[(deployments - 1) // 2]):
+                one = by_hand[limit][0]
+                net, effort = network_by_hand(one, counts[one.width] if way == "hand-made" else deployments)
+                arch, known = one.arch, {"width": one.width}
+            else:  # none fits
+                continue
             validation, test = judge.validation(net, arch), judge.test(net, arch)
-            cost = float(bitops(space.layers(arch)))
-            rows.append(Deployment(way, float(limit), cost, validation, test, images, dict(space.brief(arch))))
+            specs = net.space.layers(arch)
+            size = float(bitops(specs)), float(weight_bytes(specs))
+            rows.append(Deployment(way, limit, *size, validation, test, effort.images, effort.seconds, known))
             bar(len(rows), {"top1": validation})
-    about: dict[str, Any] = dict(bits=bits, totals=totals(rows, shared), deployments=[asdict(row) for row in rows])
+    about: dict[str, Any] = dict(
+        bits=bits,
+        totals=totals(rows, shared),
+        hypervolumes=hypervolumes(rows),
+        against_supernet=differences(rows),
+        deployments=[asdict(row) for row in rows],
+    )
     distributed.from_main(lambda: write_json(run_dir / "compare.json", about))
     distributed.from_main(lambda: write_csv(run_dir / "compare.csv", about["deployments"]))
-    return rows, about["totals"]
+    return about
+
+
+def search_seconds(judge: Judge, supernet: Network, measured: int, run_dir: Path) -> float:
+    """About what a search took that measured so many subnets: as if each had been the largest. Timed once."""
+    path = run_dir / "compare" / f"search-{measured}.json"
+    if not distributed.from_main(path.exists):
+        start = time.monotonic()
+        judge.validation(supernet, supernet.space.largest())
+        seconds = measured * (time.monotonic() - start)
+        distributed.from_main(lambda: write_json(path, {"seconds": seconds}))
+    return distributed.from_main(lambda: cast(float, read_object(path, "seconds")["seconds"]))
+
+
+def hypervolumes(rows: Sequence[Deployment]) -> dict[str, dict[str, float]]:
+    """By way and cost: the volume over test error and the cost that its networks dominate, as a share of the box from
+    nothing to the worst of all ways. One network alone is no front, so `hand-made-whole` is left out."""
+    rows = [row for row in rows if row.way != "hand-made-whole"]
+    found: dict[str, dict[str, float]] = {way: {} for way in dict.fromkeys(row.way for row in rows)}
+    for cost in ("bitops", "weight_bytes"):
+        points = np.array([[getattr(row, cost), 1 - row.top1_test] for row in rows]).reshape(-1, 2)
+        worst = np.maximum(points.max(axis=0, initial=0.0), 1e-9)
+        for way, volumes in found.items():
+            volumes[cost] = hypervolume(points[[row.way == way for row in rows]] / worst, (1.0, 1.0))
+    return found
+
+
+def differences(rows: Sequence[Deployment]) -> dict[str, dict[str, float]]:
+    """By other way: at how many of its budgets the supernet's network is at least as accurate on the test images, and
+    its mean lead there."""
+    ours = {row.budget: row.top1_test for row in rows if row.way == "supernet"}
+    found = {}
+    for way in dict.fromkeys(row.way for row in rows if ours and row.way != "supernet"):
+        leads = [ours[row.budget] - row.top1_test for row in rows if row.way == way]
+        at_least = sum(lead >= 0 for lead in leads)
+        found[way] = dict(budgets=len(leads), at_least=at_least, mean_lead=float(np.mean(leads)))
+    return found
 
 
 def allowed_ways(cfg: oqat.Config) -> tuple[Way, ...]:
@@ -141,52 +225,52 @@ def allowed_ways(cfg: oqat.Config) -> tuple[Way, ...]:
     return tuple(way for way in get_args(Way) if way != "nas-then-quantize" or cfg.float_sandwich)
 
 
-def totals(rows: Sequence[Deployment], shared: Mapping[str, int]) -> list[dict[str, Any]]:
-    """For 1, 10, 40 deployments, as far as there are so many: mean accuracy, and images that training has seen in all.
+def totals(rows: Sequence[Deployment], shared: Mapping[str, Effort]) -> list[dict[str, Any]]:
+    """For 1, 10, 40 deployments, as far as there are so many: mean accuracy, and what training took in all.
 
     One deployment is that of the middle budget, ten are spread evenly. An architecture that wins under several budgets
-    is trained once. `shared` are the images of the supernets that a way needs.
+    is trained once. Networks made by hand are counted all together, since each has its share of one time. `shared` is
+    what the supernets took that a way needs.
     """
     table = []
     for way in dict.fromkeys(row.way for row in rows):
         own = [row for row in rows if row.way == way]
-        for count in sorted({n for n in (1, 10, 40) if n <= len(own)} | {len(own)}):
+        fewer = set() if way.startswith("hand-made") else {n for n in (1, 10, 40) if n <= len(own)}
+        for count in sorted(fewer | {len(own)}):
             places = (
                 np.linspace(0, len(own) - 1, count + 2)[1:-1] if count == 1 else np.linspace(0, len(own) - 1, count)
             )
             some = [own[round(place)] for place in places]
-            alone = {tuple(row.arch.items()): row.images for row in some}
-            entry = dict(way=way, deployments=count, images=shared[way] + sum(alone.values()), networks=len(alone))
+            alone = {tuple(row.arch.items()): Effort(row.images, row.seconds) for row in some}
+            whole = sum(alone.values(), shared[way])
+            entry = dict(way=way, deployments=count, **asdict(whole), networks=len(alone))
             for key in ("top1_validation", "top1_test", "bitops"):
                 entry["mean_bitops" if key == "bitops" else key] = float(np.mean([getattr(row, key) for row in some]))
             table.append(entry)
     return table
 
 
-def shared_images(cfg: oqat.Config, run_dir: Path, bits: int) -> dict[str, int]:
-    """Images seen by the supernets that each way starts from. Raises FileError if one was trained elsewhere."""
-    images = training_images(run_dir)
+def shared_effort(cfg: oqat.Config, run_dir: Path, bits: int) -> dict[str, Effort]:
+    """What the supernets took that each way starts from. Raises FileError if one was trained elsewhere."""
+    effort = training_effort(run_dir)
     needed = ["float", *(oqat.stage_name(b) for b in cfg.bit_schedule if b >= bits)]
-    if missing := [stage for stage in needed if stage not in images]:
+    if missing := [stage for stage in needed if stage not in effort]:
         raise FileError(
             f"{run_dir / 'metrics.jsonl'} does not say how {', '.join(missing)} was trained: taken over from another "
             "run? compare counts training images, so it needs a run that has trained every stage itself"
         )
-    every = sum(images[stage] for stage in needed)
-    return {
-        "supernet": every,
-        "nas-then-quantize": images["float"],
-        "search-then-retrain": every,
-        "uniform": 0,
-    }
+    every = sum((effort[stage] for stage in needed), Effort())
+    starts = {"supernet": every, "nas-then-quantize": effort["float"], "search-then-retrain": every}
+    return {way: starts.get(way, Effort()) for way in get_args(Way)}
 
 
-def training_images(run_dir: Path) -> dict[str, int]:
-    """By stage, the images that training has seen, once for each subnet of a step. Raises FileError."""
-    last = {row.stage: row.values for row in read_records(run_dir / "metrics.jsonl", Metrics)}
-    if not last or any("images" not in values for values in last.values()):
+def training_effort(run_dir: Path) -> dict[str, Effort]:
+    """By stage, the images that training has seen, once for each subnet of a step, and its seconds with validation.
+    Raises FileError."""
+    last = {row.stage: row for row in read_records(run_dir / "metrics.jsonl", Metrics)}
+    if not last or any("images" not in row.values for row in last.values()):
         raise FileError(f"{run_dir / 'metrics.jsonl'} does not count training images: a run of an older version?")
-    return {stage: int(values["images"]) for stage, values in last.items()}
+    return {stage: Effort(int(row.values["images"]), row.time_s) for stage, row in last.items()}
 
 
 def uniform_archs(space: SearchSpace) -> list[tuple[Arch, float]]:
@@ -206,11 +290,27 @@ def uniform_archs(space: SearchSpace) -> list[tuple[Arch, float]]:
 def totals_table(rows: Sequence[Mapping[str, Any]], bits: int) -> Table:
     """What `totals` found, for people."""
     table = Table(
-        "way", "deployments", "training images", "networks", "validation %", "test %", "BitOPs",
+        "way", "deployments", "training images", "seconds", "networks", "validation %", "test %", "BitOPs",
         title=f"Networks of {bits} bits at equal budgets: means over deployments",
     )  # fmt: skip
     for row in rows:
         means = [f"{100 * row[key]:.2f}" for key in ("top1_validation", "top1_test")]
-        counts = str(row["deployments"]), readable(row["images"]), str(row["networks"])
+        counts = str(row["deployments"]), readable(row["images"]), f"{row['seconds']:.0f}", str(row["networks"])
         table.add_row(row["way"], *counts, *means, readable(row["mean_bitops"]))
+    return table
+
+
+def fronts_table(found: Mapping[str, Any]) -> Table:
+    """What `hypervolumes` and `differences` found, for people."""
+    table = Table(
+        "way", "hypervolume over BitOPs", "over packed weights", "supernet at least as accurate", "its mean lead",
+        title="Fronts on the test images: error and cost, as a share of the box up to the worst",
+    )  # fmt: skip
+    for way in dict.fromkeys([*found["hypervolumes"], *found["against_supernet"]]):
+        volumes, against = found["hypervolumes"].get(way), found["against_supernet"].get(way)
+        shares = [f"{volumes[cost]:.3f}" for cost in ("bitops", "weight_bytes")] if volumes else ["", ""]
+        lead = []
+        if against:
+            lead = [f"{against['at_least']} of {against['budgets']}", f"{100 * against['mean_lead']:+.2f}"]
+        table.add_row(way, *shares, *lead)
     return table

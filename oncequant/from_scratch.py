@@ -66,7 +66,7 @@ class Job:
 def train_alone(job: Job, data: Data, neighbours: int = 1) -> float:
     """Train the network of a job by cross entropy; returns its validation top-1. `neighbours`: see `fit`."""
     options, arch = job.options, job.space.largest()
-    judge, how = Judge(data, options.calibration(data)), Pass(compute=getattr(torch, options.precision))
+    judge, how = Judge(data, options.calibration(data)), Pass(compute=getattr(torch, options.compute))
     place, top1 = job.run_dir / job.stage, [0.0]
 
     def train(net: Network) -> None:

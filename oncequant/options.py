@@ -102,11 +102,13 @@ class CompareOptions:
 @dataclass(frozen=True)
 class Compare:
     """What a run of OQAT is worth: its subnets against networks that are trained for each budget, by accuracy and by
-    training images.
+    what training took.
 
     supernet: as OQAT deploys, without training; nas-then-quantize: the float supernet's best, fine-tuned at the
     bit-width, for runs trained with --float-sandwich; search-then-retrain: the low-bit supernet's best, trained from
-    scratch; uniform: a hand-scaled network, trained from scratch. Interrupted? The same command goes on.
+    scratch; uniform: a hand-scaled network, trained from scratch; hand-made: a plain small network as wide as fits,
+    trained for an equal share of our run's training time; hand-made-whole: one of them, trained for all of it.
+    Interrupted? The same command goes on.
     """
 
     source: Existing

@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ from oncequant.measure import Judge
 from oncequant.methods import DEFAULT_METHOD, METHODS, method_of
 from oncequant.models import PRESETS, family_of
 from oncequant.network import Network
+from oncequant.precision import faster
 from oncequant.progress import console
 from oncequant.records import Export, Member, read_records
 from oncequant.run_folder import Run, RunSettings, check_fingerprint, create_run, read_settings, writing
@@ -81,6 +83,7 @@ def prepare(
     data = settings.load_data(device_used)
     settings = _checked(settings, options, data, folder, search)
     _tell(data, options.preset, pixels, folder)
+    settings = _decided(settings, data, folder)
     if hours is not None:
         settings = _timed(settings, data, folder, search, hours)
     run = _begin(settings, data, folder)
@@ -128,6 +131,18 @@ def _checked(
     else:
         check_images(data)
     return settings
+
+
+def _decided(settings: RunSettings, data: Data, folder: Path) -> RunSettings:
+    """The settings with the precision that the folder's run has, or the faster one, if it is left open."""
+    cfg = _config(folder, settings)
+    if cfg.precision != "auto":
+        return settings
+    if distributed.from_main((folder / "run.json").exists):
+        precision = read_config(folder)[1].precision
+    else:
+        precision = distributed.from_main(partial(faster, settings.model, data.device))
+    return replace(settings, method_config={**settings.method_config, "precision": precision})
 
 
 def _timed(settings: RunSettings, data: Data, folder: Path, search: BudgetOptions | None, hours: float) -> RunSettings:

@@ -26,7 +26,7 @@ class SupernetConfig(Protocol):
     @property
     def seed(self) -> int: ...
     @property
-    def precision(self) -> str: ...
+    def compute(self) -> str: ...
     @property
     def label_smoothing(self) -> float: ...
     @property
@@ -86,7 +86,7 @@ def pass_of_step(cfg: SupernetConfig, shared: SharedWeights) -> Pass:
     """How the subnets of a training step compute; each step has shared weights of its own."""
     return Pass(
         shared=shared,
-        compute=getattr(torch, cfg.precision),
+        compute=getattr(torch, cfg.compute),
         recompute=cfg.checkpoint_activations,
         sync_norms=cfg.sync_batch_norm,
         sync_ranges=cfg.shares_ranges,

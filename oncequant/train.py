@@ -25,6 +25,8 @@ from oncequant.progress import track
 from oncequant.records import Metrics, append_record, read_records, write_records
 from oncequant.schedule import OPTIMIZERS, Schedule, make_optimizers
 
+PRECISIONS = ("auto", "float32", "bfloat16")
+
 
 class TrainingError(RuntimeError):
     """Training cannot go on; the message says why and what to do."""
@@ -60,8 +62,9 @@ class TrainingOptions:
     """Share of the labels' weight that goes to all classes alike."""
     calibration_images: int = 2000
     """Training images from which batch-norm statistics of a subnet are estimated."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """What training steps compute in. Weights, calibration and evaluation are float32 always (no TF32)."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """What training steps compute in; auto: the commands take bfloat16 where a convolution of the network is faster in
+    it, training from Python float32. Weights, calibration and evaluation are float32 always (no TF32)."""
     checkpoint_seconds: float = 60.0
     """Time between checkpoints within a stage; 0 writes one every step."""
     seed: int = 0
@@ -69,8 +72,9 @@ class TrainingOptions:
 
     def __post_init__(self):
         """Refuse impossible options before any training."""
-        if self.optimizer not in OPTIMIZERS:
-            raise ValueError(f"optimizer {self.optimizer!r}: use one of {', '.join(OPTIMIZERS)}")
+        for name, allowed in (("optimizer", OPTIMIZERS), ("precision", PRECISIONS)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} {getattr(self, name)!r}: use one of {', '.join(allowed)}")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing {self.label_smoothing}: use at least 0 and less than 1")
         least = dict(epochs=1, float_epochs=1, batch_size=2, calibration_images=2)
@@ -113,7 +117,7 @@ class TrainingOptions:
             weight_decay=self.weight_decay,
             optimizer=self.optimizer,
             muon_lr=self.muon_lr,
-            compute=self.precision,
+            compute=self.compute,
             clip_norm=self.clip_norm,
             step_size_lr=self.step_size_lr,
         )
@@ -121,6 +125,11 @@ class TrainingOptions:
     def calibration(self, data: Data) -> list[tuple[Tensor, Tensor]]:
         """Batches of training images for statistics."""
         return calibration_batches(data, self.calibration_images, self.calibration_batch, self.seed)
+
+    @property
+    def compute(self) -> str:
+        """Name of torch's type in which training steps compute."""
+        return "bfloat16" if self.precision == "bfloat16" else "float32"
 
     @property
     def calibration_batch(self) -> int:
@@ -177,7 +186,7 @@ class SupernetOptions:
 
 
 # what folders were trained with that are older than the option
-UNSAID = {"float_sandwich": True}
+UNSAID = {"float_sandwich": True, "precision": "float32"}
 # options that folders of older versions may name, with the value that has no effect: DNAS trains no supernet of subnets
 FORMER = {field.name: field.default for field in fields(SupernetOptions)}
 FORMER |= {"kurtosis": 0.0, "dampening": 0.0, "tied_steps": False, "distillation": "float"}  # of QFA, until dc8e247

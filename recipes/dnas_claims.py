@@ -25,7 +25,7 @@ import tyro
 from tables import over_seeds, publish
 
 from oncequant.arch import pair as precision
-from oncequant.compare import training_images
+from oncequant.compare import training_effort
 from oncequant.cost import COSTS
 from oncequant.data import Data, eval_batches
 from oncequant.files import read_json, write_csv, write_json
@@ -79,7 +79,7 @@ def main(options: Options) -> None:
     family = {member.name: member for member in dnas.choose(cfg, dnas.SearchOptions(), Run(out, model, data))}
     rows = [row(name, data, cfg, out, member.stage) for name, member in family.items()]
     samples = [row("sample", data, cfg, out, sample.stage) for sample in read_records(out / "samples.json", Sample)]
-    searched = training_images(out)["search"] + sum(one["images"] for one in samples)
+    searched = training_effort(out)["search"].images + sum(one["images"] for one in samples)
     rows = [one if one["name"] == "float" else one | dict(images=searched) for one in rows] + samples
     for pair in UNIFORM[cfg.cost]:
         lsq = replace(cfg, weight_quantizer="lsq", act_quantizer="lsq", precisions=(precision(*pair),))
@@ -113,7 +113,7 @@ def row(name: str, data: Data, cfg: dnas.Config, out: Path, stage: str) -> dict:
         for key, split in (("top1", data.test), ("validation", data.validation))
     }
     costs = {cost: float(COSTS[cost](net.space.layers(arch))) for cost in ("weight_bytes", "bitops")}
-    seen = training_images((out / stage).parent)[Path(stage).name]
+    seen = training_effort((out / stage).parent)[Path(stage).name].images
     return dict(name=name, arch=dict(arch), images=seen) | top1 | costs
 
 

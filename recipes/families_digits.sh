@@ -5,9 +5,9 @@
 set -e
 export OMP_NUM_THREADS=1
 for seed in 0 1 2; do
-    oncequant run --optimizer adamw --float-sandwich --preset nano --seed $seed --run runs/digits-families/oqat-nano-$seed
-    oncequant run --optimizer adamw --float-sandwich --preset resnet-nano --seed $seed --run runs/digits-families/oqat-resnet-nano-$seed
-    oncequant run qfa --optimizer adamw --float-sandwich --preset resnet-nano --seed $seed --run runs/digits-families/qfa-resnet-nano-$seed
+    oncequant run --precision float32 --optimizer adamw --float-sandwich --preset nano --seed $seed --run runs/digits-families/oqat-nano-$seed
+    oncequant run --precision float32 --optimizer adamw --float-sandwich --preset resnet-nano --seed $seed --run runs/digits-families/oqat-resnet-nano-$seed
+    oncequant run qfa --precision float32 --optimizer adamw --float-sandwich --preset resnet-nano --seed $seed --run runs/digits-families/qfa-resnet-nano-$seed
 done
 for kind in oqat-nano oqat-resnet-nano qfa-resnet-nano; do
     python recipes/collect_runs.py results/digits_families-${kind}_cpu_202611.csv \

@@ -5,9 +5,9 @@ set -e
 export OMP_NUM_THREADS=1
 for method in oqat qfa; do
     for seed in 0 1 2; do
-        oncequant run $method --seed $seed --run runs/digits-muon/$method-$seed
+        oncequant run $method --precision float32 --seed $seed --run runs/digits-muon/$method-$seed
     done
     python recipes/collect_runs.py results/digits_$method-muon_cpu_202611.csv \
         runs/digits-muon/$method-0 runs/digits-muon/$method-1 runs/digits-muon/$method-2
 done
-oncequant run --optimizer adamw --run runs/digits-muon/oqat-adamw
+oncequant run --precision float32 --optimizer adamw --run runs/digits-muon/oqat-adamw

@@ -11,7 +11,7 @@ for seed in 0 1 2; do
     python recipes/oqat_claims.py --data "$DATA" --out runs/cifar10-claims --seed $seed --random-archs 5 $SCALE
 done
 python recipes/oqat_claims.py --out runs/cifar10-claims --summarise results/cifar10-jpeg75_oqat-claims_cpu_202611.csv
-oncequant run --optimizer adamw --float-sandwich --data "$DATA" --run runs/cifar10 --evaluations 40 $SCALE
+oncequant run --precision float32 --optimizer adamw --float-sandwich --data "$DATA" --run runs/cifar10 --evaluations 40 $SCALE
 python recipes/collect_runs.py results/cifar10-jpeg75_oqat_cpu_202611.csv runs/cifar10 \
     --fronts results/cifar10-jpeg75_oqat-fronts_cpu_202611.csv
 cp runs/cifar10/report/pareto.png docs/pareto_cifar10.png

@@ -6,7 +6,7 @@
 set -e
 : "${DATA:?set DATA to the folder of parquet files}"
 python recipes/class_folders.py "$DATA" runs/cifar10-images
-oncequant run --optimizer adamw --float-sandwich --data runs/cifar10-images --run runs/cifar10-default
+oncequant run --precision float32 --optimizer adamw --float-sandwich --data runs/cifar10-images --run runs/cifar10-default
 python recipes/collect_runs.py results/cifar10-jpeg75_oqat-default_cpu_202611.csv runs/cifar10-default \
     --fronts results/cifar10-jpeg75_oqat-default-fronts_cpu_202611.csv
 cp runs/cifar10-default/report/pareto.png docs/pareto_cifar10_default.png

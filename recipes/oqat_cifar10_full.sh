@@ -6,7 +6,7 @@ set -e
 for seed in 0 1 2; do
     python recipes/oqat_claims.py --data "$DATA" --out runs/cifar10-full-claims --seed $seed --preset cifar \
         --batch-size 128 --float-epochs 120 --epochs 40 --random-subnets 2
-    oncequant run --optimizer adamw --float-sandwich --data "$DATA" --run runs/cifar10-full-seed$seed --seed $seed --preset cifar \
+    oncequant run --precision float32 --optimizer adamw --float-sandwich --data "$DATA" --run runs/cifar10-full-seed$seed --seed $seed --preset cifar \
         --batch-size 128 --float-epochs 120 --epochs 40 --random-subnets 2 --evaluations 200
 done
 NAME="results/cifar10-full_oqat"

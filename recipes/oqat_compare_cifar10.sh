@@ -7,7 +7,7 @@
 set -e
 export OMP_NUM_THREADS=1
 : "${DATA:?set DATA to the folder of parquet files}" "${RUN:=runs/cifar10-compare}" "${SEED:=0}" "${EPOCHS:=1}"
-oncequant train --optimizer adamw --float-sandwich --data "$DATA" --run "$RUN" --seed "$SEED" --preset "${PRESET:=nano}" --resolutions ${RESOLUTIONS:=8 12} \
+oncequant train --precision float32 --optimizer adamw --float-sandwich --data "$DATA" --run "$RUN" --seed "$SEED" --preset "${PRESET:=nano}" --resolutions ${RESOLUTIONS:=8 12} \
     --batch-size 128 --float-epochs $((2 * EPOCHS)) --epochs "$EPOCHS" --min-steps 0 --label-smoothing 0
 oncequant compare "$RUN" --bits 2 --deployments 40 --evaluations 80
 cp "$RUN/compare.csv" results/cifar10-jpeg75_oqat-compare_cpu_202611.csv

@@ -4,7 +4,7 @@
 # Time: about 4 minutes a seed for the runs on 2 cores, half an hour for the rest. Result: results/README.md#oqat-on-digits
 set -e
 for seed in 0 1 2; do
-    oncequant run --preset nano --optimizer adamw --float-sandwich --data digits --seed $seed --min-steps 650 --run runs/digits-seed$seed
+    oncequant run --precision float32 --preset nano --optimizer adamw --float-sandwich --data digits --seed $seed --min-steps 650 --run runs/digits-seed$seed
 done
 python recipes/collect_runs.py results/digits_oqat_cpu_202611.csv runs/digits-seed0 runs/digits-seed1 runs/digits-seed2
 for seed in 0 1 2; do

@@ -7,7 +7,7 @@ set -e
 export OMP_NUM_THREADS=1
 : "${DATA:?set DATA to the folder of parquet files}" "${RUNS:=runs/cifar10-searchers}"
 for seed in 0 1 2; do
-    oncequant train --optimizer adamw --float-sandwich --data "$DATA" --run "$RUNS/seed$seed" --seed $seed --preset nano --resolutions 8 12 \
+    oncequant train --precision float32 --optimizer adamw --float-sandwich --data "$DATA" --run "$RUNS/seed$seed" --seed $seed --preset nano --resolutions 8 12 \
         --batch-size 128 --float-epochs 2 --epochs 1 --min-steps 0 --label-smoothing 0
     for searcher in random coarse_to_fine nsga2; do
         oncequant search "$RUNS/seed$seed" --searcher $searcher

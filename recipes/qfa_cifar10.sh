@@ -23,7 +23,7 @@ claims quantizers --random-archs 3 --mixed 6 --resolutions 16 20 $SCALE
 claims uniform --resolutions 16 $SCALE
 claims stabilisers --random-archs 5 --mixed 12 --preset nano --resolutions 8 12 --float-epochs 2 --epochs 1 \
     --min-steps 0 $TRAIN
-oncequant run qfa --optimizer adamw --float-sandwich --data "$DATA" --run runs/cifar10-qfa --evaluations 200 --learned-offsets 1 \
+oncequant run qfa --precision float32 --optimizer adamw --float-sandwich --data "$DATA" --run runs/cifar10-qfa --evaluations 200 --learned-offsets 1 \
     --resolutions 16 20 $SCALE
 python recipes/qfa_fronts.py runs/cifar10-qfa --out results/cifar10-jpeg75_qfa-fronts_cpu_202611.csv \
     --picture docs/qfa_cifar10.png

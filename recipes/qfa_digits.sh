@@ -5,7 +5,7 @@
 set -e
 export OMP_NUM_THREADS=1
 for seed in 0 1 2; do
-    oncequant run qfa --preset nano --optimizer adamw --float-sandwich --run "runs/digits-qfa/seed$seed" --seed $seed
+    oncequant run qfa --precision float32 --preset nano --optimizer adamw --float-sandwich --run "runs/digits-qfa/seed$seed" --seed $seed
 done
 python recipes/collect_runs.py results/digits_qfa_cpu_202611.csv runs/digits-qfa/seed*
 python recipes/qfa_predictor.py runs/digits-qfa/seed* --measured 2200 --out results/digits_qfa-predictor_cpu_202611.csv

@@ -18,13 +18,13 @@ from pathlib import Path
 import torch
 
 FOLDER = Path(__file__).parent / "golden"
-THEN = "--preset nano --optimizer adamw --float-sandwich"  # defaults of that commit
+THEN = "--preset nano --optimizer adamw --float-sandwich --precision float32"  # defaults of that commit
 SHORT = "--epochs 1 --float-epochs 1 --min-steps 30 --max-train 320 --test-fraction 0.05 --seed 1"
 RUNS = {
     "oqat": f"{THEN} --width 0.5 --depths 1 --evaluations 3 {SHORT}",
     "qfa": f"{THEN} --evaluations 30 --population 20 --generations 5 --front-members 2 --mixed-subnets 1 "
     f"--width 0.5 {SHORT}",
-    "dnas": f"--samples 2 --jobs 1 --resolutions 8 {SHORT}",
+    "dnas": f"--precision float32 --samples 2 --jobs 1 --resolutions 8 {SHORT}",
 }
 TIMES = ("latency_ms", "float_latency_ms", "time_s")  # of no two runs alike
 

@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import traceback
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -11,18 +13,53 @@ import torch.multiprocessing as mp
 from oncequant import distributed
 
 
-def in_processes(function, *args, processes=2):
-    """Run function(rank, *args) in processes that have joined each other."""
-    mp.spawn(_joined, (processes, free_port(), function, args), processes)
+@contextmanager
+def pair():
+    """Two processes that have joined each other: yields a function that calls function(rank, *args) in both. Starting
+    them takes seconds, so tests share them."""
+    context, port = mp.get_context("spawn"), free_port()
+    pipes = [context.Pipe() for _ in range(2)]
+    started = [
+        context.Process(target=_joined, args=(r, port, there), daemon=True) for r, (_, there) in enumerate(pipes)
+    ]
+    for process in started:
+        process.start()
+    ends = [here for here, _ in pipes]
+
+    def call(function, *args):
+        for end in ends:
+            end.send((function, args))
+        failures = []
+        for end in ends:  # one that failed may have left the other waiting
+            assert end.poll(1 if failures else 200), "\n".join(["no answer", *failures])
+            failures += filter(None, [end.recv()])
+        assert not failures, "\n".join(failures)
+
+    try:
+        yield call
+        call(_leave)
+    finally:
+        for process in started:
+            process.kill()
+            process.join()
 
 
-def _joined(rank, processes, port, function, args):
+def _joined(rank, port, pipe):
     torch.set_num_threads(1)
     os.environ |= dict(
-        RANK=str(rank), WORLD_SIZE=str(processes), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), LOCAL_RANK=str(rank)
+        RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), LOCAL_RANK=str(rank)
     )
     distributed.join(torch.device("cpu"))
-    function(rank, *args)
+    while True:
+        function, args = pipe.recv()
+        try:
+            function(rank, *args)
+            pipe.send(None)
+        except BaseException:
+            pipe.send(f"process {rank}: {traceback.format_exc()}")
+
+
+def _leave(rank):
     distributed.leave()
     # one that is left may need Python when there is none any more, which aborts the process
     threads = [Path(f"/proc/self/task/{thread}/comm").read_text() for thread in os.listdir("/proc/self/task")]

@@ -9,7 +9,7 @@ from datetime import timedelta
 
 import pytest
 import torch
-from processes import in_processes
+from processes import pair
 from small_training import CONFIG, TINY, digits
 
 from oncequant import distributed, sandwich
@@ -43,6 +43,12 @@ def test_processes_started_again_find_nothing_of_their_predecessors():
         distributed.own_part(store, 0, 3, patience=0.2)
 
 
+@pytest.fixture(scope="module")
+def in_processes():
+    with pair() as call:
+        yield call
+
+
 def check_parts(rank):
     assert (distributed.rank(), distributed.world_size(), distributed.is_main()) == (rank, 2, rank == 0)
     assert distributed.shared_map(lambda item: (item, distributed.rank()), [5, 6, 7]) == [(5, 0), (6, 1), (7, 0)]
@@ -69,7 +75,7 @@ def check_parts(rank):
     assert net["c"].weight.grad is None  # nobody used it: no decay, no momentum, as in one process
 
 
-def test_parts():
+def test_parts(in_processes):
     in_processes(check_parts)
 
 
@@ -114,7 +120,7 @@ def train_tiny(rank, folder, options):
 
 
 @pytest.mark.parametrize("synchronised", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_two_processes_equal_one_with_synchronised_batch_norm(synchronised, tmp_path):
+def test_two_processes_equal_one_with_synchronised_batch_norm(synchronised, in_processes, tmp_path):
     """Float and quantized; weights, norms and step sizes. Without synchronisation they differ, slightly."""
     options = dict(sync_batch_norm=synchronised, bit_schedule=(4,), lr=0.05, quantized_lr=0.01)
     train_tiny(0, tmp_path / "one", options)
@@ -137,7 +143,7 @@ def train_mixed(rank, folder):
     )
 
 
-def test_two_processes_equal_one_with_mixed_precision(tmp_path):
+def test_two_processes_equal_one_with_mixed_precision(in_processes, tmp_path):
     """Ranges of BatchQuant are those of the whole batch; the search is shared and measures the same subnets."""
     train_mixed(0, tmp_path / "one")
     in_processes(train_mixed, tmp_path / "two")
@@ -177,7 +183,7 @@ def train_with_ranges(rank, folder):
         assert all(map(torch.equal, *of_both)) == shared
 
 
-def test_processes_share_the_ranges_of_a_batch(tmp_path):
+def test_processes_share_the_ranges_of_a_batch(in_processes, tmp_path):
     in_processes(train_with_ranges, tmp_path)
 
 
@@ -199,9 +205,10 @@ def train_both_ways(rank, folder):
         torch.distributed.all_gather_object(of_both, list(drawn))
         assert len(of_both[0]) == len(of_both[1]) >= 6
         assert (of_both[0] == of_both[1]) != independent
+    sandwich.sandwich_archs = sandwich_archs
 
 
-def test_architectures_are_shared_or_independent(tmp_path):
+def test_architectures_are_shared_or_independent(in_processes, tmp_path):
     in_processes(train_both_ways, tmp_path)
 
 

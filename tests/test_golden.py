@@ -7,6 +7,7 @@ import torch
 from golden_runs import RUNS, digest, machine, read, run
 
 
+@pytest.mark.slow  # for changes that must not change results
 @pytest.mark.parametrize("name", RUNS)
 def test_golden_run(name, tmp_path):
     threads = torch.get_num_threads()

@@ -226,7 +226,7 @@ def search_step(supernet: StochasticSupernet, cfg: Config, data: Data, schedule:
             return torch.zeros(())
         loss = factor(supernet.cost(masks, cfg.cost))
         if cfg.cross_entropy:
-            how = Pass(compute=getattr(torch, cfg.precision), mixture=masks)
+            how = Pass(compute=getattr(torch, cfg.compute), mixture=masks)
             logits = supernet.net(images, supernet.net.space.largest(), how)  # (N, classes)
             loss = F.cross_entropy(logits, labels, label_smoothing=cfg.label_smoothing) * loss
         if is_arch_step(number):

@@ -1,0 +1,84 @@
+"""The competitor: a network that one builds by hand, trained in float and then by LSQ for the seconds there are.
+
+Its shape is MLPerf Tiny's ResNet-8 (https://arxiv.org/abs/2106.07597), a stem and three groups of one basic block, at a
+width that is scaled to the budget. Everything else is the run's own: images, optimizers, schedules' form, kernels,
+edges at 8 bits. So what `oncequant compare` finds is what sharing weights is worth, and nothing else.
+"""
+
+from dataclasses import dataclass, replace
+from typing import cast
+
+from oncequant import distributed
+from oncequant.arch import Arch
+from oncequant.cost import bitops
+from oncequant.family import ElasticConfig, make_divisible, with_bits
+from oncequant.files import read_object, write_json
+from oncequant.hours import rehearse
+from oncequant.methods import oqat
+from oncequant.models import space_of
+from oncequant.models.elastic_resnet import ElasticResNetConfig
+from oncequant.run_folder import Run
+from oncequant.space import SearchSpace
+
+WIDTHS = range(16, 257, 8)  # of the last group; MLPerf's is 64
+
+
+@dataclass(frozen=True)
+class HandMade:
+    """A network of one architecture at one bit-width."""
+
+    width: int
+    """Channels of the last group; those before have a half and a quarter, rounded to multiples of 8."""
+    model: ElasticResNetConfig
+    """In float."""
+    space: SearchSpace
+    """At the bit-width; one architecture."""
+
+    @property
+    def arch(self) -> Arch:
+        """Its architecture."""
+        return self.space.largest()
+
+    @property
+    def bitops(self) -> float:
+        """Of one image."""
+        return float(bitops(self.space.layers(self.arch)))
+
+
+def hand_made(model: ElasticConfig, bits: int) -> list[HandMade]:
+    """ResNet-8 at every width, cheapest first, for the images and the largest resolution of the supernet `model`."""
+    made = []
+    for width in WIDTHS:
+        config = ElasticResNetConfig(
+            num_classes=model.num_classes,
+            image_channels=model.image_channels,
+            stem_width=0,
+            stage_widths=(make_divisible(width / 4), make_divisible(width / 2), width),
+            kernel_sizes=(3,),
+            expand_ratios=(4,),
+            depths=(1,),
+            resolutions=(max(model.resolutions),),
+            edge_bits=model.edge_bits,
+            weight_quantizer=model.weight_quantizer,
+        )
+        made.append(HandMade(width, config, space_of(with_bits(config, bits))))
+    return made
+
+
+def train_for(cfg: oqat.Config, run: Run, seconds: float) -> None:
+    """Train all stages of the one network `run.model`, in float and at the bit-widths of `cfg`, for so many seconds.
+
+    The length of its schedules is found once by a rehearsal and kept in the folder, so that a training which was
+    interrupted goes on with the same. Raises FileError if that file is damaged.
+    """
+    alone, path = replace(cfg, random_subnets=0, float_sandwich=False, duration=1.0), run.folder / "schedule.json"
+
+    def kept() -> float | None:
+        return cast(float, read_object(path, "duration")["duration"]) if path.exists() else None
+
+    duration = distributed.from_main(kept)
+    if duration is None:
+        found = float(f"{seconds / rehearse(alone, None, run).training:.3g}")
+        duration = distributed.from_main(lambda: found)
+        distributed.from_main(lambda: write_json(path, {"seconds": seconds, "duration": duration}))
+    oqat.train(replace(alone, duration=duration), run)

@@ -1,0 +1,53 @@
+"""The type in which training computes, chosen by timing."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from commands import call
+from small_training import CONFIG, digits
+
+from oncequant import precision, runs
+from oncequant.files import read_json
+from oncequant.methods import dnas, oqat, qfa
+from oncequant.models import PRESETS
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_dense_convolution_is_timed_in_both_types(preset, monkeypatch):
+    seen = []
+    seconds = {torch.float32: 1.0, torch.bfloat16: 0.5}
+    monkeypatch.setattr(precision, "timed", lambda layer, dtype, _: seen.append((layer, dtype)) or seconds[dtype])
+    assert precision.faster(PRESETS[preset], CPU) == "bfloat16"
+    assert [dtype for _, dtype in seen] == [torch.float32, torch.bfloat16]
+    assert not any(layer.depthwise for layer, _ in seen)
+    seconds[torch.bfloat16] = 0.99  # not worth the rounding
+    assert precision.faster(PRESETS[preset], CPU) == "float32"
+
+
+def test_the_real_clock_is_asked():
+    assert precision.faster(PRESETS["resnet-nano"], CPU) in ("float32", "bfloat16")
+
+
+def test_what_was_chosen_is_kept_by_the_run(tmp_path, monkeypatch, capsys):
+    words = ["train", "--run", tmp_path, "--max-train", "100", "--bit-schedule", "4", "--min-steps", "2"]
+    words += ["--epochs", "1", "--float-epochs", "1", "--batch-size", "64", "--calibration-images", "16"]
+    monkeypatch.setattr(runs, "faster", lambda *_: "bfloat16")
+    call(monkeypatch, *words)
+    assert read_json(tmp_path / "run.json")["method_config"]["precision"] == "bfloat16"
+    monkeypatch.setattr(runs, "faster", lambda *_: pytest.fail("the run knows"))
+    (tmp_path / "4bit.safetensors").unlink()
+    call(monkeypatch, *words)  # goes on
+    assert runs.open_run(tmp_path)[0].compute == "bfloat16"
+
+
+@pytest.mark.parametrize("method", [oqat, qfa, dnas])
+def test_precision_of_python_and_of_old_folders(method):
+    assert method.Config().compute == method.Config(precision="float32").compute == "float32"
+    old = {name: value for name, value in method.Config().to_json().items() if name != "precision"}
+    assert method.Config.from_json(old).precision == "float32"
+    assert method.Config(precision="bfloat16").schedule("float", digits()).compute == "bfloat16"
+    with pytest.raises(ValueError, match="precision 'half': use one of auto, float32, bfloat16"):
+        replace(CONFIG, precision="half")
