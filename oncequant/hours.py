@@ -25,7 +25,7 @@ from oncequant.train import TrainingOptions
 REHEARSED = 9  # steps of the shortest stage; every second one is followed by validation
 IMAGES = 500  # of validation in a rehearsal; as many times fewer images for statistics
 VALIDATIONS = 4  # of each stage, see train.fit
-FILES = 3.0  # seconds that the files of a subnet take for each second that its test images take to classify
+FILES = 4.5  # seconds that the files of a subnet take for each second that its test images take to classify
 MARGIN = 0.95  # of the time there is: steps vary
 LEAST = 0.1  # of it is training
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from oncequant.compare import Deployment, Effort, differences, hypervolumes, totals
 from oncequant.cost import COSTS
 from oncequant.family import with_bits
 from oncequant.models import space_of
@@ -230,6 +231,25 @@ def test_half_finished_runs(run_folder, tmp_path, there, written):
         (tmp_path / name).write_bytes((run_folder / name).read_bytes())
     page = write_report(tmp_path)
     assert {path.name for path in page.parent.iterdir()} == {"index.html", *written}
+
+
+def test_other_ways_are_drawn_and_listed(run_folder, tmp_path):
+    (tmp_path / "run.json").write_bytes((run_folder / "run.json").read_bytes())
+    rows = [
+        Deployment(way, cost, cost, cost / 8, top1, top1, 640, 2.5, {"width": k})
+        for k, (way, cost, top1) in enumerate(
+            [("supernet", 1e6, 0.8), ("supernet", 2e6, 0.9), ("hand-made", 2e6, 0.85), ("hand-made-whole", 2e6, 0.91)]
+        )
+    ]
+    found = dict(bits=4, totals=totals(rows, dict.fromkeys(("supernet", "hand-made", "hand-made-whole"), Effort())))
+    found |= dict(hypervolumes=hypervolumes(rows), against_supernet=differences(rows))
+    (tmp_path / "compare.json").write_text(json.dumps(found | dict(deployments=[asdict(row) for row in rows])))
+    page = write_report(tmp_path)
+    assert (page.parent / "compare.png").exists()
+    assert data_in(page)["comparison"]["against_supernet"]["hand-made"]["at_least"] == 1
+    assert "compare" in data_in(page)["pictures"]
+    (tmp_path / "compare.json").write_text(json.dumps(dict(bits=4, totals=[], deployments=[])))  # of an older version
+    assert data_in(write_report(tmp_path))["comparison"] is None
 
 
 def test_torn_last_line_and_diverged_loss(run_folder, tmp_path):

@@ -48,6 +48,8 @@ class Contents:
     """The space of the distribution."""
     predictions: dict[str, Any] | None
     """predictor.json: what an accuracy predictor said before subnets were measured, and how good it is."""
+    comparison: dict[str, Any] | None
+    """compare.json: networks made in other ways at equal budgets, and what that took."""
     spaces: dict[str, SearchSpace]
     """By stage, of those whose networks are measured or chosen."""
 
@@ -77,6 +79,7 @@ def read_contents(folder: Path) -> Contents:
         distribution = read_records(folder / "distribution.jsonl", Distribution)
         known = (folder / "predictor.json").exists()
         predictions = read_object(folder / "predictor.json", "points", "kendall_tau", "rmse") if known else None
+        comparison = read_object(folder / "compare.json", "totals") if (folder / "compare.json").exists() else None
     except FileError as error:
         raise ReportError(str(error)) from error
     _check_costs(folder / "measurements.jsonl", (m.costs for m in measurements))
@@ -88,7 +91,9 @@ def read_contents(folder: Path) -> Contents:
     stages = dict.fromkeys([m.stage for m in measurements] + [m.stage for m in family])
     drawn_from = _last_space(folder, metrics) if distribution else None
     spaces = {stage: _space_of(folder, info, stage, drawn_from) for stage in stages}
-    rest = (exports, distribution, drawn_from, predictions, spaces)
+    if comparison and "hypervolumes" not in comparison:  # of a version that did not count seconds
+        comparison = None
+    rest = (exports, distribution, drawn_from, predictions, comparison, spaces)
     return Contents(folder, info, metrics, measurements, family, *rest)
 
 

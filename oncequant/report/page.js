@@ -265,8 +265,8 @@ function familyTable() {
     FAMILY.map((f) => [pick(f), label(f.stage), percent(f.test), percent(f.top1),
       ...extra.map(([, key]) => (f[key] == null ? "–" : percent(f[key]))), ...f.costs.map(costText)])));
 }
-function picture(name, alt) {
-  if (DATA.pictures?.[name]) $("mixed").append(el("img", { src: `data:image/png;base64,${DATA.pictures[name]}`, alt }));
+function picture(name, alt, place = "mixed") {
+  if (DATA.pictures?.[name]) $(place).append(el("img", { src: `data:image/png;base64,${DATA.pictures[name]}`, alt }));
 }
 function mixedTables() {
   const p = DATA.predictions, widths = [...new Set(DATA.bits_by_role.flatMap((r) => Object.keys(r.shares)))].sort((a, b) => a - b);
@@ -302,6 +302,16 @@ function searcherTable() {
     ["Bits", "Searcher", "Measurements", "Best validation top-1", ...DATA.costs.map((_, c) => `Hypervolume, ${costName(c)}`)],
     DATA.searchers.map((s) => [label(s.stage), s.searcher, String(s.measured), percent(s.best), ...s.shares.map((x) => percent(x, 1))])));
 }
+function comparedTable() {
+  const c = DATA.comparison, volume = (way, cost) => (c.hypervolumes[way] ? c.hypervolumes[way][cost].toFixed(3) : "–");
+  const against = (way) => { const a = c.against_supernet[way];
+    return a ? `${a.at_least} of ${a.budgets} (${(100 * a.mean_lead).toFixed(2)} points)` : "–"; };
+  $("compared").append(table(`Networks of ${c.bits} bits for equal budgets of BitOPs, made in several ways; hypervolume of test error and a cost, as a share of the box up to the worst. The last column: at how many budgets the supernet's network is at least as accurate, and its mean lead.`,
+    ["Way", "Networks", "Training images", "Seconds of training", "Mean test top-1", "Hypervolume, BitOPs", "Hypervolume, packed weights", "Supernet at least as accurate"],
+    c.totals.filter((t) => t.deployments === c.deployments.filter((d) => d.way === t.way).length).map((t) => [t.way, String(t.networks), t.images.toLocaleString("en"),
+      t.seconds.toFixed(0), percent(t.top1_test), volume(t.way, "bitops"), volume(t.way, "weight_bytes"), against(t.way)])));
+  picture("compare", "Test top-1 against BitOPs and packed weights.", "compared");
+}
 function pareto() {
   DATA.costs.forEach((_, c) => $("cost").append(el("option", { value: c, selected: c === state.cost && "" }, costName(c))));
   $("cost").addEventListener("change", () => { state.cost = Number($("cost").value); drawPareto(); });
@@ -322,6 +332,7 @@ if (DATA.exports.names.length) exportsTable(); else nothing("exports", "Nothing 
 if (DATA.bits_by_role.length || DATA.predictions) mixedTables();
 if (DATA.distribution) distributionTable();
 if (!(DATA.bits_by_role.length || DATA.predictions || DATA.distribution)) $("mixed").remove();
+if (DATA.comparison) comparedTable(); else $("compared").remove();
 if (DATA.searchers.length) searcherTable(); else $("searchers").remove();
 if (DATA.curves.length) drawCurves(); else nothing("training", "No training step has been logged yet (metrics.jsonl).");
 new ResizeObserver(() => {

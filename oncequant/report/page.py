@@ -10,7 +10,7 @@ from typing import Any
 
 from oncequant.files import write_atomically
 
-INSIDE = ("predictor", "distribution")  # pictures that the page shows; the others it draws itself
+INSIDE = ("predictor", "distribution", "compare")  # pictures that the page shows; the others it draws itself
 
 
 def write_page(data: dict[str, Any], pictures: Mapping[str, bytes], path: Path) -> Path:

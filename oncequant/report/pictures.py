@@ -28,6 +28,7 @@ def draw_pictures(data: dict[str, Any], layer_names: Sequence[str], folder: Path
         "bits": (mixed, lambda: bits_of_layers(mixed, data["rows"], layer_names)),
         "predictor": ((data["predictions"] or {}).get("points"), lambda: predictions(data["predictions"])),
         "distribution": (data["distribution"], lambda: distribution(data["distribution"])),
+        "compare": (data["comparison"], lambda: comparison(data["comparison"])),
     }
     drawn = {}
     for name, (needed, figure) in pictures.items():
@@ -138,6 +139,18 @@ def distribution(found: dict[str, Any]) -> "Figure":
     panels[-1].plot(found["steps"], found["entropy"], color="#004488")
     panels[-1].set_title("entropy of a choice (bits)", fontsize=8)
     panels[-1].set(xlabel="step", ylim=(0, None))
+    return figure
+
+
+def comparison(found: dict[str, Any]) -> "Figure":
+    """Test top-1 against BitOPs and packed weights of networks made in every way."""
+    figure, panels = _panels(10, 3.8, 2)
+    for axes, cost, title in zip(panels, ("bitops", "weight_bytes"), ("BitOPs", "packed weights (bytes)")):
+        for way, marker in zip(dict.fromkeys(row["way"] for row in found["deployments"]), "os^vDP"):
+            own = sorted((row[cost], 100 * row["top1_test"]) for row in found["deployments"] if row["way"] == way)
+            axes.plot(*zip(*own), marker, label=way, markersize=5, alpha=0.8, linestyle="-", linewidth=0.8)
+        axes.set(xscale="log", xlabel=title, ylabel="test top-1 (%)")
+    panels[0].legend(frameon=False, fontsize=7.5)
     return figure
 
 

@@ -71,7 +71,8 @@ def page_data(run: Contents) -> dict[str, Any]:
     }
     by_role = bits_by_role(data, costs.index("bitops"))
     distribution = sharpening(run.distribution, run.drawn_from)
-    return data | {"bits_by_role": by_role, "predictions": run.predictions, "distribution": distribution}
+    data |= {"bits_by_role": by_role, "distribution": distribution}
+    return data | {"predictions": run.predictions, "comparison": run.comparison}
 
 
 def stage_names(run: Contents) -> list[str]:
