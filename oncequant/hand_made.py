@@ -57,16 +57,18 @@ def hand_made(model: ElasticConfig, bits: int) -> list[HandMade]:
             kernel_sizes=(3,),
             expand_ratios=(4,),
             depths=(1,),
-            resolutions=(max(model.resolutions),),
+            resolutions=model.resolutions,
             edge_bits=model.edge_bits,
             weight_quantizer=model.weight_quantizer,
         )
-        made.append(HandMade(width, config, space_of(with_bits(config, bits))))
+        space = space_of(with_bits(config, bits))
+        made.append(HandMade(width, config, space.restrict({"resolution": max(model.resolutions)})))
     return made
 
 
 def train_for(cfg: oqat.Config, run: Run, seconds: float) -> None:
-    """Train all stages of the one network `run.model`, in float and at the bit-widths of `cfg`, for so many seconds.
+    """Train the one network `run.model` in float and at the bit-widths of `cfg`, at its largest resolution in the end,
+    for so many seconds.
 
     The length of its schedules is found once by a rehearsal and kept in the folder, so that a training which was
     interrupted goes on with the same. Raises FileError if that file is damaged.
@@ -76,9 +78,10 @@ def train_for(cfg: oqat.Config, run: Run, seconds: float) -> None:
     def kept() -> float | None:
         return cast(float, read_object(path, "duration")["duration"]) if path.exists() else None
 
+    only = {"resolution": max(run.model.resolutions)}
     duration = distributed.from_main(kept)
     if duration is None:
-        found = float(f"{seconds / rehearse(alone, None, run).training:.3g}")
+        found = float(f"{seconds / rehearse(alone, None, run, only=only).training:.3g}")
         duration = distributed.from_main(lambda: found)
         distributed.from_main(lambda: write_json(path, {"seconds": seconds, "duration": duration}))
-    oqat.train(replace(alone, duration=duration), run)
+    oqat.train(replace(alone, duration=duration), run, only)

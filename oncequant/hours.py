@@ -10,7 +10,7 @@ import time
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -77,8 +77,9 @@ def fitted(cfg: AnyOptions, options: BudgetOptions | None, run: Run, hours: floa
     return fitted
 
 
-def rehearse(cfg: TrainingOptions, options: BudgetOptions | None, run: Run) -> Forecast:
-    """Train a few steps of each stage in a folder that is thrown away. Raises ValueError as `Method.measured`."""
+def rehearse(cfg: TrainingOptions, options: BudgetOptions | None, run: Run, **how: Any) -> Forecast:
+    """Train a few steps of each stage in a folder that is thrown away; `how` are more arguments for the method's
+    `train`. Raises ValueError as `Method.measured`."""
     method, data = METHODS[method_of(cfg)], run.data
     searching = method.measured(cfg, options or method.SearchOptions())  # refuses what cannot be foretold
     measured, members = (0, 0) if options is None else searching
@@ -96,7 +97,7 @@ def rehearse(cfg: TrainingOptions, options: BudgetOptions | None, run: Run) -> F
     place = tempfile.TemporaryDirectory() if distributed.is_main() else None
     folder = distributed.from_main(lambda: Path(place.name if place else ""))
     try:
-        method.train(short, Run(folder, run.model, few))
+        method.train(short, Run(folder, run.model, few), **how)
         rows = distributed.from_main(lambda: read_records(folder / "metrics.jsonl", Metrics))
     finally:
         if place:

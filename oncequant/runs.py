@@ -123,7 +123,7 @@ def _checked(
     cfg = _config(folder, settings)
     if not all((folder / f"{stage}.safetensors").exists() for stage in method.stages(cfg)):
         for images in cfg.parts(len(data.train)):
-            check_shares(cfg.batch_size, images)
+            check_shares(cfg.batch(len(data.train)), images)
     settings = replace(settings, model=options.config(len(data.classes), data.channels))
     method.check(cfg, search or method.SearchOptions(), settings.model)
     if distributed.from_main((folder / "run.json").exists):

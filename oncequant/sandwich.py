@@ -65,14 +65,16 @@ def train_float(supernet: Network, cfg: SupernetConfig, data: Data, run_dir: Pat
     """Train the float stage: the largest network alone, or by the sandwich rule if `cfg` says so.
 
     What quantized subnets need of it is good weights of the largest; the small ones recover within a few hundred steps
-    of the first quantized stage (docs/log.md). With `every_size` the largest is trained at a random resolution of the
-    space in each step, for a teacher that looks at images of every size.
+    of the first quantized stage. Its resolution grows over the stage from the least to the largest of the space, each
+    for an equal part of the steps: small images are cheaper, and teach nearly as much (docs/log.md). With `every_size`
+    each step has a random one instead, for a teacher that looks at images of every size.
     """
     space = supernet.space
-    sizes = space.choices["resolution"] if every_size else space.choices["resolution"][-1:]
+    sizes = space.choices["resolution"]
 
     def step(images: Tensor, labels: Tensor, rng: np.random.Generator, done: float) -> Tensor:
-        largest = space.largest().replace(resolution=int(rng.choice(sizes)))
+        size = int(rng.choice(sizes)) if every_size else sizes[int(done * len(sizes))]
+        largest = space.largest().replace(resolution=size)
         how = pass_of_step(cfg, SharedWeights())
         return sandwich_step(supernet, images, labels, [largest], cfg.label_smoothing, how)
 

@@ -44,8 +44,9 @@ class TrainingOptions:
     """Least steps per stage: small data sets need more epochs."""
     duration: float = 1.0
     """All stages train so many times as long as epochs and steps say."""
-    batch_size: int = 64
-    """Images per step, of all processes together."""
+    batch_size: int | None = None
+    """Images per step, of all processes together; default 64, of OQAT with muon up to 256 where there are many
+    images."""
     lr: float = 3e-3
     """Peak learning rate of networks that are trained from random weights."""
     optimizer: Literal["adamw", "sgd", "muon"] = "adamw"
@@ -77,7 +78,9 @@ class TrainingOptions:
                 raise ValueError(f"{name} {getattr(self, name)!r}: use one of {', '.join(allowed)}")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"label_smoothing {self.label_smoothing}: use at least 0 and less than 1")
-        least = dict(epochs=1, float_epochs=1, batch_size=2, calibration_images=2)
+        if self.batch_size is not None and self.batch_size < 2:
+            raise ValueError(f"batch_size {self.batch_size}: use at least 2")
+        least = dict(epochs=1, float_epochs=1, calibration_images=2)
         least |= dict.fromkeys(("min_steps", "weight_decay", "checkpoint_seconds", "seed"), 0)
         for name, limit in least.items():
             if not getattr(self, name) >= limit:
@@ -107,11 +110,12 @@ class TrainingOptions:
 
     def schedule(self, stage: str, data: Data) -> Schedule:
         """Steps and learning rate of a stage on this data set."""
-        steps = (self.float_epochs if stage == "float" else self.epochs) * steps_per_epoch(data, self.batch_size)
+        batch_size = self.batch(len(data.train))
+        steps = (self.float_epochs if stage == "float" else self.epochs) * steps_per_epoch(data, batch_size)
         steps = max(1, round(self.duration * max(steps, self.min_steps)))
         return Schedule(
             steps,
-            self.batch_size,
+            batch_size,
             self.lr,
             warmup=steps // 20,
             weight_decay=self.weight_decay,
@@ -124,16 +128,20 @@ class TrainingOptions:
 
     def calibration(self, data: Data) -> list[tuple[Tensor, Tensor]]:
         """Batches of training images for statistics."""
-        return calibration_batches(data, self.calibration_images, self.calibration_batch, self.seed)
+        batch_size = self.calibration_batch(len(data.train))
+        return calibration_batches(data, self.calibration_images, batch_size, self.seed)
+
+    def batch(self, images: int) -> int:
+        """Images per step, of so many training images."""
+        return self.batch_size or 64
 
     @property
     def compute(self) -> str:
         """Name of torch's type in which training steps compute."""
         return "bfloat16" if self.precision == "bfloat16" else "float32"
 
-    @property
-    def calibration_batch(self) -> int:
-        """Images per batch of `calibration`."""
+    def calibration_batch(self, images: int) -> int:
+        """Images per batch of `calibration`, of so many training images."""
         return 250
 
     def parts(self, images: int) -> tuple[int, ...]:

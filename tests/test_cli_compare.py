@@ -99,7 +99,7 @@ def test_a_network_made_by_hand_has_the_time_that_it_is_given(tmp_path, monkeypa
     asked = []
     seconds = {"float": 0.02, "4bit": 0.03}  # of a step
 
-    def rehearse(cfg, options, run):
+    def rehearse(cfg, options, run, only):
         asked.append(options)
         steps = {stage: cfg.schedule(stage, run.data).steps for stage in oqat.stages(cfg)}
         return Forecast(sum(steps[stage] * seconds[stage] for stage in steps), 1.0, 0.0, 0.0)

@@ -41,6 +41,14 @@ def test_impossible_bit_schedules_are_refused(schedule):
         oqat.Config(bit_schedule=schedule)
 
 
+@pytest.mark.parametrize("images, size", [(100, 64), (1_077, 64), (6_000, 128), (42_500, 256), (10**6, 256)])
+def test_batches_are_larger_where_there_are_many_images(images, size):
+    assert oqat.Config().batch(images) == size
+    assert oqat.Config(optimizer="adamw").batch(images) == 64 and oqat.Config(batch_size=48).batch(images) == 48
+    with pytest.raises(ValueError, match="batch_size 1: use at least 2"):
+        oqat.Config(batch_size=1)
+
+
 def test_direct_start_and_long_schedules_train(tmp_path):
     config = replace(CONFIG, bit_schedule=(8, 5, 2), min_steps=1, batch_size=64)
     oqat.train(config, Run(tmp_path / "long", TINY, digits()))

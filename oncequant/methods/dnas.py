@@ -263,7 +263,7 @@ def train(cfg: Config, run: Run) -> None:
     searched = distributed.from_main((run.folder / "search.safetensors").exists)
     if not searched:  # parts of the training images train weights and distribution, and small ones are one batch each
         for images in parts:
-            check_shares(cfg.batch_size, images)
+            check_shares(cfg.batch(len(run.data.train)), images)
     floats = replace(config, precisions=(FLOAT_PAIR,), per_layer=False)
     baseline = job(cfg, floats, space_of(floats), run, "float")
     if not baseline.is_done():

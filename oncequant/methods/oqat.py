@@ -9,7 +9,7 @@ Symbols.  K: bits   s: step_size   W: weight   Q_K(v; s): fake_quantize(v, s, K)
 
 Differences from the paper and the official evaluation code are numbered in docs/oqat.md: (1) a signed activation grid
 after linear bottlenecks; (2) 8-bit first convolution, classifier and squeeze-and-excite; (3) in float the largest
-network alone, where OFA shrinks progressively; (4) Muon for the weights of dense convolutions.
+network alone at growing resolution, where OFA shrinks progressively; (4) Muon for the weights of dense convolutions.
 
 Run. `oncequant run --data digits`, recipes/oqat_cifar10.sh.      Results. results/README.md
 """
@@ -41,6 +41,8 @@ from oncequant.stages import Stage, run_stages
 from oncequant.supernet_file import load_supernet
 from oncequant.train import SupernetOptions, TrainingOptions
 
+LARGE_BATCH_STEPS = 500  # of a stage at least, before batches are larger than 64
+
 families = families_with("weight_bits")
 preset = preset_for
 
@@ -61,6 +63,13 @@ class Config(SupernetOptions, TrainingOptions):
         widths = self.bit_schedule
         if any(not 2 <= bits <= 8 for bits in widths) or list(widths) != sorted(set(widths), reverse=True):
             raise ValueError(f"bit_schedule {widths}: use falling bit-widths from 8 to 2, for example 4 3 2")
+
+    def batch(self, images: int) -> int:
+        """Images per step, of so many training images. Muon learns more from larger batches (docs/log.md)."""
+        if self.batch_size is not None or self.optimizer != "muon":
+            return super().batch(images)
+        most = min(self.float_epochs, self.epochs) * images / LARGE_BATCH_STEPS
+        return max(size for size in (64, 128, 256) if size <= max(64, most))
 
     def schedule(self, stage: str, data: Data) -> Schedule:
         """Steps and learning rate of a stage."""
@@ -98,7 +107,9 @@ def train(cfg: Config, run: Run, only: Mapping[str, Any] | None = None) -> None:
 def stage_of(cfg: Config, run: Run, bits: int, higher: int | None, only: Mapping[str, Any] | None) -> Stage:
     """The training of the supernet of a bit-width, which inherits from that of a `higher` one, if there is one."""
     assert isinstance(run.model, ElasticConfig)  # one of `families`
-    name, config = stage_name(bits), with_bits(run.model, bits)
+    name, config, only = stage_name(bits), with_bits(run.model, bits), dict(only or {})
+    if higher is None and "resolution" in only:  # it grows in float
+        only["resolution"] = tuple(size for size in sorted(config.resolutions) if size <= only["resolution"])
 
     def start(supernet: Network) -> None:
         if higher is not None:
@@ -110,7 +121,7 @@ def stage_of(cfg: Config, run: Run, bits: int, higher: int | None, only: Mapping
         else:
             train_supernet(supernet, sandwich_training(supernet, cfg), cfg, run.data, run.folder, name)
 
-    return Stage(name, config, space_of(config).restrict(only or {}), start, train)
+    return Stage(name, config, space_of(config).restrict(only), start, train)
 
 
 def inherit_bits(higher: Network, lower: Network, data: Data, cfg: Config) -> None:

@@ -116,10 +116,9 @@ class Config(SupernetOptions, TrainingOptions):
             return schedule
         return replace(schedule, steps=max(1, schedule.steps // 2), warmup=schedule.warmup // 2)
 
-    @property
-    def calibration_batch(self) -> int:
-        """Images per batch of `calibration`."""
-        return self.range_batch or self.batch_size
+    def calibration_batch(self, images: int) -> int:
+        """Images per batch of `calibration`: as many as in training, whose ranges they have."""
+        return self.range_batch or self.batch(images)
 
     @property
     def shares_ranges(self) -> bool:
