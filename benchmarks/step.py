@@ -4,7 +4,9 @@
     PEER_OFA=path/to/once-for-all PEER_OQA=path/to/OQA python benchmarks/step.py --presets imagenet
     PEER_QFA=path/to/ml-batchquant python benchmarks/step.py --method qfa --presets imagenet --width 1.2
 
-A step is forward, cross entropy and backward of one subnet, without optimiser and data. Every setting runs in processes
+A step is forward, cross entropy and backward of one subnet, or of three by the sandwich rule, without optimiser and
+data. `floor` is what nobody can be faster than with these libraries: the bare convolutions of the same subnets one by
+one, forwards and backwards, in both precisions. Every setting runs in processes
 of its own, for its peak memory; the settings of one line take turns within one run; ratios are to our float network in
 the first precision. Memory is what the step adds to the process with the network and the images in place. Quantized is
 what `oncequant run` trains by default: 4-bit blocks, 8-bit first convolution, classifier and squeeze-and-excite; the
@@ -36,12 +38,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from oncequant.allocator import keep_freed_memory
-from oncequant.arch import pair
-from oncequant.elastic import Pass
+from oncequant.arch import Arch, LayerSpec, pair
+from oncequant.elastic import Pass, SharedWeights
 from oncequant.family import ElasticConfig, NetworkConfig, with_bits
 from oncequant.measure import initialise_quantizers
 from oncequant.methods import qfa
-from oncequant.models import PRESETS, build_network
+from oncequant.models import PRESETS, build_network, space_of
+from oncequant.sandwich import sandwich_archs, sandwich_step
+from oncequant.space import SearchSpace
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ class Options:
     """Of any family; resnet20 and its like have one architecture."""
     sizes: tuple[int, ...] = (64,)
     subnets: tuple[str, ...] = ("max", "random")
+    """Of max, min, random, and sandwich: largest, smallest and one random."""
     batch: int = 32
     method: Literal["oqat", "qfa"] = "oqat"
     width: float = 1.0
@@ -70,10 +75,16 @@ class Options:
     """Internal: measure one setting (JSON) in this process."""
 
 
+def archs_of(space: SearchSpace, subnet: str, rng: np.random.Generator) -> list[Arch]:
+    """The subnets of a step."""
+    one = {"max": space.largest, "min": space.smallest, "random": lambda: space.sample(rng)}
+    return sandwich_archs(space, 1, rng) if subnet == "sandwich" else [one[subnet]()]
+
+
 def ours(
     method: str, preset: str, width: float, bits: int, precision: str, images: torch.Tensor, checkpoint: bool
-) -> tuple[Callable[[], torch.Tensor], nn.Module, Callable[[bool], None], float]:
-    """(forward of the set subnet, network, function that sets the largest or a random subnet, MiB before any pass)."""
+) -> tuple[Callable[[list[Arch], torch.Tensor], object], nn.Module, float]:
+    """(step of some subnets with labels, network, MiB before any pass)."""
     config = configuration(preset, width, bits, images)
     if method == "qfa" and bits < 32:
         widths = tuple(b for b in (2, 3, 4) if b <= bits)
@@ -85,14 +96,39 @@ def ours(
     if bits < 32:
         initialise_quantizers(net, images)
     net.train()
-    rng, current = np.random.default_rng(0), {}
+    how = Pass(compute=getattr(torch, precision), recompute=checkpoint)
 
-    def set_subnet(largest: bool) -> None:
-        current["arch"] = net.space.largest() if largest else net.space.sample(rng)
+    def step(archs: list[Arch], labels: torch.Tensor) -> None:
+        if len(archs) > 1:
+            sandwich_step(net, images, labels, archs, how=replace(how, shared=SharedWeights()))
+        else:
+            F.cross_entropy(net(images, archs[0], how), labels).backward()
 
-    compute = getattr(torch, precision)
-    how = Pass(compute=compute, recompute=checkpoint)
-    return lambda: net(images, current["arch"], how), net, set_subnet, before
+    return step, net, before
+
+
+def bare_convolutions(
+    space: SearchSpace, archs: list[Arch], images: int, dtype: torch.dtype
+) -> list[Callable[[], None]]:
+    """Forward and backward pass of each convolution of some subnets, channels last; the first needs no gradient of its
+    input. Linear layers are 1x1 convolutions."""
+
+    def one(spec: LayerSpec, is_first: bool) -> Callable[[], None]:
+        shape = images, spec.in_channels, spec.in_size, spec.in_size
+        x = torch.randn(shape).to(dtype, memory_format=torch.channels_last).requires_grad_(not is_first)
+        kernel = spec.out_channels, spec.group_channels, spec.kernel_size, spec.kernel_size
+        weight = torch.randn(kernel).to(dtype).requires_grad_()
+        conv = dict(stride=spec.stride, padding=spec.kernel_size // 2, groups=spec.groups)
+        grad = torch.ones_like(F.conv2d(x, weight, **conv))
+
+        def run() -> None:
+            F.conv2d(x, weight, **conv).backward(grad)
+            x.grad = weight.grad = None
+
+        return run
+
+    specs = [spec for arch in archs for spec in space.layers(arch).values() if spec.present]
+    return [one(spec, spec.role == "stem") for spec in specs]
 
 
 def configuration(preset: str, width: float, bits: int, images: torch.Tensor) -> NetworkConfig:
@@ -118,27 +154,48 @@ def measure(
     tune: bool,
     checkpoint: bool,
 ) -> dict[str, float]:
-    """Median step time in ms and peak memory in MiB of this process."""
+    """Median step time in ms, CPU time on one thread, and peak memory in MiB of this process."""
     if tune and code == "ours":
         assert keep_freed_memory()
     torch.manual_seed(0)
     random.seed(0)
     images, labels = torch.randn(batch, 3, size, size), torch.randint(0, 10, (batch,))
-    if code == "ours":
-        forward, net, set_subnet, before = ours(method, preset, width, bits, precision, images, checkpoint)
-    elif code == "Brevitas":
-        net, set_subnet = peers.brevitas(configuration(preset, width, bits, images)), lambda largest: None
-        forward, before = partial(net, images, net.space.largest()), _memory_mib()
+    rng, before = np.random.default_rng(0), _memory_mib()
+    if code == "floor":
+        space = space_of(configuration(preset, width, 32, images))
+
+        def prepare() -> Callable[[], object]:
+            every = bare_convolutions(space, archs_of(space, subnet, rng), batch, getattr(torch, precision))
+            return lambda: [convolution() for convolution in every]
+
+    elif code == "ours":
+        step, net, before = ours(method, preset, width, bits, precision, images, checkpoint)
+
+        def prepare() -> Callable[[], object]:
+            net.zero_grad(set_to_none=True)
+            return partial(step, archs_of(net.space, subnet, rng), labels)
+
     else:
-        net, set_subnet = peers.supernet(code, bits, width, images)
-        forward, before = lambda: net(images), _memory_mib()
+        if code == "Brevitas":
+            net, set_subnet = peers.brevitas(configuration(preset, width, bits, images)), lambda largest: None
+            forward = partial(net, images, net.space.largest())
+        else:
+            net, set_subnet = peers.supernet(code, bits, width, images)
+            forward = partial(net, images)
+        before = _memory_mib()
+
+        def prepare() -> Callable[[], object]:
+            set_subnet(subnet == "max")
+            net.zero_grad(set_to_none=True)
+            return lambda: F.cross_entropy(forward(), labels).backward()
+
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     times = []
     for _ in range(steps + 2):
-        start = time.perf_counter()
-        set_subnet(subnet == "max")
-        net.zero_grad(set_to_none=True)
-        F.cross_entropy(forward(), labels).backward()
-        times.append(1000 * (time.perf_counter() - start))
+        run = prepare()
+        start = clock()
+        run()
+        times.append(1000 * (clock() - start))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {"ms": statistics.median(times[2:]), "mib": peak - before, "process_mib": peak}
 
@@ -157,6 +214,7 @@ def main(options: Options) -> None:
     rows = []
     for preset, size, subnet in product(options.presets, options.sizes, options.subnets):
         settings = [("ours", bits, precision) for precision in options.precisions for bits in (32, options.bits)]
+        settings += [("floor", 32, precision) for precision in options.precisions if options.method == "oqat"]
         others = peers.available(preset, subnet, options.method, options.width)
         settings += [(name, 32 if name == "OFA" else options.bits, "float32") for name in others]
         found = {setting: [] for setting in settings}
@@ -180,7 +238,8 @@ def main(options: Options) -> None:
             setting: {key: statistics.median(r[key] for r in results) for key in results[0]}
             for setting, results in found.items()
         }
-        floor = medians["ours", 32, options.precisions[0]]
+        base = medians["ours", 32, options.precisions[0]]
+        floors = {precision: found["ms"] for (code, _, precision), found in medians.items() if code == "floor"}
         for (code, bits, precision), median in medians.items():
             rows.append(
                 measured(
@@ -198,9 +257,10 @@ def main(options: Options) -> None:
                     ms=round(median["ms"], 1),
                     mib=round(median["mib"]),
                     process_mib=round(median["process_mib"]),
-                    time_over_our_float=round(median["ms"] / floor["ms"], 3),
-                    memory_over_our_float=round(median["mib"] / floor["mib"], 3),
-                    process_memory_over_our_float=round(median["process_mib"] / floor["process_mib"], 3),
+                    time_over_floor=round(median["ms"] / floors[precision], 3) if precision in floors else "",
+                    time_over_our_float=round(median["ms"] / base["ms"], 3),
+                    memory_over_our_float=round(median["mib"] / base["mib"], 3),
+                    process_memory_over_our_float=round(median["process_mib"] / base["process_mib"], 3),
                 )
             )
     save(rows, options.out)

@@ -80,8 +80,8 @@ class Run:
 
 
 def preset_for(pixels: int) -> str:
-    """The preset for images with this median shorter side: resnet-nano up to 20 px, else cifar."""
-    return "resnet-nano" if pixels <= 20 else "cifar"
+    """The preset for images with this median shorter side: resnet-nano up to 20 px, else resnet-cifar."""
+    return "resnet-nano" if pixels <= 20 else "resnet-cifar"
 
 
 def create_run(run_dir: Path, settings: RunSettings, data: Data, command: str) -> None:

@@ -92,7 +92,7 @@ def test_run_works_on_a_folder_of_two_classes_and_forty_images(tmp_path, monkeyp
     call(monkeypatch, "run", "--data", source, "--run", tmp_path / "run", *QUICK, *SMALL)
     info = read_json(tmp_path / "run" / "run.json")
     assert info["data"]["channels"] == (1 if mode == "L" else 3)
-    assert info["model"]["preset"] == ("resnet-nano" if mode == "L" else "cifar")
+    assert info["model"]["preset"] == ("resnet-nano" if mode == "L" else "resnet-cifar")
     stages = [entry["stage"] for entry in read_json(tmp_path / "run" / "family.json") if entry["stage"] != "float"]
     is_short = any(stages.count(stage) < 3 for stage in stages)
     assert ("fewer than three networks on a front" in capsys.readouterr().out) == is_short

@@ -49,7 +49,7 @@ PRESETS: dict[str, ElasticResNetConfig] = {
         width_quarters=(2, 3, 4),
         kernel_sizes=(3,),
         expand_ratios=(2, 4),
-        depths=(1, 2),
+        depths=(1,),
     ),
     # 8 to 16 px greyscale images, for microcontrollers
     "resnet-nano": ElasticResNetConfig(
