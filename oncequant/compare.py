@@ -124,6 +124,7 @@ def compare(
     hand_scaled, made = uniform_archs(space), hand_made(run.model, bits)
     by_hand = {limit: [one for one in made if one.bitops <= limit][-1:] for limit in budgets}  # none or the widest
     counts = Counter(one[0].width for one in by_hand.values() if one)
+    parts = sum(counts.values())  # of the time; budgets for which no network is small enough get none
 
     def winner(way: str, budget: Budget) -> Arch:
         """The architecture of a deployment, in the b-bit space."""
@@ -147,12 +148,12 @@ def compare(
         return load_supernet(folder, stage, data.device), sum(training_effort(folder).values(), Effort())
 
     def network_by_hand(one: HandMade, part: int) -> tuple[Network, Effort]:
-        """A network made by hand, trained for so many of `deployments` parts of the time that our way took."""
-        folder = run_dir / "compare" / "hand-made" / f"{one.width}-{bits}bit-{part}of{deployments}"
+        """A network made by hand, trained for so many of all `parts` of the time that our way took."""
+        folder = run_dir / "compare" / "hand-made" / f"{one.width}-{bits}bit-{part}of{parts}"
         distributed.from_main(lambda: folder.mkdir(parents=True, exist_ok=True))
         seconds = shared["supernet"].seconds + search_seconds(judge, supernets[stage], len(found[stage]), run_dir)
         alone = replace(cfg, bit_schedule=(bits,))
-        train_for(alone, Run(folder, one.model, data), seconds * part / deployments)
+        train_for(alone, Run(folder, one.model, data), seconds * part / parts)
         return load_supernet(folder, stage, data.device), sum(training_effort(folder).values(), Effort())
 
     rows: list[Deployment] = []
@@ -163,7 +164,7 @@ def compare(
                 (net, effort), known = network(way, arch), dict(space.brief(arch))
             elif by_hand[limit] and (way == "hand-made" or limit == budgets[(deployments - 1) // 2]):
                 one = by_hand[limit][0]
-                net, effort = network_by_hand(one, counts[one.width] if way == "hand-made" else deployments)
+                net, effort = network_by_hand(one, counts[one.width] if way == "hand-made" else parts)
                 arch, known = one.arch, {"width": one.width}
             else:  # none fits
                 continue
