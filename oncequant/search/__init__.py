@@ -1,14 +1,22 @@
 """Search for architectures in a trained supernet: every searcher has the same signature, see `random_search`."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from oncequant.cost import COSTS, Budget
-from oncequant.search import coarse_to_fine, nsga2, random_search
+from oncequant.search import coarse_to_fine, random_search
+
+
+def _nsga2(*args: Any, **options: Any) -> Any:
+    from oncequant.search import nsga2  # pymoo takes half a second to import
+
+    return nsga2.search(*args, **options)
+
 
 SEARCHERS = {
     "random": random_search.search,
     "coarse_to_fine": coarse_to_fine.search,
-    "nsga2": nsga2.search,
+    "nsga2": _nsga2,
 }
 
 

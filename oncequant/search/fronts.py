@@ -15,7 +15,7 @@ from oncequant.measure import Judge
 from oncequant.network import Network
 from oncequant.progress import track
 from oncequant.records import Measurement
-from oncequant.search import PredictedOptions, predicted
+from oncequant.search import PredictedOptions
 from oncequant.search.bits import bit_choices, with_uniform_bits
 from oncequant.search.family import measure_codes
 from oncequant.search.measurements import MeasurementFile
@@ -47,6 +47,8 @@ def measure_predicted(
     With `fit_again` a predictor is fitted to the LEARNING ones alone, so that a search that was killed measures the
     same front again; otherwise it is that of `path`.
     """
+    from oncequant.search import predicted  # pymoo takes half a second to import
+
     space = supernet.space
     seen = distributed.from_main(lambda: pairs(memory, space, LEARNING if fit_again else None))
     predictor = distributed.from_main(

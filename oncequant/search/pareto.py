@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import numpy as np
-from pymoo.indicators.hv import HV
 
 from oncequant.cost import Budget, bitops
 from oncequant.records import Measurement
@@ -32,6 +31,8 @@ def pareto_front(points: np.ndarray) -> np.ndarray:
 
 def hypervolume(points: np.ndarray, reference: Sequence[float]) -> float:
     """Volume that `points` (n, m) dominate up to the point `reference` (m,); points beyond it count nothing."""
+    from pymoo.indicators.hv import HV  # half a second
+
     if len(points) == 0:
         return 0.0
     return float(HV(ref_point=np.asarray(reference, dtype=float))(np.asarray(points, dtype=float)))
