@@ -155,7 +155,7 @@ def measure(
     checkpoint: bool,
 ) -> dict[str, float]:
     """Median step time in ms, CPU time on one thread, and peak memory in MiB of this process."""
-    if tune and code == "ours":
+    if tune and code in ("ours", "floor"):
         assert keep_freed_memory()
     torch.manual_seed(0)
     random.seed(0)
@@ -253,7 +253,7 @@ def main(options: Options) -> None:
                     bits=bits,
                     precision=precision,
                     checkpoint_activations=options.checkpoint_activations and code == "ours",
-                    tuned_allocator=options.tune_allocator and code == "ours",
+                    tuned_allocator=options.tune_allocator and code in ("ours", "floor"),
                     ms=round(median["ms"], 1),
                     mib=round(median["mib"]),
                     process_mib=round(median["process_mib"]),

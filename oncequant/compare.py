@@ -39,7 +39,7 @@ from oncequant.measure import Judge
 from oncequant.methods import oqat
 from oncequant.models import extract_subnet
 from oncequant.network import Network
-from oncequant.progress import track
+from oncequant.progress import console, track
 from oncequant.records import Measurement, Metrics, read_records
 from oncequant.run_folder import Run
 from oncequant.search.family import search_by_measuring
@@ -68,7 +68,7 @@ class Deployment:
     seconds: float
     """Of training for this network alone."""
     arch: dict[str, int]
-    """Choices, or the width of a network that is made by hand."""
+    """Choices, or the channels of the groups of a network that is made by hand."""
 
 
 @dataclass(frozen=True)
@@ -123,8 +123,10 @@ def compare(
     budgets = [float(limit) for limit in np.geomspace(min(costs), max(costs), deployments + 1)[1:]]
     hand_scaled, made = uniform_archs(space), hand_made(run.model, bits)
     by_hand = {limit: [one for one in made if one.bitops <= limit][-1:] for limit in budgets}  # none or the widest
-    counts = Counter(one[0].width for one in by_hand.values() if one)
+    counts = Counter(one[0].widths for one in by_hand.values() if one)
     parts = sum(counts.values())  # of the time; budgets for which no network is small enough get none
+    if parts < deployments and any(way.startswith("hand-made") for way in ways):
+        console.print(f"no network made by hand is small enough for {deployments - parts} of {deployments} budgets")
 
     def winner(way: str, budget: Budget) -> Arch:
         """The architecture of a deployment, in the b-bit space."""
@@ -149,11 +151,11 @@ def compare(
 
     def network_by_hand(one: HandMade, part: int) -> tuple[Network, Effort]:
         """A network made by hand, trained for so many of all `parts` of the time that our way took."""
-        folder = run_dir / "compare" / "hand-made" / f"{one.width}-{bits}bit-{part}of{parts}"
+        whole = shared["supernet"].seconds + search_seconds(judge, supernets[stage], len(found[stage]), run_dir / stage)
+        seconds, name = whole * part / parts, "-".join(map(str, one.widths))
+        folder = run_dir / "compare" / "hand-made" / f"{name}-{bits}bit-{seconds:.0f}s"
         distributed.from_main(lambda: folder.mkdir(parents=True, exist_ok=True))
-        seconds = shared["supernet"].seconds + search_seconds(judge, supernets[stage], len(found[stage]), run_dir)
-        alone = replace(cfg, bit_schedule=(bits,))
-        train_for(alone, Run(folder, one.model, data), seconds * part / parts)
+        train_for(replace(cfg, bit_schedule=(bits,)), Run(folder, one.model, data), seconds)
         return load_supernet(folder, stage, data.device), sum(training_effort(folder).values(), Effort())
 
     rows: list[Deployment] = []
@@ -162,10 +164,10 @@ def compare(
             if not way.startswith("hand-made"):
                 arch = winner(way, Budget(COSTS["bitops"], limit))
                 (net, effort), known = network(way, arch), dict(space.brief(arch))
-            elif by_hand[limit] and (way == "hand-made" or limit == budgets[(deployments - 1) // 2]):
+            elif by_hand[limit] and (way == "hand-made" or limit == budgets[middle(deployments)]):
                 one = by_hand[limit][0]
-                net, effort = network_by_hand(one, counts[one.width] if way == "hand-made" else parts)
-                arch, known = one.arch, {"width": one.width}
+                net, effort = network_by_hand(one, counts[one.widths] if way == "hand-made" else parts)
+                arch, known = one.arch, {f"stage{s}": width for s, width in enumerate(one.widths, start=1)}
             else:  # none fits
                 continue
             validation, test = judge.validation(net, arch), judge.test(net, arch)
@@ -185,13 +187,20 @@ def compare(
     return about
 
 
-def search_seconds(judge: Judge, supernet: Network, measured: int, run_dir: Path) -> float:
-    """About what a search took that measured so many subnets: as if each had been the largest. Timed once."""
-    path = run_dir / "compare" / f"search-{measured}.json"
+def middle(count: int) -> int:
+    """Index of the middle one of so many budgets."""
+    return round((count - 1) / 2)
+
+
+def search_seconds(judge: Judge, supernet: Network, measured: int, stage: Path) -> float:
+    """About what a search of `stage` (RUN/4bit) took that measured so many subnets: as if each had been the largest.
+    Timed once."""
+    path = stage.parent / "compare" / f"search-{stage.name}-{measured}.json"
     if not distributed.from_main(path.exists):
+        judge.validation(supernet, supernet.space.smallest())  # the first is slower
         start = time.monotonic()
         judge.validation(supernet, supernet.space.largest())
-        seconds = measured * (time.monotonic() - start)
+        seconds = measured * (time.monotonic() - start) / distributed.world_size()
         distributed.from_main(lambda: write_json(path, {"seconds": seconds}))
     return distributed.from_main(lambda: cast(float, read_object(path, "seconds")["seconds"]))
 
@@ -238,10 +247,8 @@ def totals(rows: Sequence[Deployment], shared: Mapping[str, Effort]) -> list[dic
         own = [row for row in rows if row.way == way]
         fewer = set() if way.startswith("hand-made") else {n for n in (1, 10, 40) if n <= len(own)}
         for count in sorted(fewer | {len(own)}):
-            places = (
-                np.linspace(0, len(own) - 1, count + 2)[1:-1] if count == 1 else np.linspace(0, len(own) - 1, count)
-            )
-            some = [own[round(place)] for place in places]
+            places = [middle(len(own))] if count == 1 else np.linspace(0, len(own) - 1, count).round().astype(int)
+            some = [own[place] for place in places]
             alone = {tuple(row.arch.items()): Effort(row.images, row.seconds) for row in some}
             whole = sum(alone.values(), shared[way])
             entry = dict(way=way, deployments=count, **asdict(whole), networks=len(alone))

@@ -5,13 +5,14 @@ width that is scaled to the budget. Everything else is the run's own: images, op
 edges at 8 bits. So what `oncequant compare` finds is what sharing weights is worth, and nothing else.
 """
 
+import math
 from dataclasses import dataclass, replace
 from typing import cast
 
 from oncequant import distributed
 from oncequant.arch import Arch
 from oncequant.cost import bitops
-from oncequant.family import ElasticConfig, make_divisible, with_bits
+from oncequant.family import ElasticConfig, with_bits
 from oncequant.files import read_object, write_json
 from oncequant.hours import rehearse
 from oncequant.methods import oqat
@@ -20,19 +21,22 @@ from oncequant.models.elastic_resnet import ElasticResNetConfig
 from oncequant.run_folder import Run
 from oncequant.space import SearchSpace
 
-WIDTHS = range(16, 257, 8)  # of the last group; MLPerf's is 64
+WIDTHS = range(16, 257, 8)  # of the last group; the others have a quarter and a half of it; MLPerf's is 64
 
 
 @dataclass(frozen=True)
 class HandMade:
     """A network of one architecture at one bit-width."""
 
-    width: int
-    """Channels of the last group; those before have a half and a quarter, rounded to multiples of 8."""
     model: ElasticResNetConfig
     """In float."""
     space: SearchSpace
     """At the bit-width; one architecture."""
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of the groups."""
+        return self.model.stage_widths
 
     @property
     def arch(self) -> Arch:
@@ -48,12 +52,13 @@ class HandMade:
 def hand_made(model: ElasticConfig, bits: int) -> list[HandMade]:
     """ResNet-8 at every width, cheapest first, for the images and the largest resolution of the supernet `model`."""
     made = []
-    for width in WIDTHS:
+    for widths in scaled_widths():
         config = ElasticResNetConfig(
             num_classes=model.num_classes,
             image_channels=model.image_channels,
             stem_width=0,
-            stage_widths=(make_divisible(width / 4), make_divisible(width / 2), width),
+            stem_stride=model.stem_stride,
+            stage_widths=widths,
             kernel_sizes=(3,),
             expand_ratios=(4,),
             depths=(1,),
@@ -62,8 +67,17 @@ def hand_made(model: ElasticConfig, bits: int) -> list[HandMade]:
             weight_quantizer=model.weight_quantizer,
         )
         space = space_of(with_bits(config, bits))
-        made.append(HandMade(width, config, space.restrict({"resolution": max(model.resolutions)})))
-    return made
+        made.append(HandMade(config, space.restrict({"resolution": max(model.resolutions)})))
+    return sorted(made, key=lambda one: one.bitops)
+
+
+def scaled_widths() -> list[tuple[int, int, int]]:
+    """Channels of the groups at every width: about 1 : 2 : 4, rounded up or down to multiples of 8."""
+
+    def rounded(value: float) -> list[int]:
+        return sorted({max(8, 8 * math.floor(value / 8)), 8 * math.ceil(value / 8)})
+
+    return [(first, second, last) for last in WIDTHS for first in rounded(last / 4) for second in rounded(last / 2)]
 
 
 def train_for(cfg: oqat.Config, run: Run, seconds: float) -> None:
@@ -81,7 +95,8 @@ def train_for(cfg: oqat.Config, run: Run, seconds: float) -> None:
     only = {"resolution": max(run.model.resolutions)}
     duration = distributed.from_main(kept)
     if duration is None:
-        found = float(f"{seconds / rehearse(alone, None, run, only=only).training:.3g}")
+        training = rehearse(alone, None, run, only=only).training
+        found = float(f"{seconds / max(training, 1e-6):.3g}")
         duration = distributed.from_main(lambda: found)
         distributed.from_main(lambda: write_json(path, {"seconds": seconds, "duration": duration}))
     oqat.train(replace(alone, duration=duration), run, only)

@@ -94,7 +94,8 @@ class CompareOptions:
     deployments: int = 10
     """Budgets, spread over the BitOPs that the supernet reaches."""
     ways: tuple[Way, ...] | None = None
-    """Which of these to compare; default all that the run allows."""
+    """Which of these to compare; default all that the run allows. Each of the hand-made ones takes as long as the run's
+    own training."""
     evaluations: int | None = None
     """Subnets measured per supernet; default 60."""
 

@@ -1,9 +1,11 @@
 """What training steps compute in, where it is left open: bfloat16 if this machine is faster in it, else float32.
 
 Processors with matrix units for bfloat16 train dense convolutions about twice as fast in it; where it is emulated it is
-ten times slower. So one convolution is timed in both (docs/log.md), which takes less than a second.
+ten times slower. So the heaviest dense convolution of the network is timed in both, and the heaviest depthwise one, if
+there is one, for which bfloat16 does nothing (docs/log.md).
 """
 
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -19,36 +21,44 @@ from oncequant.progress import console
 
 Precision = Literal["float32", "bfloat16"]
 
-IMAGES = 16
+IMAGES = {"cpu": 16, "cuda": 256}  # a GPU is not busy with fewer
 REPEATS = 5
 GAIN = 1.2  # bfloat16 has to be so many times as fast, since it rounds
 
 
 def faster(model: NetworkConfig, device: torch.device) -> Precision:
-    """The type in which the convolution with the most multiply-accumulates of the largest network is faster, forwards
+    """The type in which the convolutions with the most multiply-accumulates of the largest network are faster, forwards
     and backwards; says so on the console. The result depends on the machine, so a run keeps it."""
     space = space_of(model)
-    layers = [layer for layer in space.layers(space.largest()).values() if not layer.depthwise]
-    layer = max(layers, key=lambda spec: spec.weights * spec.out_size**2)
-    seconds = {name: timed(layer, getattr(torch, name), device) for name in ("float32", "bfloat16")}
+    kinds: dict[bool, list[LayerSpec]] = {}  # depthwise or not
+    for layer in space.layers(space.largest()).values():
+        kinds.setdefault(layer.depthwise, []).append(layer)
+    heaviest = [max(layers, key=lambda spec: spec.weights * spec.out_size**2) for layers in kinds.values()]
+    seconds = {
+        name: sum(timed(layer, getattr(torch, name), device) for layer in heaviest) for name in ("float32", "bfloat16")
+    }
     chosen: Precision = "bfloat16" if GAIN * seconds["bfloat16"] < seconds["float32"] else "float32"
     times = ", ".join(f"{1000 * value:.1f} ms in {name}" for name, value in seconds.items())
-    console.print(f"training computes in {chosen}: a convolution takes {times} (--precision)", soft_wrap=True)
+    console.print(f"training computes in {chosen}: convolutions take {times} (--precision)", soft_wrap=True)
     return chosen
 
 
 def timed(layer: LayerSpec, dtype: torch.dtype, device: torch.device) -> float:
-    """Seconds of a convolution of `IMAGES` images, forwards and backwards: the median of several after a first one."""
-    shape = IMAGES, layer.in_channels, layer.in_size, layer.in_size
+    """Seconds of a convolution of `IMAGES` images, forwards and backwards: the median of several after a first one;
+    infinite where the device cannot compute it in this type."""
+    shape = IMAGES[device.type], layer.in_channels, layer.in_size, layer.in_size
     x = torch.zeros(shape, dtype=dtype, device=device).to(memory_format=torch.channels_last).requires_grad_()
-    size = layer.out_channels, layer.in_channels, layer.kernel_size, layer.kernel_size
+    size = layer.out_channels, layer.group_channels, layer.kernel_size, layer.kernel_size
     weight = torch.zeros(size, dtype=dtype, device=device, requires_grad=True)
 
     def step() -> None:
-        y = F.conv2d(x, weight, stride=layer.stride, padding=layer.kernel_size // 2)
+        y = F.conv2d(x, weight, stride=layer.stride, padding=layer.kernel_size // 2, groups=layer.groups)
         y.backward(torch.zeros_like(y))
 
-    step()
+    try:
+        step()
+    except RuntimeError:
+        return math.inf
     return statistics.median(_seconds(step, device) for _ in range(REPEATS))
 
 

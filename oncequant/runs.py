@@ -134,15 +134,17 @@ def _checked(
 
 
 def _decided(settings: RunSettings, data: Data, folder: Path) -> RunSettings:
-    """The settings with the precision that the folder's run has, or the faster one, if it is left open."""
+    """The settings with the precision and the batch that the folder's run has, where they are left open; without one,
+    with the faster precision."""
     cfg = _config(folder, settings)
-    if cfg.precision != "auto":
-        return settings
+    chosen: dict[str, Any] = {}
     if distributed.from_main((folder / "run.json").exists):
-        precision = read_config(folder)[1].precision
-    else:
-        precision = distributed.from_main(partial(faster, settings.model, data.device))
-    return replace(settings, method_config={**settings.method_config, "precision": precision})
+        before = read_config(folder)[1]
+        chosen["batch_size"] = before.batch_size if cfg.batch_size is None else cfg.batch_size
+        chosen["precision"] = before.precision if cfg.precision == "auto" else cfg.precision
+    elif cfg.precision == "auto":
+        chosen["precision"] = distributed.from_main(partial(faster, settings.model, data.device))
+    return replace(settings, method_config={**settings.method_config, **chosen})
 
 
 def _timed(settings: RunSettings, data: Data, folder: Path, search: BudgetOptions | None, hours: float) -> RunSettings:

@@ -322,7 +322,7 @@ class _MetricsLog:
 
     def write(self, step: int, steps: int, values: dict[str, float]) -> None:
         """One line; numbers by name."""
-        elapsed = round(time.monotonic() - self.began, 2)
+        elapsed = round(time.monotonic() - self.began, 4)
         append_record(self.path, Metrics(self.stage, step, steps, elapsed, values))
         for name, value in values.items():
             self.board.add_scalar(name, value, step)

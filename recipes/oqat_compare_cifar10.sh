@@ -9,5 +9,6 @@ export OMP_NUM_THREADS=1
 : "${DATA:?set DATA to the folder of parquet files}" "${RUN:=runs/cifar10-compare}" "${SEED:=0}" "${EPOCHS:=1}"
 oncequant train --precision float32 --optimizer adamw --float-sandwich --data "$DATA" --run "$RUN" --seed "$SEED" --preset "${PRESET:=nano}" --resolutions ${RESOLUTIONS:=8 12} \
     --batch-size 128 --float-epochs $((2 * EPOCHS)) --epochs "$EPOCHS" --min-steps 0 --label-smoothing 0
-oncequant compare "$RUN" --bits 2 --deployments 40 --evaluations 80
+oncequant compare "$RUN" --bits 2 --deployments 40 --evaluations 80 \
+    --ways supernet nas-then-quantize search-then-retrain uniform
 cp "$RUN/compare.csv" results/cifar10-jpeg75_oqat-compare_cpu_202611.csv

@@ -33,15 +33,21 @@ def pair():
         for end in ends:  # one that failed may have left the other waiting
             assert end.poll(1 if failures else 200), "\n".join(["no answer", *failures])
             failures += filter(None, [end.recv()])
+        if failures:
+            kill()
         assert not failures, "\n".join(failures)
 
-    try:
-        yield call
-        call(_leave)
-    finally:
+    def kill():
         for process in started:
             process.kill()
             process.join()
+
+    try:
+        yield call
+        if all(process.is_alive() for process in started):
+            call(_leave)
+    finally:
+        kill()
 
 
 def _joined(rank, port, pipe):

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from oncequant.export.format import Common, Exported, Format, text
 from oncequant.export.formats import FORMATS, exports_table, needed_packages
-from oncequant.export.package import load_package
+from oncequant.export.package import DeployedNetwork, load_package
 from oncequant.export.simulate import float_parameters, run_float
 from oncequant.export.verify import VerificationError, export_network, verify
 from oncequant.files import FileError, read_json, write_json
@@ -212,6 +212,19 @@ def test_verification_says_in_which_ways_a_file_is_wrong(exported, tmp_path):
     assert "the integer simulator answer differently" in problems[1]
     assert "less correctly than the trained network" in problems[2]
     assert problems[3] == "the package holds another network than the one that was written"
+
+
+def test_a_package_that_computes_something_else_is_found(exported, tmp_path, monkeypatch):
+    _, net, arch, _ = exported
+    graph = lowered(net, arch)
+    images, labels = digits(1)
+    subject = Exported(graph, lowered(net, arch, as_float=True), tmp_path)
+    FORMATS["package"].write(graph, tmp_path)
+    run = DeployedNetwork.forward
+    monkeypatch.setattr(DeployedNetwork, "forward", lambda self, pixels: run(self, pixels).flip(1))
+    batches = [(images[:30], labels[:30]), (images[30:50], labels[30:50])]
+    (problem,) = verify(net, subject, batches, ["package"]).problems
+    assert "the package answers" in problem and "of 30 images otherwise than its graph" in problem
 
 
 def test_a_failed_verification_raises_and_leaves_its_evidence(exported, tmp_path, monkeypatch):

@@ -7,9 +7,10 @@ import pytest
 import torch
 from small_training import CONFIG, TINY, digits, supernet
 
+from oncequant import sandwich
 from oncequant.family import with_bits
 from oncequant.methods import oqat
-from oncequant.models import PRESETS, build_network
+from oncequant.models import PRESETS, build_network, space_of
 from oncequant.network import elastic_layers
 from oncequant.run_folder import Run
 
@@ -47,6 +48,30 @@ def test_batches_are_larger_where_there_are_many_images(images, size):
     assert oqat.Config(optimizer="adamw").batch(images) == 64 and oqat.Config(batch_size=48).batch(images) == 48
     with pytest.raises(ValueError, match="batch_size 1: use at least 2"):
         oqat.Config(batch_size=1)
+
+
+def test_images_grow_in_float_and_end_at_the_largest(tmp_path, monkeypatch):
+    seen, forward = {True: [], False: []}, sandwich.sandwich_step
+
+    def noted(net, images, labels, archs, *rest):
+        seen[net.config.is_float].append([arch["resolution"] for arch in archs])
+        return forward(net, images, labels, archs, *rest)
+
+    def train(name, only=None, **options):
+        seen[True], seen[False] = [], []
+        cfg = replace(CONFIG, min_steps=6, batch_size=64, bit_schedule=(4,), random_subnets=0, **options)
+        oqat.train(cfg, Run(tmp_path / name, model, digits(10)), only)
+
+    monkeypatch.setattr(sandwich, "sandwich_step", noted)
+    model = replace(TINY, resolutions=(6, 8, 10))
+    train("all")
+    assert seen[True] == [[6], [6], [8], [8], [10], [10]] and seen[False] == [[10, 6]] * 6
+    arch = space_of(model).largest().replace(resolution=8)
+    only = {name: value for name, value in arch.items() if not name.endswith("_bits")}
+    train("one", only)
+    assert seen[True] == [[6]] * 3 + [[8]] * 3 and seen[False] == [[8]] * 6
+    train("before", only, float_sandwich=True)  # as networks alone were trained then
+    assert seen[True] == seen[False] == [[8]] * 6
 
 
 def test_direct_start_and_long_schedules_train(tmp_path):

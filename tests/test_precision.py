@@ -1,5 +1,6 @@
 """The type in which training computes, chosen by timing."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -10,25 +11,38 @@ from small_training import CONFIG, digits
 from oncequant import precision, runs
 from oncequant.files import read_json
 from oncequant.methods import dnas, oqat, qfa
-from oncequant.models import PRESETS
+from oncequant.models import PRESETS, space_of
+from oncequant.models.mobilenet_v3 import PRESETS as MOBILE
 
 CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_a_dense_convolution_is_timed_in_both_types(preset, monkeypatch):
+def test_the_heaviest_convolutions_are_timed_in_both_types(preset, monkeypatch):
     seen = []
     seconds = {torch.float32: 1.0, torch.bfloat16: 0.5}
     monkeypatch.setattr(precision, "timed", lambda layer, dtype, _: seen.append((layer, dtype)) or seconds[dtype])
     assert precision.faster(PRESETS[preset], CPU) == "bfloat16"
-    assert [dtype for _, dtype in seen] == [torch.float32, torch.bfloat16]
-    assert not any(layer.depthwise for layer, _ in seen)
+    of_float, of_half = ([layer for layer, d in seen if d == dtype] for dtype in (torch.float32, torch.bfloat16))
+    assert (
+        of_float == of_half and sorted(layer.depthwise for layer in of_half) == [False, True][: 1 + (preset in MOBILE)]
+    )
     seconds[torch.bfloat16] = 0.99  # not worth the rounding
     assert precision.faster(PRESETS[preset], CPU) == "float32"
 
 
-def test_the_real_clock_is_asked():
-    assert precision.faster(PRESETS["resnet-nano"], CPU) in ("float32", "bfloat16")
+@pytest.mark.parametrize("preset", ["nano", "resnet-nano"])
+def test_the_real_clock_is_asked(preset):
+    assert precision.faster(PRESETS[preset], CPU) in ("float32", "bfloat16")
+
+
+def test_a_device_without_bfloat16_takes_float32(monkeypatch):
+    def refuse(x, *args, **options):
+        raise RuntimeError("not implemented for this device")
+
+    space = space_of(PRESETS["resnet-nano"])
+    monkeypatch.setattr(precision.F, "conv2d", refuse)
+    assert precision.timed(space.layers(space.largest())["stem"], torch.bfloat16, CPU) == math.inf
 
 
 def test_what_was_chosen_is_kept_by_the_run(tmp_path, monkeypatch, capsys):

@@ -41,7 +41,7 @@ from oncequant.stages import Stage, run_stages
 from oncequant.supernet_file import load_supernet
 from oncequant.train import SupernetOptions, TrainingOptions
 
-LARGE_BATCH_STEPS = 500  # of a stage at least, before batches are larger than 64
+LARGE_BATCH_STEPS = 500  # of a stage at least, with `duration` 1, before batches are larger than 64
 
 families = families_with("weight_bits")
 preset = preset_for
@@ -108,7 +108,7 @@ def stage_of(cfg: Config, run: Run, bits: int, higher: int | None, only: Mapping
     """The training of the supernet of a bit-width, which inherits from that of a `higher` one, if there is one."""
     assert isinstance(run.model, ElasticConfig)  # one of `families`
     name, config, only = stage_name(bits), with_bits(run.model, bits), dict(only or {})
-    if higher is None and "resolution" in only:  # it grows in float
+    if higher is None and "resolution" in only and not cfg.float_sandwich:  # it grows in float
         only["resolution"] = tuple(size for size in sorted(config.resolutions) if size <= only["resolution"])
 
     def start(supernet: Network) -> None:
