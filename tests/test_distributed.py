@@ -126,7 +126,7 @@ def test_two_processes_equal_one_with_synchronised_batch_norm(synchronised, in_p
     train_tiny(0, tmp_path / "one", options)
     in_processes(train_tiny, tmp_path / "two", options)
     assert {p.name for p in (tmp_path / "two").iterdir()} == {p.name for p in (tmp_path / "one").iterdir()}
-    for stage, tolerance in (("float", 1e-5), ("4bit", 2e-3)):  # a rounded value may flip on a tie
+    for stage, tolerance in (("float", 1e-5), ("4bit", 5e-3)):  # a rounded value may flip on a tie
         one, two = (read_tensors(tmp_path / which / f"{stage}.safetensors")[0] for which in ("one", "two"))
         difference = max((one[name] - two[name]).abs().max().item() for name in one)
         assert (difference <= tolerance) == synchronised, (stage, difference)
