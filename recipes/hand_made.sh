@@ -2,7 +2,7 @@
 # OQAT's subnets beside ResNet-8 as one builds it by hand, scaled to each of nine budgets, at equal training time
 # (`oncequant compare`): digits with three seeds, at 4 and 2 bits; CIFAR-10 (JPEG q75) at 4 bits, one seed. DATA is a folder
 # with the train and test parquet files. Nothing else may run on the core, since time is what is shared. One core: digits
-# 20 minutes a seed, CIFAR-10 three hours. Result: results/README.md#made-by-hand
+# 20 minutes a seed, CIFAR-10 three hours. Result, of an earlier commit and CIFAR-10 alone: results/README.md#made-by-hand
 set -e
 export OMP_NUM_THREADS=1
 : "${DATA:?set DATA to the folder of parquet files}" "${SEEDS:=0 1 2}"
