@@ -30,7 +30,7 @@ _PUBLIC = {  # where each name is from
     "oncequant.cost_table": ("table_cost",),
 }
 _PLACE = {name: module for module, names in _PUBLIC.items() for name in names}
-__all__ = sorted(_PLACE)  # noqa: PLE0605
+__all__ = sorted(_PLACE)
 
 
 def __getattr__(name: str) -> Any:
