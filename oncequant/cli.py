@@ -115,7 +115,7 @@ def compare(options: Compare) -> None:
     cfg, found = _open(options.source)
     of = options.compare
     with writing(found.folder, runs.called_as(), found.data.device):
-        found_by = comparing.compare(cfg, found, of.bits, of.deployments, of.ways, of.evaluations)
+        found_by = comparing.compare(cfg, found, of.bits, of.deployments, of.ways, of.evaluations, of.front)
     console.print(comparing.totals_table(found_by["totals"], of.bits))
     console.print(comparing.fronts_table(found_by))
 

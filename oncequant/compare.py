@@ -1,6 +1,6 @@
 """What else one could do than take subnets from a quantized supernet: the baselines all three papers argue against.
 
-A deployment is a network for one budget of BitOPs at one bit-width. Ways to come to N of them:
+A deployment is a network for one budget of BitOPs, or of packed weights, at one bit-width. Ways to come to N of them:
 
 supernet             OQAT: search the b-bit supernet for each budget; no training
 nas-then-quantize    search the float supernet for each budget, fine-tune the winner alone at b bits from its weights;
@@ -31,7 +31,7 @@ from rich.table import Table
 
 from oncequant import distributed
 from oncequant.arch import Arch
-from oncequant.cost import COSTS, Budget, bitops, readable, weight_bytes
+from oncequant.cost import COSTS, Budget, Cost, bitops, readable, weight_bytes
 from oncequant.family import ElasticConfig
 from oncequant.files import FileError, read_object, write_csv, write_json
 from oncequant.hand_made import HandMade, hand_made, train_for
@@ -50,6 +50,7 @@ from oncequant.supernet_file import load_supernet, save_supernet
 from oncequant.train import TrainingOptions
 
 Way = Literal["supernet", "nas-then-quantize", "search-then-retrain", "uniform", "hand-made", "hand-made-whole"]
+Front = Literal["bitops", "weight_bytes"]
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class Deployment:
 
     way: str
     budget: float
-    """BitOPs."""
+    """Of BitOPs, or of bytes of packed weights."""
     bitops: float
     weight_bytes: float
     top1_validation: float
@@ -89,10 +90,11 @@ def compare(
     deployments: int,
     ways: Sequence[Way] | None = None,
     evaluations: int | None = None,
+    front: Front = "bitops",
 ) -> dict[str, Any]:
     """Make so many deployments at `bits` in every way, by default all that the run allows, for budgets evenly spaced in
-    log BitOPs. Returns what it writes as `compare.json`: they, `totals`, `hypervolumes` and `differences`. The
-    deployments are in `compare.csv`, too.
+    the log of the cost `front`, along which subnets are searched. Returns what it writes as `compare.json`: they,
+    `totals`, `hypervolumes` and `differences`. The deployments are in `compare.csv`, too.
 
     Needs the float and the b-bit supernet of a run. Networks trained alone are in its folder `compare`; what is there
     is not trained again. Raises FileError if the run has no such supernet, ValueError for impossible numbers.
@@ -111,7 +113,7 @@ def compare(
     shared = shared_effort(cfg, run_dir, bits)
     space, judge = supernets[stage].space, Judge(data, cfg.calibration(data))
     options = oqat.SearchOptions(evaluations=evaluations or oqat.SearchOptions.evaluations)
-    how = options.searcher, options.evaluations, options.budgets, options.front
+    how, cost = (options.searcher, options.evaluations, options.budgets, front), COSTS[front]
     for name, supernet in supernets.items():
         if name == "float" and "nas-then-quantize" not in ways:
             continue
@@ -119,10 +121,10 @@ def compare(
         search_by_measuring(supernet, memory, *how, judge, cfg.seed)
     measured = distributed.from_main(lambda: read_records(run_dir / "measurements.jsonl", Measurement))
     found = {name: [m for m in measured if m.stage == name] for name in supernets}
-    costs = [m.costs["bitops"] for m in found[stage]]
+    costs = [m.costs[front] for m in found[stage]]
     budgets = [float(limit) for limit in np.geomspace(min(costs), max(costs), deployments + 1)[1:]]
-    hand_scaled, made = uniform_archs(space), hand_made(run.model, bits)
-    by_hand = {limit: [one for one in made if one.bitops <= limit][-1:] for limit in budgets}  # none or the widest
+    hand_scaled, made = uniform_archs(space, cost), hand_made(run.model, bits, cost)
+    by_hand = {limit: [one for one in made if one.cost(cost) <= limit][-1:] for limit in budgets}  # none or the widest
     counts = Counter(one[0].widths for one in by_hand.values() if one)
     parts = sum(counts.values())  # of the time; budgets for which no network is small enough get none
     if parts < deployments and any(way.startswith("hand-made") for way in ways):
@@ -131,7 +133,8 @@ def compare(
     def winner(way: str, budget: Budget) -> Arch:
         """The architecture of a deployment, in the b-bit space."""
         if way == "uniform":
-            return [arch for arch, cost in hand_scaled if cost <= budget.limit][-1]  # the smallest of all is among them
+            within = [arch for arch, spent in hand_scaled if spent <= budget.limit]  # the smallest of all is among them
+            return within[-1]
         name = "float" if way == "nas-then-quantize" else stage
         return space.complete(best_under(found[name], [budget], space).arch)
 
@@ -162,7 +165,7 @@ def compare(
     with track("compare", len(ways) * deployments) as bar:
         for way, limit in product(ways, budgets):
             if not way.startswith("hand-made"):
-                arch = winner(way, Budget(COSTS["bitops"], limit))
+                arch = winner(way, Budget(cost, limit))
                 (net, effort), known = network(way, arch), dict(space.brief(arch))
             elif by_hand[limit] and (way == "hand-made" or limit == budgets[middle(deployments)]):
                 one = by_hand[limit][0]
@@ -177,6 +180,7 @@ def compare(
             bar(len(rows), {"top1": validation})
     about: dict[str, Any] = dict(
         bits=bits,
+        front=front,
         totals=totals(rows, shared),
         hypervolumes=hypervolumes(rows),
         against_supernet=differences(rows),
@@ -281,8 +285,8 @@ def training_effort(run_dir: Path) -> dict[str, Effort]:
     return {stage: Effort(int(row.values["images"]), row.time_s) for stage, row in last.items()}
 
 
-def uniform_archs(space: SearchSpace) -> list[tuple[Arch, float]]:
-    """Architectures whose blocks are all alike, with their BitOPs, cheapest first."""
+def uniform_archs(space: SearchSpace, cost: Cost) -> list[tuple[Arch, float]]:
+    """Architectures whose blocks are all alike, with what they cost, cheapest first."""
     kinds: dict[str, list[str]] = {}
     for name in space.free:
         kinds.setdefault(name.rpartition(".")[2], []).append(name)
@@ -291,7 +295,7 @@ def uniform_archs(space: SearchSpace) -> list[tuple[Arch, float]]:
         chosen = {name: value for value, names in zip(values, kinds.values()) for name in names}
         if all(value in space.choices[name] for name, value in chosen.items()):
             archs.append(space.smallest().replace(**chosen))
-    costs = [float(bitops(space.layers(arch))) for arch in archs]
+    costs = [float(cost(space.layers(arch))) for arch in archs]
     return sorted(zip(archs, costs), key=lambda pair: pair[1])
 
 

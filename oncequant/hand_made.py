@@ -11,7 +11,7 @@ from typing import cast
 
 from oncequant import distributed
 from oncequant.arch import Arch
-from oncequant.cost import bitops
+from oncequant.cost import Cost
 from oncequant.family import ElasticConfig, with_bits
 from oncequant.files import read_object, write_json
 from oncequant.hours import rehearse
@@ -43,14 +43,13 @@ class HandMade:
         """Its architecture."""
         return self.space.largest()
 
-    @property
-    def bitops(self) -> float:
-        """Of one image."""
-        return float(bitops(self.space.layers(self.arch)))
+    def cost(self, cost: Cost) -> float:
+        """What it costs."""
+        return float(cost(self.space.layers(self.arch)))
 
 
-def hand_made(model: ElasticConfig, bits: int) -> list[HandMade]:
-    """ResNet-8 at every width, cheapest first, for the images and the largest resolution of the supernet `model`."""
+def hand_made(model: ElasticConfig, bits: int, cost: Cost) -> list[HandMade]:
+    """ResNet-8 at every width, least `cost` first, for the images and the largest resolution of a supernet."""
     made = []
     for widths in scaled_widths():
         config = ElasticResNetConfig(
@@ -68,7 +67,7 @@ def hand_made(model: ElasticConfig, bits: int) -> list[HandMade]:
         )
         space = space_of(with_bits(config, bits))
         made.append(HandMade(config, space.restrict({"resolution": max(model.resolutions)})))
-    return sorted(made, key=lambda one: one.bitops)
+    return sorted(made, key=lambda one: one.cost(cost))
 
 
 def scaled_widths() -> list[tuple[int, int, int]]:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, NoReturn, get_type_hints
 import tyro
 
 from oncequant.arch import FLOAT_BITS
-from oncequant.compare import Way
+from oncequant.compare import Front, Way
 from oncequant.cost import COSTS
 from oncequant.export.formats import FORMATS
 from oncequant.files import FileError
@@ -92,12 +92,14 @@ class CompareOptions:
     bits: int = 2
     """Bit-width of all networks, one that the run has trained."""
     deployments: int = 10
-    """Budgets, spread over the BitOPs that the supernet reaches."""
+    """Budgets, spread over what the supernet reaches of the cost of the front."""
     ways: tuple[Way, ...] | None = None
     """Which of these to compare; default all that the run allows. Each of the hand-made ones takes as long as the run's
     own training."""
     evaluations: int | None = None
     """Subnets measured per supernet; default 60."""
+    front: Front = "bitops"
+    """Cost of the budgets, along which subnets are searched and networks are scaled."""
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ def main(options: Options) -> None:
     for path in options.found:
         found, info = read_json(path), read_json(path.parent / "run.json")
         about = {"data": info["data"]["name"], "seed": info["seed"], "bits": found["bits"]}
+        about["front"] = found["front"]
         for row in found["deployments"]:
             arch = " ".join(f"{name}={value}" for name, value in row.pop("arch").items())
             rows.append(about | row | {"arch": arch} | {key: info[key] for key in ("commit", "device", "date")})

@@ -53,6 +53,16 @@ def test_compare_counts_accuracy_and_training_images(digits_run, monkeypatch, ca
     assert after == before and read_json(digits_run / "compare.json") == found
 
 
+def test_budgets_of_bytes(digits_run, tmp_path, monkeypatch):
+    shutil.copytree(digits_run, tmp_path / "run", ignore=shutil.ignore_patterns("compare*"))
+    small = "--deployments", "2", "--evaluations", "6", "--ways", "supernet", "hand-made"
+    call(monkeypatch, "compare", tmp_path / "run", *small, "--front", "weight_bytes")
+    found = read_json(tmp_path / "run" / "compare.json")
+    assert found["front"] == "weight_bytes"
+    for row in found["deployments"]:
+        assert 0.4 * row["budget"] < row["weight_bytes"] <= row["budget"]
+
+
 def test_a_float_network_alone_is_no_supernet(digits_run, tmp_path, monkeypatch, capsys):
     shutil.copytree(digits_run, tmp_path / "run")
     written = (tmp_path / "run" / "run.json").read_text()
@@ -77,7 +87,7 @@ def test_compare_needs_the_supernet(digits_run, tmp_path, monkeypatch, capsys):
 
 def test_hand_scaled_networks_are_alike_in_all_blocks():
     space = space_of(with_bits(PRESETS["nano"], 2))
-    archs = uniform_archs(space)
+    archs = uniform_archs(space, COSTS["bitops"])
     assert len(archs) == 3 * 2 * 2 * 3  # resolutions, depths, kernels, ratios
     assert [cost for _, cost in archs] == sorted(cost for _, cost in archs)
     assert archs[0][0] == space.smallest() and archs[-1][0] == space.largest()
@@ -88,10 +98,13 @@ def test_hand_scaled_networks_are_alike_in_all_blocks():
 
 
 def test_resnet8_is_made_by_hand_at_every_width():
-    made = hand_made(RESIDUAL["resnet-cifar"], 4)
+    made = hand_made(RESIDUAL["resnet-cifar"], 4, COSTS["bitops"])
+    by_size = hand_made(RESIDUAL["resnet-cifar"], 4, COSTS["weight_bytes"])
+    sizes = [one.cost(COSTS["weight_bytes"]) for one in by_size]
+    assert sizes == sorted(sizes) and {one.widths for one in by_size} == {one.widths for one in made}
     assert {(8, 8, 16), (16, 32, 64), (16, 24, 56), (64, 128, 256)} <= {one.widths for one in made}
     assert all(max(one.widths[0] * 4, one.widths[1] * 2) - one.widths[2] < 32 for one in made)
-    assert sorted(one.bitops for one in made) == [one.bitops for one in made]
+    assert (costs := [one.cost(COSTS["bitops"]) for one in made]) == sorted(costs)
     assert all(one.space.size() == 1 and one.model.is_float for one in made)
     mlperf = next(one for one in made if one.widths == (16, 32, 64))
     specs = mlperf.space.layers(mlperf.arch)  # MLPerf Tiny's has 78 thousand parameters, nine layers and a classifier
@@ -110,7 +123,7 @@ def test_a_network_made_by_hand_has_the_time_that_it_is_given(tmp_path, monkeypa
 
     monkeypatch.setattr("oncequant.hand_made.rehearse", rehearse)
     cfg = replace(CONFIG, bit_schedule=(4,), float_epochs=4, epochs=3, min_steps=0, batch_size=32)
-    one = hand_made(RESIDUAL["resnet-nano"], 4)[0]
+    one = hand_made(RESIDUAL["resnet-nano"], 4, COSTS["bitops"])[0]
     run = Run(tmp_path, one.model, digits())
     train_for(cfg, run, 0.5)
     train_for(cfg, run, 0.5)  # nothing is left to do
