@@ -1,4 +1,6 @@
-"""Bit planes: n codes of b bits in b * ceil(n / 8) bytes, the same layout in the package and in the ONNX file.
+"""Codes of a few bits in bytes, as files and as kernels have them.
+
+Bit planes: n codes of b bits in b * ceil(n / 8) bytes, the same layout in the package and in the ONNX file.
 
 Plane i holds bit i of every code, eight codes a byte, the first code in the lowest bit. Any bit-width from 1 to 8
 packs to exactly its size, and unpacking is a few integer operations that every runtime has.
@@ -24,3 +26,48 @@ def unpack(planes: np.ndarray, n: int) -> np.ndarray:  # (bits, ceil(n / 8)) uin
     for i, plane in enumerate(planes):
         codes |= np.unpackbits(plane, count=n, bitorder="little") << i
     return codes
+
+
+# -- words of generated C
+
+LANES = 8  # output channels whose words lie side by side
+WIDTHS = (8, 4, 2, 1)  # of the parts that bit-widths are split into: 3 bits are 2 + 1, 6 are 4 + 2
+
+
+def parts(bits: int) -> list[int]:
+    """The widths that add up to `bits`, widest first. The widest has a code's lowest bits."""
+    return [width for width in WIDTHS if bits & width]
+
+
+def padded_inputs(inputs: int, bits: int) -> int:
+    """Inputs that kernels read for each output channel: whole words of the narrowest part."""
+    together = 4 * 8 // parts(bits)[-1]
+    return -(-inputs // together) * together
+
+
+def pack_words(codes: np.ndarray, bits: int) -> np.ndarray:  # (N, K) uint8 -> (words,) uint32
+    """Codes of N output channels with K inputs each, as kernels in C unpack them by a shift and a mask.
+
+    A word has the codes of one channel: byte j has those of inputs 4 s + j for as many steps s as fit, the first in the
+    lowest bits. Blocks of up to `LANES` channels follow each other; in a block the `parts` of the codes; in a part the
+    steps; and for each step the channels. Raises ValueError as `pack`.
+    """
+    if not 1 <= bits <= 8 or codes.size and codes.max() >= 2**bits:
+        raise ValueError(f"codes must be in 0..{2**bits - 1} and bits in 1..8; got bits = {bits}")
+    channels, inputs = codes.shape
+    words, steps = [], -(-inputs // 4)
+    for first in range(0, channels, LANES):
+        block = codes[first : first + LANES].astype(np.uint32)
+        low = 0
+        for width in parts(bits):
+            together = 8 // width
+            groups = -(-steps // together)
+            part = np.zeros((len(block), groups * together * 4), np.uint32)
+            part[:, :inputs] = (block >> low) & (2**width - 1)
+            shifts = 8 * np.arange(4, dtype=np.uint32) + width * np.arange(together, dtype=np.uint32)[:, None]
+            packed = (part.reshape(len(block), groups, together, 4) << shifts).sum(axis=(2, 3), dtype=np.uint32)
+            words.append(packed.T.reshape(-1))
+            low += width
+    if bits in (5, 7):  # kernels read whole words of one bit, so more words of four than there may be
+        words.append(np.zeros(3 * LANES, np.uint32))
+    return np.concatenate(words)

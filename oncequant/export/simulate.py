@@ -113,12 +113,8 @@ def _float_value(graph: Graph, node: Node, inputs: list[Tensor], parameters: Par
             return F.linear(x, *parameters[node.name])
         case "flatten":
             return x.flatten(1)
-        case "relu":
-            return F.relu(x)
-        case "hardsigmoid":
-            return _hard_sigmoid(x)
-        case "hardswish":
-            return _hard_sigmoid(x).mul_(x)
+        case "relu" | "hardsigmoid" | "hardswish":
+            return elementwise(node.op, x)
         case "mean":
             return x.mean((2, 3), keepdim=True)
         case "maxpool":
@@ -132,6 +128,13 @@ def _float_value(graph: Graph, node: Node, inputs: list[Tensor], parameters: Par
         case "add":
             return x + inputs[1]
     raise ValueError(f"{node.op!r} is no operation of a graph")
+
+
+def elementwise(op: str, x: Tensor) -> Tensor:
+    """relu, hardsigmoid or hardswish of every number."""
+    if op == "relu":
+        return F.relu(x)
+    return _hard_sigmoid(x) if op == "hardsigmoid" else _hard_sigmoid(x).mul_(x)
 
 
 def _hard_sigmoid(x: Tensor) -> Tensor:
@@ -186,10 +189,16 @@ def _requantize(value: _Value, grid: Grid) -> Tensor:
             codes = ((a.codes - zero_a) * (b.codes - b.grid.zero_point) * ratio + zero).round()
         case "add":
             b = value.inputs[1]
-            ratio_a, ratio_b = step_a / step, b.codes.new_tensor(b.grid.step) / step
-            offset = zero - _fma(ratio_a, a.codes.new_tensor(zero_a), ratio_b * b.grid.zero_point)
+            ratio_a, ratio_b, offset = (term.to(a.codes) for term in addition(a.grid, b.grid, grid))
             codes = _fma(ratio_a, a.codes, _fma(ratio_b, b.codes, offset)).round()
     return codes.clamp_(0, 2**grid.bits - 1)
+
+
+def addition(a: Grid, b: Grid, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
+    """(ratio_a, ratio_b, offset): a sum of codes on `a` and `b`, in steps of `grid`, is ratio_a a + ratio_b b + offset."""
+    step, step_a, step_b, zero_a = map(torch.tensor, (grid.step, a.step, b.step, float(a.zero_point)))
+    ratio_a, ratio_b = step_a / step, step_b / step
+    return ratio_a, ratio_b, grid.zero_point - _fma(ratio_a, zero_a, ratio_b * b.zero_point)
 
 
 def _accumulate(weights: Weights, x: _Codes) -> Tensor:

@@ -1,0 +1,319 @@
+"""C99 of a program: `network.c`, `network.h`, a self-test, a Makefile, a README. Kernels are in `kernels/`.
+
+Everything that depends on the network is a constant table or a number in a call. What the C computes, bit for bit, is
+`simulate.run_integer`.
+"""
+
+from collections.abc import Sequence
+from importlib import resources
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from oncequant.export.graph import Graph, Grid, Weights
+from oncequant.export.packing import pack_words
+from oncequant.export.program import LOGITS, PIXELS, CannotRun, Placement, Program, Step
+from oncequant.export.simulate import addition, bias_scale, run_integer
+
+TESTED = 8  # pictures of the self-test
+MOST = 2**31 - 1  # of a sum
+PER_LINE = 12
+
+KERNELS = ("common.h", "portable.h", "avx2.h", "neon.h", "cortex_m.h", "layers.h")  # in this order
+
+
+class Constants:
+    """Tables of a program in C, and how many bytes they have."""
+
+    def __init__(self) -> None:
+        self.text: list[str] = []
+        self.bytes = 0
+
+    def add(self, kind: str, name: str, values: np.ndarray) -> str:
+        """A table; returns its name."""
+        flat = values.reshape(-1)
+        self.bytes += flat.nbytes
+        words = [float(v).hex() + "f" for v in flat] if flat.dtype == np.float32 else [str(v) for v in flat.tolist()]
+        if kind == "uint32_t":
+            words = [f"{v:#x}u" for v in flat.tolist()]
+        lines = [", ".join(words[i : i + PER_LINE]) for i in range(0, len(words), PER_LINE)]
+        self.text.append(f"static const {kind} {name}[{len(words)}] = {{\n    " + ",\n    ".join(lines) + "};\n")
+        return name
+
+
+def sources(program: Program, placement: Placement) -> tuple[dict[str, str], int]:
+    """(files by name, bytes of the constants that end up in flash). Raises CannotRun."""
+    constants, calls = Constants(), []
+    for i, step in enumerate(program.steps):
+        calls.append(_call(step, i, program, placement, constants))
+    files = {
+        "network.c": _network_c(program, constants, calls),
+        "network.h": _network_h(program.graph, placement),
+        "test.c": _test_c(program.graph),
+        "Makefile": MAKEFILE,
+        "README.md": _readme(program, placement, constants.bytes),
+    }
+    return files, constants.bytes
+
+
+def _call(step: Step, i: int, program: Program, placement: Placement, constants: Constants) -> str:
+    """The call of a step, after its tables are added."""
+
+    def place(name: str) -> str:
+        return name if name in (PIXELS, LOGITS) else f"memory + {placement.offsets[name]}"
+
+    maps, scratch = program.maps, f"memory + {placement.scratch[i]}"
+    sources, target = [place(name) for name in step.inputs], place(step.output)
+    if step.op == "pixels":
+        assert step.table is not None
+        after = maps[step.output]
+        table = constants.add("uint8_t", f"table_{i}", step.table.numpy())
+        return f"from_pixels(pixels, {target}, {after.size * after.size}, {after.channels}, {table});"
+    before = maps[step.inputs[0]]
+    if step.weights is not None:
+        name = _layer(step, i, program, constants)
+        if step.is_depthwise:
+            return f"depthwise(&{name}, {sources[0]}, {target}, {scratch});"
+        codes, logits = ("memory", LOGITS) if step.output == LOGITS else (target, "0")
+        return f"layer(&{name}, {sources[0]}, {codes}, {logits}, {scratch});"
+    pixels, channels, grid = before.size * before.size, before.channels, step.grid
+    assert grid is not None
+    most, last = 2**grid.bits - 1, f"{grid.zero_point}, {2**grid.bits - 1}"
+    match step.op:
+        case "lookup":
+            assert step.table is not None
+            table = constants.add("uint8_t", f"table_{i}", step.table[: 2 ** step.grids[0].bits].numpy())
+            return f"lookup({sources[0]}, {target}, {before.bytes}, {table});"
+        case "add":
+            terms = ", ".join(_float(value) for value in addition(*step.grids, grid))
+            return f"add({sources[0]}, {sources[1]}, {target}, {before.bytes}, {terms}, {most});"
+        case "multiply":
+            a, b = step.grids
+            ratio = torch.tensor(a.step) * torch.tensor(b.step) / torch.tensor(grid.step)
+            sizes = f"{pixels}, {channels}, {a.zero_point}, {b.zero_point}"
+            return f"multiply({sources[0]}, {sources[1]}, {target}, {sizes}, {_float(ratio)}, {last});"
+        case "mean":
+            ratio = torch.tensor(step.grids[0].step) / (torch.tensor(grid.step) * pixels)
+            sizes = f"{pixels}, {channels}, {step.grids[0].zero_point}"
+            return f"mean({sources[0]}, {target}, {sizes}, {_float(ratio)}, {last}, {scratch});"
+        case "maxpool" | "subsample":
+            return f"{step.op}({sources[0]}, {target}, {before.size}, {channels});"
+        case "pad_channels":
+            assert step.channels is not None
+            sizes = f"{pixels}, {channels}, {step.channels[0]}, {step.channels[1]}, {step.grids[0].zero_point}"
+            return f"pad_channels({sources[0]}, {target}, {sizes});"
+    raise CannotRun(f"{step.name}: no kernel for {step.op}")
+
+
+def _layer(step: Step, i: int, program: Program, constants: Constants) -> str:
+    """The constants of a layer; returns the name of what holds them together."""
+    weights, (before,) = step.weights, step.grids
+    assert weights is not None
+    codes = weights.unsigned_codes().numpy().astype(np.uint8)
+    outputs, of_map = len(codes), program.maps[step.inputs[0]]
+    kernel = codes.shape[-1] if codes.ndim == 4 else 1
+    reach = codes[0].size * (2**before.bits - 1) * (2**weights.bits - 1)
+    if reach > MOST:
+        raise CannotRun(f"{step.name}: {codes[0].size} inputs per output overflow a 32-bit accumulator")
+    if codes.ndim == 4:
+        codes = codes.transpose(0, 2, 3, 1)  # channels last
+    if step.is_depthwise:
+        codes = codes.reshape(outputs, -1).T.reshape(1, -1)  # one kernel position after the other
+    packed = pack_words(codes.reshape(len(codes), -1), weights.bits)
+    size, out_size = (of_map.size, program.maps[step.output].size) if step.op == "conv" else (1, 1)
+    zero, most = (step.grid.zero_point, 2**step.grid.bits - 1) if step.grid else (0, 0)
+    factor, offset = (2, 2**weights.bits - 1) if weights.odd else (1, 2 ** (weights.bits - 1))
+    names = [
+        constants.add("uint32_t", f"weights_{i}", packed),
+        constants.add("int32_t", f"bias_{i}", _bias(weights, before)),
+        constants.add("float", f"ratio_{i}", _ratio(weights, before, step.grid)),
+    ]
+    numbers = [weights.bits, factor, offset, weights.shift, size, of_map.channels, kernel, weights.stride, out_size]
+    numbers += [outputs, before.zero_point, 2**before.bits - 1, zero, most]
+    values = ", ".join(map(str, [*names, *numbers]))
+    constants.text.append(f"static const network_layer layer_{i} = {{{values}}}; /* {step.name} */\n")
+    constants.bytes += 4 * (len(names) + len(numbers))
+    return f"layer_{i}"
+
+
+def _bias(weights: Weights, grid: Grid) -> np.ndarray:
+    """Biases with what the zero point of the input adds, modulo 2^32."""
+    totals = weights.weight.flatten(1).sum(1, dtype=torch.int64) * grid.zero_point * 2**weights.shift
+    return (weights.bias.to(torch.int64) - totals).numpy().astype(np.uint32).astype(np.int32)
+
+
+def _ratio(weights: Weights, before: Grid, after: Grid | None) -> np.ndarray:
+    unit = bias_scale(weights, before)
+    return (unit if after is None else unit / torch.tensor(after.step)).numpy()
+
+
+def _float(value: Tensor) -> str:
+    return float(value).hex() + "f"
+
+
+# -- files
+
+
+def _network_c(program: Program, constants: Constants, calls: Sequence[str]) -> str:
+    bits = sorted({step.weights.bits for step in program.steps if step.weights is not None})
+    classes = ", ".join(_string(name) for name in program.graph.classes)
+    body = "\n".join(f"    {call}" for call in calls)
+    kernels = "\n".join((resources.files("oncequant.export") / "kernels" / name).read_text() for name in KERNELS)
+    return f"""\
+/* A network for images of {program.graph.resolution} x {program.graph.resolution} pixels. Generated: see README.md. */
+#include <float.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "network.h"
+
+#define NETWORK_BITS(CASE) {" ".join(f"CASE({b})" for b in bits)}
+
+{kernels}
+/* ---- this network */
+
+{"".join(constants.text)}
+const char *const network_class_names[NETWORK_CLASSES] = {{{classes}}};
+
+int network_run(const uint8_t *pixels, float *logits, void *arena)
+{{
+    uint8_t *const memory = arena;
+    int best = 0;
+    if (!pixels || !logits || !arena || (uintptr_t)arena % 16) return -1;
+{body}
+    for (int i = 1; i < NETWORK_CLASSES; i++)
+        if (logits[i] > logits[best]) best = i;
+    return best;
+}}
+"""
+
+
+def _string(text: str) -> str:
+    """A C string literal, in ASCII."""
+    shown = (chr(b) if 32 <= b < 127 and chr(b) not in '"\\?' else f"\\{b:03o}" for b in text.encode())
+    return '"' + "".join(shown) + '"'
+
+
+def _network_h(graph: Graph, placement: Placement) -> str:
+    return f"""\
+/* A network that tells {len(graph.classes)} classes apart. Generated: see README.md. */
+#ifndef NETWORK_H
+#define NETWORK_H
+
+#include <stdint.h>
+
+#define NETWORK_SIZE {graph.resolution} /* height and width of a picture in pixels */
+#define NETWORK_CHANNELS {graph.channels} /* {"grey" if graph.channels == 1 else "red, green, blue"} */
+#define NETWORK_PIXELS (NETWORK_SIZE * NETWORK_SIZE * NETWORK_CHANNELS)
+#define NETWORK_CLASSES {len(graph.classes)}
+#define NETWORK_ARENA_BYTES {placement.bytes}
+
+extern const char *const network_class_names[NETWORK_CLASSES];
+
+/* Classify one picture.
+ *
+ * pixels: NETWORK_PIXELS bytes, row by row, the channels of a pixel side by side.
+ * logits: NETWORK_CLASSES numbers, written.
+ * arena:  NETWORK_ARENA_BYTES of working memory, aligned to 16 bytes; its contents mean nothing between calls.
+ *
+ * Returns the class with the largest logit, or -1 if a pointer is null or the arena is not aligned.
+ * Nothing else is read or written, so calls with different arenas may run at the same time. */
+int network_run(const uint8_t *pixels, float *logits, void *arena);
+
+#endif
+"""
+
+
+def test_pictures(graph: Graph) -> Tensor:  # (TESTED, C, R, R) uint8
+    """Pictures of the self-test, made by arithmetic: noise of falling strength on a ramp. test.c makes the same."""
+    size, channels = graph.resolution, graph.channels
+    count = TESTED * size * size * channels
+    state, noise = 1, np.empty(count, np.int64)
+    for i in range(count):
+        state = (state * 1664525 + 1013904223) % 2**32
+        noise[i] = state >> 24
+    noise = noise.reshape(TESTED, size, size, channels)
+    row, column = np.arange(size)[:, None, None], np.arange(size)[:, None]
+    ramp = (row * 5 + column * 3) % 256
+    part = np.arange(TESTED)[:, None, None, None]
+    pictures = (noise * (TESTED - part) + ramp * part) // TESTED
+    return torch.from_numpy(pictures.astype(np.uint8)).permute(0, 3, 1, 2).contiguous()
+
+
+def _test_c(graph: Graph) -> str:
+    with torch.no_grad():
+        logits = run_integer(graph, test_pictures(graph).float())
+    rows = ["    {" + ", ".join(float(v).hex() + "f" for v in row) + "}" for row in logits]
+    return f"""\
+/* Whether network.c, as it was compiled, computes to the last bit what it should: on pictures made by arithmetic. */
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "network.h"
+
+enum {{ PICTURES = {TESTED} }};
+
+static const float expected[PICTURES][NETWORK_CLASSES] = {{
+{(","+chr(10)).join(rows)}}};
+
+static uint8_t pixels[NETWORK_PIXELS];
+static float logits[NETWORK_CLASSES];
+static uint64_t arena[(NETWORK_ARENA_BYTES + 15) / 8];
+
+int main(void)
+{{
+    uint8_t *const memory = (uint8_t *)arena + (16 - (uintptr_t)arena % 16) % 16;
+    uint32_t state = 1;
+    int equal = 0;
+    for (int picture = 0; picture < PICTURES; picture++) {{
+        for (int i = 0; i < NETWORK_PIXELS; i++) {{
+            const int row = i / NETWORK_CHANNELS / NETWORK_SIZE, column = i / NETWORK_CHANNELS % NETWORK_SIZE;
+            state = state * 1664525u + 1013904223u;
+            const int noise = (int)(state >> 24), ramp = (row * 5 + column * 3) % 256;
+            pixels[i] = (uint8_t)((noise * (PICTURES - picture) + ramp * picture) / PICTURES);
+        }}
+        network_run(pixels, logits, memory);
+        equal += !memcmp(logits, expected[picture], sizeof logits);
+    }}
+    printf("%d of %d pictures equal\\n", equal, PICTURES);
+    return equal != PICTURES;
+}}
+"""
+
+
+MAKEFILE = """\
+CC ?= cc
+CFLAGS ?= -O3 -march=native
+# numbers must be rounded as written: no contraction, no -ffast-math
+override CFLAGS += -std=c99 -ffp-contract=off -Wall -Wextra
+
+test: self-test
+\t./self-test
+
+self-test: test.c network.c network.h
+\t$(CC) $(CFLAGS) test.c network.c -o $@
+
+.PHONY: test
+"""
+
+
+def _readme(program: Program, placement: Placement, constants: int) -> str:
+    graph = program.graph
+    size, channels = graph.resolution, graph.channels
+    return f"""\
+# A network in C
+
+It tells {len(graph.classes)} classes apart in pictures of {size} x {size} pixels and {channels} channel{"s" * (channels > 1)}, bytes 0 to 255. Larger pictures are first
+cut to a square and resized. The interface is `network.h`; the names of the classes are in it.
+
+    make test                                   # compile and run the self-test on this machine
+    make test CFLAGS="-O3 -DNETWORK_PORTABLE"   # without AVX2 or dot products
+
+It is C99 without heap, libraries and variables of its own. It has {constants} bytes of constants and works in an arena of
+{placement.bytes} bytes. Kernels for AVX2, aarch64 with dot products and Cortex-M with DSP are chosen when it is compiled, for example
+by `-mcpu=cortex-m4 -mfloat-abi=hard -mfpu=fpv4-sp-d16`. Compile with `-std=c99 -ffp-contract=off`, never with `-ffast-math`:
+then logits are equal to the last bit on every machine. `sha256sum -c SHA256SUMS` tells whether the files are as they were.
+"""

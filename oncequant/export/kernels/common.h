@@ -1,0 +1,131 @@
+/* Integer kernels. Maps are bytes, channels last; weights are words of codes that a shift and a mask unpack. */
+
+#if defined(__FAST_MATH__)
+#error "-ffast-math changes how numbers are rounded: compile without it"
+#endif
+#if defined(FLT_EVAL_METHOD) && FLT_EVAL_METHOD != 0
+#error "float arithmetic must be rounded to float: on 32-bit x86 compile with -msse2 -mfpmath=sse"
+#endif
+
+/* The backend, by what the compiler is told of the target. */
+#if defined(NETWORK_PORTABLE)
+#elif defined(__AVX2__)
+#define NETWORK_AVX2
+#include <immintrin.h>
+#elif defined(__ARM_FEATURE_DOTPROD)
+#define NETWORK_NEON
+#include <arm_neon.h>
+#elif defined(__ARM_FEATURE_DSP) && !defined(__ARM_NEON)
+#define NETWORK_CORTEX_M
+#include <arm_acle.h>
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
+#define UNUSED __attribute__((unused))
+#if defined(__clang__)
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL _Pragma("GCC unroll 8")
+#endif
+
+enum { LANES = 8 }; /* output channels whose words lie side by side */
+
+typedef struct {
+    const uint32_t *weights;
+    const int32_t *bias;           /* of each output channel, with what the zero point of the input adds */
+    const float *ratio;            /* value of one unit of the accumulator, in steps of the output or in logits */
+    int32_t bits;                  /* of a code */
+    int32_t factor, offset, shift; /* a weight is (factor * code - offset) * 2^shift */
+    int32_t size, channels, kernel, stride, out_size, out_channels;
+    int32_t in_zero, in_max;       /* of the input's codes */
+    int32_t zero, max;             /* of the output's codes */
+} network_layer;
+
+/* The code of a value in steps: round half to even, as adding 1.5 * 2^23 does; add the zero point; clamp. */
+INLINE uint8_t code_of(float value, float zero, float max)
+{
+    const float big = 12582912.0f;
+    float code = (value + big) - big + zero;
+    code = code < 0.0f ? 0.0f : code;
+    code = code > max ? max : code;
+    return (uint8_t)(int32_t)code;
+}
+
+/* a * code + c with one rounding; in double the product is exact, and so is the sum of numbers this close */
+INLINE float fused(float a, uint8_t code, float c)
+{
+#if defined(__FP_FAST_FMAF)
+    return __builtin_fmaf(a, (float)code, c);
+#else
+    return (float)((double)a * (double)code + (double)c);
+#endif
+}
+
+/* A sum of products as the accumulator has it; unsigned, since what is taken away again may not fit in between. */
+INLINE float accumulator(int32_t sum, int32_t shift, int32_t bias)
+{
+    return (float)(int32_t)(((uint32_t)sum << shift) + (uint32_t)bias);
+}
+
+INLINE int32_t least(int32_t a, int32_t b) { return a < b ? a : b; }
+
+/* ---- codes of weights */
+
+/* Where the words of the parts of a block's codes begin: 3 bits are 2 + 1, 6 are 4 + 2. */
+typedef struct {
+    const uint32_t *of8, *of4, *of2, *of1;
+} network_words;
+
+/* Steps, of four inputs each, whose codes lie in whole words of every part. */
+INLINE int32_t chunk_steps(const int bits) { return bits & 1 ? 8 : bits & 2 ? 4 : bits & 4 ? 2 : 1; }
+
+INLINE int32_t words_of8(const int bits, int32_t steps) { return bits & 8 ? steps : 0; }
+INLINE int32_t words_of4(const int bits, int32_t steps) { return bits & 4 ? (steps + 1) / 2 : 0; }
+INLINE int32_t words_of2(const int bits, int32_t steps) { return bits & 2 ? (steps + 3) / 4 : 0; }
+INLINE int32_t words_of1(const int bits, int32_t steps) { return bits & 1 ? (steps + 7) / 8 : 0; }
+
+INLINE network_words first_words(const int bits, const uint32_t *words, int32_t lanes, int32_t steps)
+{
+    network_words part;
+    part.of8 = words;
+    part.of4 = part.of8 + lanes * words_of8(bits, steps);
+    part.of2 = part.of4 + lanes * words_of4(bits, steps);
+    part.of1 = part.of2 + lanes * words_of2(bits, steps);
+    return part;
+}
+
+INLINE network_words next_words(const int bits, network_words part, int32_t lanes)
+{
+    const int32_t steps = chunk_steps(bits);
+    part.of8 += lanes * steps;
+    part.of4 += lanes * (steps / 2);
+    part.of2 += lanes * (steps / 4);
+    part.of1 += lanes * (steps / 8);
+    return part;
+}
+
+INLINE int32_t block_words(const int bits, int32_t lanes, int32_t steps)
+{
+    return lanes * (words_of8(bits, steps) + words_of4(bits, steps) + words_of2(bits, steps) + words_of1(bits, steps));
+}
+
+/* Codes of one step of a chunk, one a byte: all four (unit 0x01010101), or each second one (unit 0x00010001, shift 0 or
+ * 8). T is a word, or the words of several channels. */
+#define DEFINE_CODES(NAME, T, LOAD)                                                                                   \
+    INLINE T NAME(const int bits, network_words part, int32_t lanes, const int s, const int shift, const uint32_t unit) \
+    {                                                                                                                 \
+        T code = {0};                                                                                                 \
+        if (bits & 8) code = (LOAD(part.of8 + s * lanes) >> shift) & (255 * unit);                                    \
+        if (bits & 4) code |= (LOAD(part.of4 + s / 2 * lanes) >> (4 * (s % 2) + shift)) & (15 * unit);                \
+        if (bits & 2) code |= ((LOAD(part.of2 + s / 4 * lanes) >> (2 * (s % 4) + shift)) & (3 * unit)) << (bits & 4); \
+        if (bits & 1) code |= ((LOAD(part.of1 + s / 8 * lanes) >> (s % 8 + shift)) & unit) << (bits & 6);             \
+        return code;                                                                                                  \
+    }
+
+INLINE uint32_t load_word(const void *from)
+{
+    uint32_t word;
+    memcpy(&word, from, 4);
+    return word;
+}
+DEFINE_CODES(codes_of_word, uint32_t, *)
