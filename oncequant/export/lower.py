@@ -66,7 +66,8 @@ def _training_graph(subnet: Network, arch: Arch, preprocessing: tuple, as_float:
         inputs = [names[name] for name in node.inputs]
         if node is plan.nodes[-1]:
             # flattened before the classifier's quantizer: between the two, ONNX Runtime would not see its QGemm pattern
-            names[node.name] = build.conv(node.name, build.add("flat", "flatten", *inputs), op="linear")
+            flat = build.add("flat", "flatten", build.pooled(*inputs, classifier=node.name))
+            names[node.name] = build.conv(node.name, flat, op="linear")
         elif node.op == "layer":
             names[node.name] = build.conv(node.name, *inputs)
         elif node.op in ("dropout", "optional"):
@@ -89,11 +90,22 @@ class _GraphBuilder:
         self.nodes.append(Node(name, op, inputs, **rest))
         return name
 
+    def pooled(self, name: str, classifier: str) -> str:
+        """A mean, on the classifier's grid already here: so it is an integer kernel, and rounding twice changes nothing."""
+        if self.nodes[-1].name == name and self.nodes[-1].op == "mean":
+            grid = _input_grid(classifier, self.layers[classifier], self.spec(classifier))
+            if grid is not None:
+                return self.add(f"{name}.q", "quantize", name, grid=grid)
+        return name
+
+    def spec(self, name: str) -> LayerSpec:
+        """The layer as it is lowered."""
+        spec = self.specs[name]
+        return replace(spec, weight_bits=FLOAT_BITS, act_bits=FLOAT_BITS) if self.as_float else spec
+
     def conv(self, name: str, x: str, op: str = "conv") -> str:
         """A layer with weights, behind its input's quantizer if it has one."""
-        spec, layer = self.specs[name], self.layers[name]
-        if self.as_float:
-            spec = replace(spec, weight_bits=FLOAT_BITS, act_bits=FLOAT_BITS)
+        spec, layer = self.spec(name), self.layers[name]
         grid = _input_grid(name, layer, spec)
         if grid is not None:
             x = self.add(f"{name}.in", "quantize", x, grid=grid)

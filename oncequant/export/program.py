@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from oncequant.export.graph import Graph, Grid, Node, Weights, grid_of, weights_of
-from oncequant.export.packing import padded_inputs
+from oncequant.export.packing import LANES, padded_inputs
 from oncequant.export.simulate import elementwise
 
 FUSED = ("conv", "add", "multiply", "mean")  # with the one quantizer that reads them
@@ -20,6 +20,7 @@ ELEMENTWISE = ("relu", "hardswish", "hardsigmoid")
 MOVES = ("maxpool", "subsample", "pad_channels")
 PIXELS, LOGITS = "pixels", "logits"
 ALIGNMENT = 16  # bytes, of maps
+MOST_KERNEL = 7
 COLUMNS = 4  # output pixels that a convolution computes together, at most: bytes of scratch
 
 
@@ -105,6 +106,7 @@ class _Builder:
         self.steps: list[Step] = []
         self.maps: dict[str, Map] = {}
         self.same: dict[str, str] = {}  # quantizer -> that of the map with its codes
+        self.tables: dict[tuple[str, bytes], str] = {}  # (map, table of a lookup) -> the map that it gives
 
     def build(self) -> Program:
         for node in self.graph.nodes:
@@ -178,8 +180,11 @@ class _Builder:
             name = output
         self.maps[node.name] = Map(before.size, before.channels, grid)
         table = grid.quantize(values).to(torch.uint8)
+        known = self.tables.setdefault((name, table.numpy().tobytes()), node.name)
         if (table[: 2**before.grid.bits] == torch.arange(2**before.grid.bits)).all():
             self.same[node.name] = name
+        elif known != node.name:  # two layers read one tensor by one grid
+            self.same[node.name] = known
         else:
             self.steps.append(Step("lookup", node.name, (name,), node.name, None, (before.grid,), grid, table))
 
@@ -197,6 +202,8 @@ class _Builder:
             kernel = weights.weight.shape[-1]
             size = (size + 2 * (kernel // 2) - kernel) // weights.stride + 1
             channels = len(weights.weight)
+            if kernel > MOST_KERNEL:
+                raise CannotRun(f"{source.name}: no kernel for convolutions of {kernel} x {kernel}")
             if weights.groups > 1 and not weights.groups == channels == before.channels:
                 raise CannotRun(f"{source.name}: no kernel for convolutions of {weights.groups} groups")
         elif source.op == "mean":
@@ -222,7 +229,8 @@ def scratch_bytes(step: Step, maps: Mapping[str, Map]) -> int:
     channels, weight = maps[step.inputs[0]].channels, step.weights.weight
     inputs = weight[0].numel()
     if step.is_depthwise:
-        return 4 * channels + 2 * padded_inputs(weight.numel(), step.weights.bits) + channels
+        pairs = -(-inputs // 2)  # of kernel positions; their weights in 16 bits, and a row of zero points
+        return 4 * LANES * -(-channels // LANES) * pairs + channels
     # the codes that one output pixel reads, and columns: four pixels of bytes, or two of 16 bits on a Cortex-M
     return aligned(inputs) + COLUMNS * padded_inputs(inputs, step.weights.bits)
 

@@ -2,6 +2,9 @@
 
 INLINE void copy_bytes(uint8_t *to, const uint8_t *from, int32_t count)
 {
+#if defined(NETWORK_AVX2) || defined(NETWORK_NEON)
+    for (; count >= 16; count -= 16, to += 16, from += 16) memcpy(to, from, 16);
+#endif
     for (; count >= 4; count -= 4, to += 4, from += 4) memcpy(to, from, 4);
     for (; count > 0; count--) *to++ = *from++;
 }
@@ -11,48 +14,90 @@ INLINE void fill_bytes(uint8_t *to, uint8_t value, int32_t count)
     while (count-- > 0) *to++ = value;
 }
 
-/* What one output pixel reads, kernel row by kernel row; outside the map the zero point. */
-static void gather(const network_layer *l, const uint8_t *x, int32_t pixel, uint8_t *column)
+/* What an output pixel reads, kernel row by kernel row, from `top` and `left` on; outside the map the zero point. */
+static void gather(const network_layer *l, const uint8_t *x, int32_t top, int32_t left, uint8_t *column)
 {
-    const int32_t top = pixel / l->out_size * l->stride - l->kernel / 2;
-    const int32_t left = pixel % l->out_size * l->stride - l->kernel / 2;
-    const int32_t before = left < 0 ? -left : 0, until = least(l->kernel, l->size - left);
-    for (int32_t row = top; row < top + l->kernel; row++, column += l->kernel * l->channels) {
-        if (row < 0 || row >= l->size) {
-            fill_bytes(column, (uint8_t)l->in_zero, l->kernel * l->channels);
-            continue;
-        }
-        fill_bytes(column, (uint8_t)l->in_zero, before * l->channels);
-        copy_bytes(column + before * l->channels, x + (row * l->size + left + before) * l->channels,
-                   (until - before) * l->channels);
-        fill_bytes(column + until * l->channels, (uint8_t)l->in_zero, (l->kernel - until) * l->channels);
+    const int32_t kernel = l->kernel, channels = l->channels, pitch = l->size * channels;
+    if (top >= 0 && left >= 0 && top + kernel <= l->size && left + kernel <= l->size) {
+        const uint8_t *in = x + top * pitch + left * channels;
+        for (int32_t row = 0; row < kernel; row++, in += pitch, column += kernel * channels)
+            copy_bytes(column, in, kernel * channels);
+        return;
+    }
+    const int32_t before = left < 0 ? -left : 0, until = least(kernel, l->size - left);
+    for (int32_t row = top; row < top + kernel; row++, column += kernel * channels) {
+        const int inside = row >= 0 && row < l->size;
+        const int32_t first = inside ? before * channels : kernel * channels, last = inside ? until * channels : first;
+        fill_bytes(column, (uint8_t)l->in_zero, first);
+        if (inside) copy_bytes(column + first, x + row * pitch + (left + before) * channels, last - first);
+        fill_bytes(column + last, (uint8_t)l->in_zero, kernel * channels - last);
     }
 }
 
-/* Column `p` of an output pixel, zero up to `stride`; returns the sum of its codes. */
-static int32_t make_column(const network_layer *l, const uint8_t *x, int32_t pixel, uint8_t *scratch,
+/* Column `p`, of the output pixel that reads from `top` and `left` on, zero up to `stride`; returns the sum of its codes. */
+static int32_t make_column(const network_layer *l, const uint8_t *x, int32_t top, int32_t left, uint8_t *scratch,
                            network_column *columns, int32_t p, int32_t stride, int32_t inputs)
 {
-    network_column *const column = columns + p * stride;
     int32_t sum = 0;
 #ifdef NETWORK_CORTEX_M
-    const int32_t words = (inputs + 3) / 4;
-    gather(l, x, pixel, scratch);
-    fill_bytes(scratch + inputs, 0, 4 * words - inputs);
-    for (int32_t i = 0; i < words; i++) {
-        const uint32_t word = load_word(scratch + 4 * i), low = __uxtb16(word), high = __uxtb16(word >> 8);
-        memcpy(column + 4 * i, &low, 4);
-        memcpy(column + 4 * i + 2, &high, 4);
+    const int32_t steps = (inputs + 3) / 4;
+    network_column *column = columns + 4 * p;
+    gather(l, x, top, left, scratch);
+    fill_bytes(scratch + inputs, 0, 4 * steps - inputs);
+    for (int32_t i = 0; i < stride / 4; i++, column += 4 * COLUMNS) {
+        const uint32_t word = i < steps ? load_word(scratch + 4 * i) : 0;
+        const uint32_t even = (uint32_t)__uxtb16(word), odd = (uint32_t)__uxtb16(word >> 8);
+        memcpy(column, &even, 4);
+        memcpy(column + 2, &odd, 4);
         sum = (int32_t)__usada8(word, 0, (uint32_t)sum);
     }
-    for (int32_t i = 4 * words; i < stride; i++) column[i] = 0;
 #else
+    network_column *const column = columns + p * stride;
     (void)scratch;
-    gather(l, x, pixel, column);
+    gather(l, x, top, left, column);
     fill_bytes(column + inputs, 0, stride - inputs);
-    for (int32_t i = 0; i < inputs; i++) sum += column[i];
+    int32_t i = 0;
+#ifdef NETWORK_AVX2
+    __m256i parts = _mm256_setzero_si256();
+    for (; i + 32 <= inputs; i += 32) {
+        const __m256i bytes = _mm256_loadu_si256((const __m256i *)(const void *)(column + i));
+        parts = _mm256_add_epi64(parts, _mm256_sad_epu8(bytes, _mm256_setzero_si256()));
+    }
+    __m128i halves = _mm_add_epi64(_mm256_castsi256_si128(parts), _mm256_extracti128_si256(parts, 1));
+    for (; i + 8 <= inputs; i += 8) {
+        const __m128i bytes = _mm_loadl_epi64((const __m128i *)(const void *)(column + i));
+        halves = _mm_add_epi64(halves, _mm_sad_epu8(bytes, _mm_setzero_si128()));
+    }
+    sum = _mm_cvtsi128_si32(_mm_add_epi64(halves, _mm_unpackhi_epi64(halves, halves)));
+#endif
+    for (; i < inputs; i++) sum += column[i];
 #endif
     return sum;
+}
+
+/* Codes of LANES channels of one output pixel, whose weights times inputs are factor * sums - subtracted. */
+INLINE void eight_codes(const network_layer *l, const int32_t *sums, int32_t factor, int32_t subtracted, int32_t channel,
+                        uint8_t *codes)
+{
+    const int32_t *const bias = l->bias + channel;
+    const float *const ratio = l->ratio + channel;
+    const float zero = (float)l->zero, max = (float)l->max;
+#ifdef NETWORK_AVX2
+    const __m256 big = _mm256_set1_ps(12582912.0f);
+    __m256i sum = _mm256_loadu_si256((const __m256i *)(const void *)sums);
+    if (factor != 1) sum = _mm256_add_epi32(sum, sum);
+    sum = _mm256_slli_epi32(_mm256_sub_epi32(sum, _mm256_set1_epi32(subtracted)), l->shift);
+    sum = _mm256_add_epi32(sum, _mm256_loadu_si256((const __m256i *)(const void *)bias));
+    __m256 value = _mm256_mul_ps(_mm256_cvtepi32_ps(sum), _mm256_loadu_ps(ratio));
+    value = _mm256_add_ps(_mm256_sub_ps(_mm256_add_ps(value, big), big), _mm256_set1_ps(zero));
+    value = _mm256_min_ps(_mm256_max_ps(value, _mm256_setzero_ps()), _mm256_set1_ps(max));
+    const __m256i code = _mm256_cvttps_epi32(value);
+    const __m128i words = _mm_packus_epi32(_mm256_castsi256_si128(code), _mm256_extracti128_si256(code, 1));
+    _mm_storel_epi64((__m128i *)(void *)codes, _mm_packus_epi16(words, words));
+#else
+    for (int32_t i = 0; i < LANES; i++)
+        codes[i] = code_of(accumulator(sums[i] * factor - subtracted, l->shift, bias[i]) * ratio[i], zero, max);
+#endif
 }
 
 /* Sums of `count` columns (COLUMNS, or 1) for one block of channels; returns its words. */
@@ -85,83 +130,145 @@ static void layer(const network_layer *l, const uint8_t *x, uint8_t *y, float *l
     const int32_t inputs = l->kernel * l->kernel * l->channels, stride = padded_inputs(inputs, l->bits);
     const int32_t pixels = l->out_size * l->out_size;
     network_column *const columns = (network_column *)(void *)(scratch + (inputs + 15) / 16 * 16);
-    const float zero = (float)l->zero, max = (float)l->max;
+    int32_t top = -(l->kernel / 2), left = top;
+    const int32_t right = left + l->out_size * l->stride;
     for (int32_t first = 0, count; first < pixels; first += count) {
-        int32_t of_codes[COLUMNS], sums[COLUMNS][LANES];
+        int32_t inputs_sum[COLUMNS], sums[COLUMNS][LANES];
         const uint32_t *words = l->weights;
         count = pixels - first < COLUMNS ? 1 : COLUMNS;
-        for (int32_t p = 0; p < count; p++)
-            of_codes[p] = l->offset * make_column(l, x, first + p, scratch, columns, p, stride, inputs);
+        for (int32_t p = 0; p < count; p++) {
+            inputs_sum[p] = make_column(l, x, top, left, scratch, columns, p, stride, inputs);
+            left += l->stride;
+            if (left < right) continue;
+            left = -(l->kernel / 2); /* the next row */
+            top += l->stride;
+        }
         for (int32_t channel = 0; channel < l->out_channels; channel += LANES) {
             const int32_t lanes = least(LANES, l->out_channels - channel);
-            const int32_t *bias = l->bias + channel;
-            const float *ratio = l->ratio + channel;
             words += block_dots(l, count, columns, stride, inputs, words, lanes, sums);
             for (int32_t p = 0; p < count; p++) {
-                uint8_t *out = y + (first + p) * l->out_channels + channel;
-                float value[LANES];
-                if (lanes == LANES) /* a constant number of rounds is compiled to vectors */
-                    for (int32_t i = 0; i < LANES; i++)
-                        value[i] = accumulator(sums[p][i] * l->factor - of_codes[p], l->shift, bias[i]) * ratio[i];
-                else
-                    for (int32_t i = 0; i < lanes; i++)
-                        value[i] = accumulator(sums[p][i] * l->factor - of_codes[p], l->shift, bias[i]) * ratio[i];
-                if (logits)
-                    for (int32_t i = 0; i < lanes; i++) logits[channel + i] = value[i];
-                else if (lanes == LANES)
-                    for (int32_t i = 0; i < LANES; i++) out[i] = code_of(value[i], zero, max);
-                else
-                    for (int32_t i = 0; i < lanes; i++) out[i] = code_of(value[i], zero, max);
+                uint8_t *const out = y + (first + p) * l->out_channels + channel;
+                if (lanes == LANES && !logits) {
+                    eight_codes(l, sums[p], l->factor, l->offset * inputs_sum[p], channel, out);
+                    continue;
+                }
+                for (int32_t i = 0; i < lanes; i++) {
+                    const int32_t sum = sums[p][i] * l->factor - l->offset * inputs_sum[p];
+                    const float value = accumulator(sum, l->shift, l->bias[channel + i]) * l->ratio[channel + i];
+                    if (logits)
+                        logits[channel + i] = value;
+                    else
+                        out[i] = code_of(value, (float)l->zero, (float)l->max);
+                }
             }
         }
     }
 }
 
-/* Weights of a depthwise convolution, kernel position by kernel position, as numbers. */
-UNUSED static void unpack_weights(const network_layer *l, int16_t *to)
+/* ---- depthwise convolutions: two taps at once, of LANES channels */
+
+enum { MOST_TAPS = 50 }; /* of 7 x 7, and one more to make pairs */
+
+/* Weights of block by block of channels, in a block pair by pair of taps, in a pair channel by channel. */
+UNUSED static void unpack_weights(const network_layer *l, int16_t *weights)
 {
-    const int32_t count = l->kernel * l->kernel * l->channels;
+    const int32_t channels = l->channels, taps = l->kernel * l->kernel, pairs = (taps + 1) / 2, count = taps * channels;
+    int32_t tap = 0, channel = 0;
+    memset(weights, 0, (size_t)((channels + LANES - 1) / LANES * pairs * LANES * 4));
     switch (l->bits) {
-#define CASE(BITS)                                                                                  \
-    case BITS: {                                                                                    \
-        network_words part = first_words(BITS, l->weights, 1, (count + 3) / 4);                     \
-        for (int32_t at = 0; at < count; at += 4 * chunk_steps(BITS)) {                             \
-            UNROLL for (int s = 0; s < chunk_steps(BITS); s++) {                                    \
-                const uint32_t code = codes_of_word(BITS, part, 1, s, 0, 0x01010101u);              \
-                for (int j = 0; j < 4; j++)                                                         \
-                    *to++ = (int16_t)((int32_t)(code >> 8 * j & 255) * l->factor - l->offset);      \
-            }                                                                                       \
-            part = next_words(BITS, part, 1);                                                       \
-        }                                                                                           \
-        break;                                                                                      \
+#define CASE(BITS)                                                                                                 \
+    case BITS: {                                                                                                   \
+        network_words part = first_words(BITS, l->weights, 1, (count + 3) / 4);                                    \
+        for (int32_t at = 0; at < count; at += 4 * chunk_steps(BITS)) {                                            \
+            UNROLL for (int s = 0; s < chunk_steps(BITS); s++) {                                                   \
+                uint32_t code = codes_of_word(BITS, part, 1, s, 0, 0x01010101u);                                   \
+                for (int32_t j = at + 4 * s; j < least(count, at + 4 * s + 4); j++, code >>= 8) {                  \
+                    const int32_t block = (channel / LANES * pairs + tap / 2) * LANES + channel % LANES;           \
+                    weights[2 * block + tap % 2] = (int16_t)((int32_t)(code & 255) * l->factor - l->offset);       \
+                    if (++channel == channels) channel = 0, tap++;                                                 \
+                }                                                                                                  \
+            }                                                                                                      \
+            part = next_words(BITS, part, 1);                                                                      \
+        }                                                                                                          \
+        break;                                                                                                     \
     }
         NETWORK_BITS(CASE)
 #undef CASE
     }
 }
 
+/* Sums of one output pixel over the rows that its taps read, for LANES channels. */
+INLINE void tap_dots(const uint8_t *const *rows, int32_t channel, int32_t pairs, const int16_t *weights, int32_t *sums)
+{
+#if defined(NETWORK_AVX2)
+    __m256i sum = _mm256_setzero_si256();
+    for (int32_t i = 0; i < pairs; i++, weights += 2 * LANES) {
+        const __m128i first = _mm_loadl_epi64((const __m128i *)(const void *)(rows[2 * i] + channel));
+        const __m128i second = _mm_loadl_epi64((const __m128i *)(const void *)(rows[2 * i + 1] + channel));
+        const __m256i x = _mm256_cvtepu8_epi16(_mm_unpacklo_epi8(first, second));
+        const __m256i w = _mm256_loadu_si256((const __m256i *)(const void *)weights);
+        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(x, w));
+    }
+    _mm256_storeu_si256((__m256i *)(void *)sums, sum);
+#elif defined(NETWORK_CORTEX_M)
+    for (int32_t half = 0; half < LANES; half += 4, channel += 4) {
+        int32_t s0 = 0, s1 = 0, s2 = 0, s3 = 0;
+        const int16_t *w = weights + 2 * half;
+        for (int32_t i = 0; i < pairs; i++, w += 2 * LANES) {
+            const uint32_t first = load_word(rows[2 * i] + channel), second = load_word(rows[2 * i + 1] + channel);
+            const uint32_t even = (uint32_t)__uxtb16(first), odd = (uint32_t)__uxtb16(first >> 8);
+            const uint32_t even2 = (uint32_t)__uxtb16(second), odd2 = (uint32_t)__uxtb16(second >> 8);
+            s0 = __smlad((int16x2_t)((even & 0xffffu) | even2 << 16), (int16x2_t)load_word(w), s0);
+            s1 = __smlad((int16x2_t)((odd & 0xffffu) | odd2 << 16), (int16x2_t)load_word(w + 2), s1);
+            s2 = __smlad((int16x2_t)(even >> 16 | (even2 & 0xffff0000u)), (int16x2_t)load_word(w + 4), s2);
+            s3 = __smlad((int16x2_t)(odd >> 16 | (odd2 & 0xffff0000u)), (int16x2_t)load_word(w + 6), s3);
+        }
+        sums[half] = s0;
+        sums[half + 1] = s1;
+        sums[half + 2] = s2;
+        sums[half + 3] = s3;
+    }
+#else
+    for (int32_t i = 0; i < LANES; i++) sums[i] = 0;
+    for (int32_t i = 0; i < pairs; i++, weights += 2 * LANES)
+        for (int32_t j = 0; j < LANES; j++)
+            sums[j] += rows[2 * i][channel + j] * weights[2 * j] + rows[2 * i + 1][channel + j] * weights[2 * j + 1];
+#endif
+}
+
 UNUSED static void depthwise(const network_layer *l, const uint8_t *x, uint8_t *y, uint8_t *scratch)
 {
-    const int32_t channels = l->channels, taps = l->kernel * l->kernel;
-    int32_t *const sums = (int32_t *)(void *)scratch;
-    int16_t *const weights = (int16_t *)(void *)(scratch + 4 * channels);
-    uint8_t *const outside = scratch + 4 * channels + 2 * padded_inputs(taps * channels, l->bits);
-    const float zero = (float)l->zero, max = (float)l->max;
+    const int32_t channels = l->channels, taps = l->kernel * l->kernel, pairs = (taps + 1) / 2;
+    int16_t *const weights = (int16_t *)(void *)scratch;
+    uint8_t *const outside = scratch + (channels + LANES - 1) / LANES * pairs * LANES * 4;
+    const uint8_t *rows[MOST_TAPS];
     unpack_weights(l, weights);
     fill_bytes(outside, (uint8_t)l->in_zero, channels);
+    rows[taps] = outside; /* its weights are zero */
     for (int32_t pixel = 0; pixel < l->out_size * l->out_size; pixel++, y += channels) {
         const int32_t top = pixel / l->out_size * l->stride - l->kernel / 2;
         const int32_t left = pixel % l->out_size * l->stride - l->kernel / 2;
-        for (int32_t i = 0; i < channels; i++) sums[i] = 0;
-        for (int32_t tap = 0; tap < taps; tap++) {
-            const int32_t row = top + tap / l->kernel, column = left + tap % l->kernel;
-            const int inside = row >= 0 && row < l->size && column >= 0 && column < l->size;
-            const uint8_t *const in = inside ? x + (row * l->size + column) * channels : outside;
-            const int16_t *const weight = weights + tap * channels;
-            for (int32_t i = 0; i < channels; i++) sums[i] += (int32_t)in[i] * weight[i];
+        for (int32_t tap = 0, row = top; row < top + l->kernel; row++)
+            for (int32_t column = left; column < left + l->kernel; column++) {
+                const int inside = row >= 0 && row < l->size && column >= 0 && column < l->size;
+                rows[tap++] = inside ? x + (row * l->size + column) * channels : outside;
+            }
+        for (int32_t channel = 0; channel < channels; channel += LANES) {
+            const int16_t *const block = weights + 2 * channel * pairs;
+            int32_t sums[LANES];
+            if (channel + LANES <= channels) {
+                tap_dots(rows, channel, pairs, block, sums);
+                eight_codes(l, sums, 1, 0, channel, y + channel);
+                continue;
+            }
+            for (int32_t i = channel; i < channels; i++) { /* too few channels for a block */
+                int32_t sum = 0;
+                for (int32_t tap = 0; tap < taps; tap++)
+                    sum += rows[tap][i] * block[tap / 2 * LANES * 2 + 2 * (i - channel) + tap % 2];
+                const float value = accumulator(sum, l->shift, l->bias[i]) * l->ratio[i];
+                y[i] = code_of(value, (float)l->zero, (float)l->max);
+            }
         }
-        for (int32_t i = 0; i < channels; i++) 
-            y[i] = code_of(accumulator(sums[i], l->shift, l->bias[i]) * l->ratio[i], zero, max);
     }
 }
 
