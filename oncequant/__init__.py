@@ -10,6 +10,7 @@ From Python, everything public is an attribute of this module, imported when it 
     evaluate_run, export_run         measure one subnet; packed files, verified
     report_run                       one page about all of it
     load_package                     an exported network as a plain nn.Module
+    load_compiled                    an exported network in C, compiled for this machine
     COSTS, Budget, table_cost        costs, bounds on them, and costs measured on a device
 
 Every file of a run is read by the command line too: `oncequant search runs/mine --data ...`.
@@ -25,6 +26,7 @@ _PUBLIC = {  # where each name is from
     "oncequant.settings": ("ModelOptions",),
     "oncequant.run_folder": ("Run",),
     "oncequant.runs": ("evaluate_run", "export_run", "new_run", "open_run", "report_run", "search_run", "train_run"),
+    "oncequant.export.compiled": ("load_compiled",),
     "oncequant.export.package": ("load_package",),
     "oncequant.cost": ("COSTS", "Budget"),
     "oncequant.cost_table": ("table_cost",),

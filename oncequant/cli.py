@@ -22,7 +22,7 @@ from oncequant import distributed, runs
 from oncequant.allocator import keep_freed_memory
 from oncequant.arch import Arch
 from oncequant.cost import COSTS
-from oncequant.export.formats import FORMATS, exports_table, needed_packages
+from oncequant.export.formats import DEFAULT_FORMATS, FORMATS, exports_table, needed_packages
 from oncequant.files import read_object
 from oncequant.methods import METHODS, method_of
 from oncequant.options import Compare, Cost, Evaluate, Existing, Export, Info, Report, Run, Search, Train, parse
@@ -82,7 +82,7 @@ def _end(error: Exception) -> None:
 def run(options: Run) -> None:
     """`oncequant run`."""
     options.train.training.check_files()
-    _check_packages(*needed_packages(FORMATS), "matplotlib")
+    _check_packages(*needed_packages(DEFAULT_FORMATS), "matplotlib")
     cfg, found = _prepare(options.train, options.search)
     with writing(found.folder, runs.called_as(), found.data.device):
         METHODS[method_of(cfg)].train(cfg, found)
@@ -231,7 +231,7 @@ def _export(
     found: RunValue,
     names: Sequence[str],
     stage: str | None,
-    formats: Sequence[str] = tuple(FORMATS),
+    formats: Sequence[str] = DEFAULT_FORMATS,
 ) -> str:
     """Export and verify chosen subnets, all without `names`. Returns what is wrong with the files, or ""."""
     exports = runs.export_members(cfg, found, names, stage, formats)

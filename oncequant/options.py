@@ -16,7 +16,7 @@ import tyro
 from oncequant.arch import FLOAT_BITS
 from oncequant.compare import Front, Way
 from oncequant.cost import COSTS
-from oncequant.export.formats import FORMATS
+from oncequant.export.formats import DEFAULT_FORMATS, FORMATS
 from oncequant.files import FileError
 from oncequant.methods import DEFAULT_METHOD, METHODS
 from oncequant.models import FAMILIES
@@ -146,8 +146,8 @@ class ExportOptions:
     names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """Names of chosen subnets; default all of them. A JSON file with an architecture (as the report shows it), largest
     or smallest is measured, chosen as STAGE-NAME and exported."""
-    formats: tuple[str, ...] = tuple(FORMATS)
-    """Files to write. Those of other formats, from an export before, are removed."""
+    formats: tuple[str, ...] = DEFAULT_FORMATS
+    """Files to write; c needs a C compiler. Those of other formats, from an export before, are removed."""
     stage: str | None = None
     """For those: float, 4bit, mixed, ...; default the last supernet (the lowest bit-width)."""
 

@@ -16,7 +16,7 @@ from oncequant.arch import Arch
 from oncequant.cost import Budget
 from oncequant.data import Data, check_images, native_size
 from oncequant.data.sources import is_read
-from oncequant.export.formats import FORMATS
+from oncequant.export.formats import DEFAULT_FORMATS, check_tools
 from oncequant.files import FileError
 from oncequant.hours import fitted
 from oncequant.measure import Judge
@@ -259,7 +259,7 @@ def export_run(
     run: Run,
     names: Sequence[str] = (),
     stage: str | None = None,
-    formats: Sequence[str] = tuple(FORMATS),
+    formats: Sequence[str] = DEFAULT_FORMATS,
 ) -> list[Export]:
     """Export chosen subnets, by default all, to folders of `run.folder / "exports"`, and verify the files.
 
@@ -355,7 +355,7 @@ def export_members(
     run: Run,
     names: Sequence[str] = (),
     stage: str | None = None,
-    formats: Sequence[str] = tuple(FORMATS),
+    formats: Sequence[str] = DEFAULT_FORMATS,
 ) -> list[Export]:
     """Export chosen subnets and verify their files, by default all in all formats; the entries of `exports.json`.
 
@@ -364,6 +364,7 @@ def export_members(
     """
     from oncequant.export.chosen import export_chosen
 
+    check_tools(formats)
     known = {member.name for member in family_of_run(run.folder)}
     own = [name for name in names if name not in known and is_arch(name)]
     if stage and not own:

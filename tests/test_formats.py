@@ -1,6 +1,7 @@
 """The contract of `Format`, for every entry of `FORMATS`; verification of whole exports, all formats and some."""
 
 import json
+import re
 from collections import Counter
 from dataclasses import asdict, dataclass, is_dataclass, replace
 from functools import cache
@@ -12,8 +13,9 @@ from small_export import digits, initialise, lowered, preprocessing, preset, sub
 from test_report import data_in, make_run_folder
 from torch.nn import functional as F
 
+from oncequant.export import compiled
 from oncequant.export.format import Common, Exported, Format, text
-from oncequant.export.formats import FORMATS, exports_table, needed_packages
+from oncequant.export.formats import DEFAULT_FORMATS, FORMATS, check_tools, exports_table, needed_packages
 from oncequant.export.package import DeployedNetwork, load_package
 from oncequant.export.simulate import float_parameters, run_float
 from oncequant.export.verify import VerificationError, export_network, verify
@@ -28,16 +30,20 @@ GRAPHS = {  # presets of small_export, with bits
     "mixed with float": ("nano", (2, 4, 32)),
     "float": ("nano", 32),
     "cifar": ("cifar", 3),
+    "8 bits": ("nano", 8),
 }
+REFUSED = {("c", "mixed with float"), ("c", "float")}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Faster for tensors this small, above all on busy machines."""
-    threads = torch.get_num_threads()
+def fast():
+    """One thread, faster for tensors this small, above all on busy machines; and C that is quickly compiled."""
+    threads, flags = torch.get_num_threads(), compiled.FLAGS
     torch.set_num_threads(1)
+    compiled.FLAGS = ("-O1", *(flag for flag in flags if flag != "-O3"))
     yield
     torch.set_num_threads(threads)
+    compiled.FLAGS = flags
 
 
 @cache
@@ -67,6 +73,13 @@ def judged(name, format_name, folder, graph=None):
 @pytest.mark.parametrize("name", FORMATS)
 def test_what_is_written_is_judged_without_problems(name, graph, tmp_path):
     one = FORMATS[name]
+    why = one.refuses(network(graph)[1])
+    assert bool(why) == ((name, graph) in REFUSED)
+    if why:
+        with pytest.raises(ValueError, match=re.escape(why)):
+            one.write(network(graph)[1], tmp_path / "export")
+        assert "float" in why and not (tmp_path / "export").exists()
+        return
     one.write(network(graph)[1], tmp_path / "export")
     assert {path.name for path in (tmp_path / "export").iterdir()} == set(one.files)
     found = judged(graph, name, tmp_path / "export")
@@ -97,12 +110,12 @@ def test_writing_replaces_and_is_repeatable(name, tmp_path):
 def test_low_bit_weights_are_packed(name, tmp_path):
     one = FORMATS[name]
     sizes = {}
-    for graph in ("2 bits", "float"):
+    for graph in ("2 bits", "8 bits"):
         one.write(network(graph)[1], tmp_path / graph)
         sizes[graph] = judged(graph, name, tmp_path / graph)
-    two, plain = (sizes[graph].judgements[name].bytes for graph in ("2 bits", "float"))
-    saved = sizes["float"].common.ideal_bytes - sizes["2 bits"].common.ideal_bytes
-    assert plain - two > 0.5 * saved
+    two, eight = (sizes[graph].judgements[name].bytes for graph in ("2 bits", "8 bits"))
+    saved = sizes["8 bits"].common.ideal_bytes - sizes["2 bits"].common.ideal_bytes
+    assert eight - two > 0.5 * saved
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -178,7 +191,7 @@ def exported(tmp_path_factory):
     images, labels = digits(1)
     batches = [(images[300:350], labels[300:350]), (images[350:], labels[350:])]
     calibration = [(images[:300], None)]
-    result = export_network(net, arch, *preprocessing(1), calibration, iter(batches), folder)
+    result = export_network(net, arch, *preprocessing(1), calibration, iter(batches), folder, FORMATS)
     return folder, net, arch, result
 
 
@@ -207,11 +220,12 @@ def test_verification_says_in_which_ways_a_file_is_wrong(exported, tmp_path):
     for one in FORMATS.values():
         one.write(replace(graph, nodes=(*graph.nodes[:-1], broken)), tmp_path)
     subject = Exported(graph, lowered(net, arch, as_float=True), tmp_path)
-    problems = verify(net, subject, [(images[:50], labels[:50])]).problems
-    assert len(problems) == 4 and "not explained by rounding" in problems[0]
+    problems = verify(net, subject, [(images[:50], labels[:50])], FORMATS).problems
+    assert len(problems) == 5 and "not explained by rounding" in problems[0]
     assert "the integer simulator answer differently" in problems[1]
     assert "less correctly than the trained network" in problems[2]
     assert problems[3] == "the package holds another network than the one that was written"
+    assert problems[4] == "the compiled C and the integer simulator compute different logits on 50 of 50 images"
 
 
 def test_a_package_that_computes_something_else_is_found(exported, tmp_path, monkeypatch):
@@ -255,6 +269,25 @@ def test_one_format_alone(name, exported, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {*FORMATS[name].files, "verification.json"}
     assert list(found.judgements) == [name] and found.common == every.common
     assert found.judgements[name].top1 == every.judgements[name].top1
+
+
+def test_a_format_that_cannot_hold_a_network_is_left_out(exported, tmp_path, capsys):
+    subnet, graph, _, images = network("float")
+    _, labels = digits(1)
+    (tmp_path / "network.c").write_text("of an export before")
+    test = [(images[:20], labels[:20])]
+    found = export_network(
+        subnet, graph.arch, *preprocessing(1), [(images[:50], None)], test, tmp_path, ["package", "c"]
+    )
+    assert list(found.judgements) == ["package"] and not (tmp_path / "network.c").exists()
+    assert f"{tmp_path.name} is not written as c: " in " ".join(capsys.readouterr().out.split())
+
+
+def test_what_a_format_lacks_is_said_before_work(monkeypatch):
+    monkeypatch.setenv("CC", "no-such-compiler")
+    check_tools(DEFAULT_FORMATS)
+    with pytest.raises(ValueError, match="format c: no C compiler: 'no-such-compiler'"):
+        check_tools(FORMATS)
 
 
 def test_a_loaded_package_is_the_graph(exported):

@@ -6,7 +6,6 @@ Everything that depends on the network is a constant table or a number in a call
 
 from collections.abc import Sequence
 from importlib import resources
-from typing import Any
 
 import numpy as np
 import torch
@@ -87,7 +86,8 @@ def _call(step: Step, i: int, program: Program, placement: Placement, constants:
             table = constants.add("uint8_t", f"table_{i}", step.table[: 2 ** step.grids[0].bits].numpy())
             return f"lookup({sources[0]}, {target}, {before.bytes}, {table});"
         case "add":
-            terms = ", ".join(_float(value) for value in addition(*step.grids, grid))
+            a, b = step.grids
+            terms = ", ".join(_float(value) for value in addition(a, b, grid))
             return f"add({sources[0]}, {sources[1]}, {target}, {before.bytes}, {terms}, {most});"
         case "multiply":
             a, b = step.grids
@@ -230,11 +230,11 @@ def test_pictures(graph: Graph) -> Tensor:  # (TESTED, C, R, R) uint8
     """Pictures of the self-test, made by arithmetic: noise of falling strength on a ramp. test.c makes the same."""
     size, channels = graph.resolution, graph.channels
     count = TESTED * size * size * channels
-    state, noise = 1, np.empty(count, np.int64)
+    state, values = 1, np.empty(count, np.int64)
     for i in range(count):
         state = (state * 1664525 + 1013904223) % 2**32
-        noise[i] = state >> 24
-    noise = noise.reshape(TESTED, size, size, channels)
+        values[i] = state >> 24
+    noise = values.reshape(TESTED, size, size, channels)
     row, column = np.arange(size)[:, None, None], np.arange(size)[:, None]
     ramp = (row * 5 + column * 3) % 256
     part = np.arange(TESTED)[:, None, None, None]
@@ -257,7 +257,7 @@ def _test_c(graph: Graph) -> str:
 enum {{ PICTURES = {TESTED} }};
 
 static const float expected[PICTURES][NETWORK_CLASSES] = {{
-{(","+chr(10)).join(rows)}}};
+{("," + chr(10)).join(rows)}}};
 
 static uint8_t pixels[NETWORK_PIXELS];
 static float logits[NETWORK_CLASSES];
@@ -302,18 +302,19 @@ self-test: test.c network.c network.h
 
 def _readme(program: Program, placement: Placement, constants: int) -> str:
     graph = program.graph
-    size, channels = graph.resolution, graph.channels
+    size, colours = graph.resolution, "grey" if graph.channels == 1 else "red, green and blue"
     return f"""\
 # A network in C
 
-It tells {len(graph.classes)} classes apart in pictures of {size} x {size} pixels and {channels} channel{"s" * (channels > 1)}, bytes 0 to 255. Larger pictures are first
-cut to a square and resized. The interface is `network.h`; the names of the classes are in it.
+It tells {len(graph.classes)} classes apart in pictures of {size} x {size} pixels, {colours}, bytes 0 to 255. Larger
+pictures are first cut to a square and resized. The interface is `network.h`; the names of the classes are in it.
 
     make test                                   # compile and run the self-test on this machine
     make test CFLAGS="-O3 -DNETWORK_PORTABLE"   # without AVX2 or dot products
 
-It is C99 without heap, libraries and variables of its own. It has {constants} bytes of constants and works in an arena of
-{placement.bytes} bytes. Kernels for AVX2, aarch64 with dot products and Cortex-M with DSP are chosen when it is compiled, for example
-by `-mcpu=cortex-m4 -mfloat-abi=hard -mfpu=fpv4-sp-d16`. Compile with `-std=c99 -ffp-contract=off`, never with `-ffast-math`:
-then logits are equal to the last bit on every machine. `sha256sum -c SHA256SUMS` tells whether the files are as they were.
+It is C99 without heap, libraries and variables of its own. It has {constants} bytes of constants and works in an
+arena of {placement.bytes} bytes. Kernels for AVX2, aarch64 with dot products and Cortex-M with DSP are chosen when it
+is compiled, for example by `-mcpu=cortex-m4 -mthumb -mfloat-abi=hard -mfpu=fpv4-sp-d16`. Compile with `-std=c99
+-ffp-contract=off`, never with `-ffast-math`: then logits are equal to the last bit on every machine.
+`sha256sum -c SHA256SUMS` tells whether the files are as they were.
 """

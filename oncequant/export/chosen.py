@@ -5,7 +5,7 @@ from functools import cache
 from pathlib import Path
 
 from oncequant.data import Data, eval_batches
-from oncequant.export.formats import FORMATS
+from oncequant.export.formats import DEFAULT_FORMATS, FORMATS
 from oncequant.export.verify import VerificationError, export_network
 from oncequant.measure import Batches, calibrated_subnet
 from oncequant.network import Network
@@ -15,7 +15,7 @@ from oncequant.supernet_file import load_supernet
 
 
 def export_chosen(
-    run_dir: Path, names: Sequence[str], calibration: Batches, data: Data, formats: Sequence[str] = tuple(FORMATS)
+    run_dir: Path, names: Sequence[str], calibration: Batches, data: Data, formats: Sequence[str] = DEFAULT_FORMATS
 ) -> list[Export]:
     """Export and verify members of the family by name, in some formats; the entries of `exports.json` about them.
 

@@ -106,6 +106,12 @@ class Format:
     """Sentences for the reader of the columns."""
     packages: tuple[str, ...] = ()
     """Python packages that it needs beyond the core."""
+    refuses: Callable[[Graph], str] = lambda graph: ""
+    """Why it cannot hold a network, naming the layer, or ""."""
+    lacks: Callable[[], str] = lambda: ""
+    """What this machine lacks to judge its files, such as a compiler, or ""."""
+    default: bool = True
+    """Written where no formats are named."""
 
     def flat(self, judgement: Judgement) -> dict[str, float]:
         """A judgement as files have it, without its problems."""

@@ -3,15 +3,23 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from oncequant.export import onnx, package
+from oncequant.export import c, onnx, package
 from oncequant.export.format import Format, Row, text
 
-FORMATS: dict[str, Format] = {each.name: each for each in (onnx.FORMAT, package.FORMAT)}
+FORMATS: dict[str, Format] = {each.name: each for each in (onnx.FORMAT, package.FORMAT, c.FORMAT)}
+DEFAULT_FORMATS = tuple(name for name, one in FORMATS.items() if one.default)
 
 
 def needed_packages(names: Iterable[str]) -> list[str]:
     """Python packages that formats need beyond the core, each once."""
     return list(dict.fromkeys(each for name in names for each in FORMATS[name].packages))
+
+
+def check_tools(names: Iterable[str]) -> None:
+    """Raise ValueError if this machine lacks what a format needs, before work is done."""
+    for name in names:
+        if lacking := FORMATS[name].lacks():
+            raise ValueError(f"format {name}: {lacking}")
 
 
 class ExportsTable(NamedTuple):

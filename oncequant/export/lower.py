@@ -66,7 +66,7 @@ def _training_graph(subnet: Network, arch: Arch, preprocessing: tuple, as_float:
         inputs = [names[name] for name in node.inputs]
         if node is plan.nodes[-1]:
             # flattened before the classifier's quantizer: between the two, ONNX Runtime would not see its QGemm pattern
-            flat = build.add("flat", "flatten", build.pooled(*inputs, classifier=node.name))
+            flat = build.add("flat", "flatten", build.pooled(inputs[0], node.name))
             names[node.name] = build.conv(node.name, flat, op="linear")
         elif node.op == "layer":
             names[node.name] = build.conv(node.name, *inputs)
@@ -91,7 +91,7 @@ class _GraphBuilder:
         return name
 
     def pooled(self, name: str, classifier: str) -> str:
-        """A mean, on the classifier's grid already here: so it is an integer kernel, and rounding twice changes nothing."""
+        """A mean, on the classifier's grid already here: an integer kernel then, and rounding twice changes nothing."""
         if self.nodes[-1].name == name and self.nodes[-1].op == "mean":
             grid = _input_grid(classifier, self.layers[classifier], self.spec(classifier))
             if grid is not None:

@@ -195,7 +195,7 @@ def _requantize(value: _Value, grid: Grid) -> Tensor:
 
 
 def addition(a: Grid, b: Grid, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
-    """(ratio_a, ratio_b, offset): a sum of codes on `a` and `b`, in steps of `grid`, is ratio_a a + ratio_b b + offset."""
+    """(ratio_a, ratio_b, offset): in steps of `grid`, codes on `a` and `b` add up to ratio_a a + ratio_b b + offset."""
     step, step_a, step_b, zero_a = map(torch.tensor, (grid.step, a.step, b.step, float(a.zero_point)))
     ratio_a, ratio_b = step_a / step, step_b / step
     return ratio_a, ratio_b, grid.zero_point - _fma(ratio_a, zero_a, ratio_b * b.zero_point)

@@ -13,13 +13,14 @@ import torch
 
 from oncequant.arch import Arch
 from oncequant.export.format import Batch, Common, Exported, Judgement
-from oncequant.export.formats import FORMATS
+from oncequant.export.formats import DEFAULT_FORMATS, FORMATS
 from oncequant.export.graph import Graph
 from oncequant.export.lower import lower, network_input
 from oncequant.export.simulate import float_parameters, run_float, run_integer
 from oncequant.files import write_json
 from oncequant.measure import Batches
 from oncequant.network import Network
+from oncequant.progress import console
 
 PACKING_LIMIT = 1.10  # packed bytes of low-bit weights over params * bits / 8
 
@@ -63,24 +64,31 @@ def export_network(
     calibration: Batches,
     test: Batches,
     out_dir: Path,
-    formats: Iterable[str] = tuple(FORMATS),
+    formats: Iterable[str] = DEFAULT_FORMATS,
 ) -> Verification:
     """Write a calibrated static subnet in some formats, by default all, and verify the files on the test split.
 
     Args: as `lower`, and
         test: (normalised images (N, C, S, S), labels (N,)) of the images to verify on.
         out_dir: folder of the files; created if missing, existing files are replaced one by one, atomically.
-        formats: names in `FORMATS`.
+        formats: names in `FORMATS`. One that cannot hold this network is left out, with a line on the terminal.
 
     Raises FileError if a file cannot be written or read again, VerificationError (after writing `verification.json`) if
     the files disagree with the trained network.
     """
     out_dir, about = Path(out_dir), (mean, std, classes, image_size)
     graph = lower(subnet, arch, *about, calibration)
+    able = []
     for name in formats:
-        FORMATS[name].write(graph, out_dir)
+        if why := FORMATS[name].refuses(graph):
+            console.print(f"{out_dir.name} is not written as {name}: {why}", soft_wrap=True)
+            for file in FORMATS[name].files:
+                (out_dir / file).unlink(missing_ok=True)
+        else:
+            FORMATS[name].write(graph, out_dir)
+            able.append(name)
     exported = Exported(graph, lower(subnet, arch, *about, (), as_float=True), out_dir)
-    found = verify(subnet, exported, test, formats)
+    found = verify(subnet, exported, test, able)
     write_json(out_dir / "verification.json", {**found.flat(), "problems": list(found.problems)})
     if found.problems:
         raise VerificationError(f"{out_dir} cannot be trusted: {'; '.join(found.problems)}", found)
@@ -88,7 +96,9 @@ def export_network(
 
 
 @torch.no_grad()
-def verify(subnet: Network, exported: Exported, test: Batches, formats: Iterable[str] = tuple(FORMATS)) -> Verification:
+def verify(
+    subnet: Network, exported: Exported, test: Batches, formats: Iterable[str] = DEFAULT_FORMATS
+) -> Verification:
     """Compare the trained subnet, its graph and the files of some formats on every test image.
 
     Raises FileError for a file that cannot be read, ValueError if there are no images.

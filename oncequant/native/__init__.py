@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import tempfile
 import warnings
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -71,19 +72,12 @@ def available() -> bool:
 @cache
 def library() -> ctypes.CDLL:
     """The loaded kernels. Raises BuildError if they cannot be built."""
-    compiler = shlex.split(os.environ.get("CC", "cc"))
-    if not compiler or shutil.which(compiler[0]) is None:
-        raise BuildError(f"no C compiler: {' '.join(compiler)!r} is not on the PATH")
-    key = hashlib.sha256(
-        "\n".join([*(file.read_text() for file in (HEADER, *SOURCES)), *FLAGS, *compiler, _cpu()]).encode()
-    ).hexdigest()[:16]
+    threads = [[*FLAGS, *one, "-lm"] for one in (["-fopenmp"], ["-fopenmp-simd"], [])]  # what the compiler knows
+    path = built("kernels", SOURCES, [HEADER], threads)
     try:
-        path = _cache_folder() / f"kernels-{key}.so"
-        if not path.exists():
-            _build(compiler, path)
         loaded = ctypes.CDLL(str(path))
-    except OSError as error:  # no space, no permission, not a library
-        raise BuildError(f"kernels-{key}.so cannot be built or loaded: {error}") from error
+    except OSError as error:
+        raise BuildError(f"{path.name} cannot be loaded: {error}") from error
     pointer, real, integer, long = ctypes.c_void_p, ctypes.c_float, ctypes.c_int, ctypes.c_long
     grid: list[Any] = [pointer, pointer, ctypes.POINTER(Options)]  # step size, offset
     loaded.fake_quantize.argtypes = [pointer, pointer, long, *grid]
@@ -106,15 +100,45 @@ def library() -> ctypes.CDLL:
     return loaded
 
 
-def _build(compiler: list[str], path: Path) -> None:
-    """Compile to a file beside `path` and move it there, with OpenMP if the compiler knows it."""
+def missing_compiler() -> str:
+    """Why nothing can be compiled, or ""."""
+    command = _compiler()
+    if command and shutil.which(command[0]) is not None:
+        return ""
+    return f"no C compiler: {' '.join(command)!r} is not on the PATH (the environment variable CC names another)"
+
+
+def built(name: str, sources: Sequence[Path], headers: Sequence[Path], choices: Sequence[Sequence[str]]) -> Path:
+    """A shared library of C files, by the first choice of flags that works; kept, and compiled once per machine.
+
+    Raises BuildError.
+    """
+    if missing := missing_compiler():
+        raise BuildError(missing)
+    parts = [*(file.read_text() for file in (*headers, *sources)), *choices[0], *_compiler(), _cpu()]
+    file = f"{name}-{hashlib.sha256(chr(10).join(parts).encode()).hexdigest()[:16]}.so"
+    try:
+        path = _cache_folder() / file
+        if not path.exists():
+            _build(sources, choices, path)
+    except OSError as error:  # no space, no permission
+        raise BuildError(f"{file} cannot be built: {error}") from error
+    return path
+
+
+def _compiler() -> list[str]:
+    return shlex.split(os.environ.get("CC", "cc"))
+
+
+def _build(sources: Sequence[Path], choices: Sequence[Sequence[str]], path: Path) -> None:
+    """Compile to a file beside `path` and move it there."""
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        built = Path(folder) / path.name
-        for threads in (("-fopenmp",), ("-fopenmp-simd",), ()):
-            command = [*compiler, *FLAGS, *threads, *map(str, SOURCES), "-o", str(built), "-lm"]
+        output = Path(folder) / path.name
+        for flags in choices:  # libraries come behind the files that need them
+            command = [*_compiler(), *map(str, sources), *flags, "-o", str(output)]
             result = subprocess.run(command, capture_output=True, text=True)
             if result.returncode == 0:
-                os.replace(built, path)
+                os.replace(output, path)
                 return
     raise BuildError(f"{' '.join(command)}: {result.stderr.strip()[-500:]}")
 

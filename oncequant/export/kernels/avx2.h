@@ -72,13 +72,11 @@ INLINE void dots(const int bits, const int count, const network_layer *l, const 
                  int32_t inputs, const uint32_t *words, int32_t lanes, int32_t (*sums)[LANES])
 {
     const int32_t most = 2 * l->in_max * ((1 << bits) - 1); /* of two products */
-    const int32_t chunks = 32767 / most / chunk_steps(bits);
-    if (lanes < LANES) {
-        plain_dots(bits, count, columns, stride, inputs, words, lanes, sums);
-        return;
-    }
+    const int32_t chunks = 32767 / most / chunk_steps(bits); /* at least 1 for up to 4 bits */
     const network_words part = first_words(bits, words, LANES, (inputs + 3) / 4);
-    if (bits < 8 && chunks)
+    if (lanes < LANES)
+        leftover_dots(bits, count, columns, stride, inputs, words, lanes, sums);
+    else if (bits <= 4 || (bits < 8 && chunks))
         narrow_dots(bits, count, columns, stride, chunks, part, sums);
     else
         wide_dots(bits, count, columns, stride, part, sums);

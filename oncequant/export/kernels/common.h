@@ -22,8 +22,9 @@
 
 #define INLINE static inline __attribute__((always_inline))
 #define UNUSED __attribute__((unused))
-#if defined(__clang__)
-#define UNROLL _Pragma("unroll")
+#define KERNEL UNUSED static __attribute__((noinline)) /* one copy each: networks call kernels many times */
+#if defined(__clang__) /* unrolls by itself, and warns where it is told to and cannot */
+#define UNROLL
 #else
 #define UNROLL _Pragma("GCC unroll 8")
 #endif

@@ -15,7 +15,7 @@ INLINE void fill_bytes(uint8_t *to, uint8_t value, int32_t count)
 }
 
 /* What an output pixel reads, kernel row by kernel row, from `top` and `left` on; outside the map the zero point. */
-static void gather(const network_layer *l, const uint8_t *x, int32_t top, int32_t left, uint8_t *column)
+KERNEL void gather(const network_layer *l, const uint8_t *x, int32_t top, int32_t left, uint8_t *column)
 {
     const int32_t kernel = l->kernel, channels = l->channels, pitch = l->size * channels;
     if (top >= 0 && left >= 0 && top + kernel <= l->size && left + kernel <= l->size) {
@@ -35,7 +35,7 @@ static void gather(const network_layer *l, const uint8_t *x, int32_t top, int32_
 }
 
 /* Column `p`, of the output pixel that reads from `top` and `left` on, zero up to `stride`; returns the sum of its codes. */
-static int32_t make_column(const network_layer *l, const uint8_t *x, int32_t top, int32_t left, uint8_t *scratch,
+KERNEL int32_t make_column(const network_layer *l, const uint8_t *x, int32_t top, int32_t left, uint8_t *scratch,
                            network_column *columns, int32_t p, int32_t stride, int32_t inputs)
 {
     int32_t sum = 0;
@@ -101,7 +101,7 @@ INLINE void eight_codes(const network_layer *l, const int32_t *sums, int32_t fac
 }
 
 /* Sums of `count` columns (COLUMNS, or 1) for one block of channels; returns its words. */
-static int32_t block_dots(const network_layer *l, int32_t count, const network_column *columns, int32_t stride,
+KERNEL int32_t block_dots(const network_layer *l, int32_t count, const network_column *columns, int32_t stride,
                           int32_t inputs, const uint32_t *words, int32_t lanes, int32_t (*sums)[LANES])
 {
     switch (l->bits) {
@@ -125,7 +125,7 @@ INLINE int32_t padded_inputs(int32_t inputs, int32_t bits)
 }
 
 /* A convolution to codes, or, with `logits`, a linear layer. */
-static void layer(const network_layer *l, const uint8_t *x, uint8_t *y, float *logits, uint8_t *scratch)
+KERNEL void layer(const network_layer *l, const uint8_t *x, uint8_t *y, float *logits, uint8_t *scratch)
 {
     const int32_t inputs = l->kernel * l->kernel * l->channels, stride = padded_inputs(inputs, l->bits);
     const int32_t pixels = l->out_size * l->out_size;
@@ -170,7 +170,7 @@ static void layer(const network_layer *l, const uint8_t *x, uint8_t *y, float *l
 enum { MOST_TAPS = 50 }; /* of 7 x 7, and one more to make pairs */
 
 /* Weights of block by block of channels, in a block pair by pair of taps, in a pair channel by channel. */
-UNUSED static void unpack_weights(const network_layer *l, int16_t *weights)
+KERNEL void unpack_weights(const network_layer *l, int16_t *weights)
 {
     const int32_t channels = l->channels, taps = l->kernel * l->kernel, pairs = (taps + 1) / 2, count = taps * channels;
     int32_t tap = 0, channel = 0;
@@ -236,7 +236,7 @@ INLINE void tap_dots(const uint8_t *const *rows, int32_t channel, int32_t pairs,
 #endif
 }
 
-UNUSED static void depthwise(const network_layer *l, const uint8_t *x, uint8_t *y, uint8_t *scratch)
+KERNEL void depthwise(const network_layer *l, const uint8_t *x, uint8_t *y, uint8_t *scratch)
 {
     const int32_t channels = l->channels, taps = l->kernel * l->kernel, pairs = (taps + 1) / 2;
     int16_t *const weights = (int16_t *)(void *)scratch;
@@ -275,18 +275,18 @@ UNUSED static void depthwise(const network_layer *l, const uint8_t *x, uint8_t *
 /* ---- operations without weights */
 
 /* Raw pixels to codes, by a table of 256 for each channel. */
-static void from_pixels(const uint8_t *x, uint8_t *y, int32_t pixels, int32_t channels, const uint8_t *table)
+KERNEL void from_pixels(const uint8_t *x, uint8_t *y, int32_t pixels, int32_t channels, const uint8_t *table)
 {
     for (int32_t i = 0; i < pixels; i++)
         for (int32_t c = 0; c < channels; c++, x++) *y++ = table[256 * c + *x];
 }
 
-UNUSED static void lookup(const uint8_t *x, uint8_t *y, int32_t count, const uint8_t *table)
+KERNEL void lookup(const uint8_t *x, uint8_t *y, int32_t count, const uint8_t *table)
 {
     for (int32_t i = 0; i < count; i++) y[i] = table[x[i]];
 }
 
-UNUSED static void add(const uint8_t *a, const uint8_t *b, uint8_t *y, int32_t count, float ratio_a, float ratio_b,
+KERNEL void add(const uint8_t *a, const uint8_t *b, uint8_t *y, int32_t count, float ratio_a, float ratio_b,
                        float offset, int32_t max)
 {
     for (int32_t i = 0; i < count; i++)
@@ -294,7 +294,7 @@ UNUSED static void add(const uint8_t *a, const uint8_t *b, uint8_t *y, int32_t c
 }
 
 /* A map times one number for each channel. */
-UNUSED static void multiply(const uint8_t *x, const uint8_t *gate, uint8_t *y, int32_t pixels, int32_t channels,
+KERNEL void multiply(const uint8_t *x, const uint8_t *gate, uint8_t *y, int32_t pixels, int32_t channels,
                             int32_t zero_x, int32_t zero_gate, float ratio, int32_t zero, int32_t max)
 {
     for (int32_t i = 0; i < pixels; i++)
@@ -304,7 +304,7 @@ UNUSED static void multiply(const uint8_t *x, const uint8_t *gate, uint8_t *y, i
         }
 }
 
-UNUSED static void mean(const uint8_t *x, uint8_t *y, int32_t pixels, int32_t channels, int32_t zero_x, float ratio,
+KERNEL void mean(const uint8_t *x, uint8_t *y, int32_t pixels, int32_t channels, int32_t zero_x, float ratio,
                         int32_t zero, int32_t max, uint8_t *scratch)
 {
     int32_t *const sums = (int32_t *)(void *)scratch;
@@ -315,7 +315,7 @@ UNUSED static void mean(const uint8_t *x, uint8_t *y, int32_t pixels, int32_t ch
 }
 
 /* 3 x 3 with stride 2; outside the map nothing. */
-UNUSED static void maxpool(const uint8_t *x, uint8_t *y, int32_t size, int32_t channels)
+KERNEL void maxpool(const uint8_t *x, uint8_t *y, int32_t size, int32_t channels)
 {
     for (int32_t i = 0; i < size; i += 2)
         for (int32_t j = 0; j < size; j += 2, y += channels) {
@@ -329,14 +329,14 @@ UNUSED static void maxpool(const uint8_t *x, uint8_t *y, int32_t size, int32_t c
 }
 
 /* Every second pixel. */
-UNUSED static void subsample(const uint8_t *x, uint8_t *y, int32_t size, int32_t channels)
+KERNEL void subsample(const uint8_t *x, uint8_t *y, int32_t size, int32_t channels)
 {
     for (int32_t i = 0; i < size; i += 2)
         for (int32_t j = 0; j < size; j += 2, y += channels) copy_bytes(y, x + (i * size + j) * channels, channels);
 }
 
 /* More channels, all zero, before and after. */
-UNUSED static void pad_channels(const uint8_t *x, uint8_t *y, int32_t pixels, int32_t channels, int32_t before,
+KERNEL void pad_channels(const uint8_t *x, uint8_t *y, int32_t pixels, int32_t channels, int32_t before,
                                 int32_t after, int32_t zero)
 {
     for (int32_t i = 0; i < pixels; i++, x += channels, y += before + channels + after) {

@@ -10,7 +10,7 @@ INLINE void dots(const int bits, const int count, const network_layer *l UNUSED,
                  int32_t stride, int32_t inputs, const uint32_t *words, int32_t lanes, int32_t (*sums)[LANES])
 {
     if (lanes < LANES) {
-        plain_dots(bits, count, columns, stride, inputs, words, lanes, sums);
+        leftover_dots(bits, count, columns, stride, inputs, words, lanes, sums);
         return;
     }
     for (int32_t half = 0; half < LANES; half += 4) {

@@ -22,6 +22,13 @@ UNUSED INLINE void plain_dots(const int bits, const int count, const uint8_t *co
     }
 }
 
+/* The same in one function for all bit-widths, for the last few channels of a layer: less to compile. */
+KERNEL void leftover_dots(int bits, int count, const uint8_t *columns, int32_t stride, int32_t inputs,
+                                 const uint32_t *words, int32_t lanes, int32_t (*sums)[LANES])
+{
+    plain_dots(bits, count, columns, stride, inputs, words, lanes, sums);
+}
+
 #if !defined(NETWORK_AVX2) && !defined(NETWORK_NEON) && !defined(NETWORK_CORTEX_M)
 enum { COLUMNS = 4 };
 typedef uint8_t network_column;

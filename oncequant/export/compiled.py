@@ -1,0 +1,71 @@
+"""A network in C, compiled for this machine and called from Python."""
+
+import ctypes
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from oncequant.export.c import check_files
+from oncequant.export.program import ALIGNMENT
+from oncequant.native import built
+
+FLAGS = ("-std=c99", "-O3", "-march=native", "-ffp-contract=off", "-shared", "-fPIC")
+BATCH_C = Path(__file__).parent / "kernels" / "batch.c"
+
+
+class CompiledNetwork:
+    """The compiled network of an exported folder; calls from several threads are safe."""
+
+    def __init__(self, library: Path, threads: int):
+        loaded = ctypes.CDLL(str(library))
+        self._run = loaded.network_batch
+        self._run.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p]
+        self._run.restype = None
+        numbers = list((ctypes.c_int32 * 4).in_dll(loaded, "network_numbers"))
+        self.resolution, self.channels, count, self.arena_bytes = numbers
+        names = (ctypes.c_char_p * count).in_dll(loaded, "network_class_names")
+        self.classes = tuple((name or b"").decode() for name in names)
+        self.threads = threads
+
+    def __call__(self, pixels: Tensor) -> Tensor:  # (N, C, R, R) uint8 -> (N, classes) float32
+        """Logits of raw pixels at the network's resolution. Raises ValueError for another shape or type."""
+        expected = (self.channels, self.resolution, self.resolution)
+        if pixels.dim() != 4 or tuple(pixels.shape[1:]) != expected or pixels.dtype != torch.uint8:
+            shape = f"{tuple(pixels.shape)} {pixels.dtype}"
+            raise ValueError(f"expected images of shape (N, *{expected}) and type torch.uint8, got {shape}")
+        images = np.ascontiguousarray(pixels.permute(0, 2, 3, 1).numpy())
+        logits = np.empty((len(images), len(self.classes)), np.float32)
+        size = -(-max(1, len(images)) // self.threads)
+        firsts = range(0, len(images), size)
+
+        def run(first: int) -> None:
+            arena = np.empty(self.arena_bytes + ALIGNMENT, np.uint8)
+            start = -arena.ctypes.data % ALIGNMENT + arena.ctypes.data
+            some, out = images[first : first + size], logits[first : first + size]
+            self._run(some.ctypes.data, out.ctypes.data, len(some), start)
+
+        if len(firsts) > 1:
+            with ThreadPoolExecutor(self.threads) as pool:
+                list(pool.map(run, firsts))
+        else:
+            for first in firsts:
+                run(first)
+        return torch.from_numpy(logits)
+
+
+def load_compiled(folder: Path | str, threads: int | None = None) -> CompiledNetwork:
+    """Compile the C of an exported folder for this machine; a network that was compiled before is loaded only.
+
+    Args:
+        threads: that share the images of a call; default as many as the machine has cores.
+
+    Raises FileError if a file is missing or damaged, BuildError without a compiler or if it fails.
+    """
+    folder = Path(folder)
+    check_files(folder)
+    path = built("network", [folder / "network.c", BATCH_C], [folder / "network.h"], [[*FLAGS, f"-I{folder}"]])
+    return CompiledNetwork(path, threads or len(os.sched_getaffinity(0)))

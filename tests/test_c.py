@@ -1,0 +1,323 @@
+"""Networks in C: bit-equal to the integer simulator on every backend that this machine can run, in little memory."""
+
+import shutil
+import subprocess
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from small_export import CLASSES, digits, lowered, preset, subnet_of
+
+from oncequant import load_compiled
+from oncequant.export import compiled
+from oncequant.export.c import FILES, FORMAT
+from oncequant.export.c_writer import sources
+from oncequant.export.graph import Graph, Grid, Node, Weights
+from oncequant.export.lower import lower
+from oncequant.export.packing import pack_words, padded_inputs, parts
+from oncequant.export.program import CannotRun, place, program
+from oncequant.export.simulate import run_integer
+from oncequant.family import with_bits
+from oncequant.files import FileError
+from oncequant.measure import calibrated_subnet, initialise_quantizers
+from oncequant.models import build_network
+from oncequant.models.elastic_resnet import PRESETS as RESIDUAL
+from oncequant.models.resnet import ResNetConfig
+
+ARM = ("arm-none-eabi-gcc", "qemu-system-arm")
+AARCH64 = ("aarch64-linux-gnu-gcc", "qemu-aarch64")
+CORTEX_M4 = "-mcpu=cortex-m4 -mthumb -mfloat-abi=hard -mfpu=fpv4-sp-d16".split()
+STRICT = "-std=c99 -ffp-contract=off -Wall -Wextra -Werror".split()
+
+
+def residual(precisions=(404,), **options):
+    """A graph of DNAS's family, with pooling, shortcuts that pad channels, and odd codes by DoReFa."""
+    config = ResNetConfig(
+        stage_blocks=(1, 1),
+        stage_widths=(6, 10),
+        resolutions=(16,),
+        precisions=precisions,
+        edge_bits=8,
+        projections=False,
+        **options,
+    )
+    torch.manual_seed(0)
+    net, images = build_network(config), torch.randn(40, 3, 16, 16)
+    initialise_quantizers(net, images)
+    arch = net.space.smallest()
+    calibration = [(images, None)]
+    return lower(calibrated_subnet(net, arch, calibration), arch, (0.5,) * 3, (0.25,) * 3, CLASSES, 16, calibration)
+
+
+@cache
+def graph_of(name):
+    """Graphs of all families, bit-widths, and operations."""
+    if name in ("pooled", "odd codes"):
+        return residual((303,), large_stem=True) if name == "pooled" else residual((102,), weight_quantizer="dorefa")
+    family, bits = name.rsplit(" ", 1)
+    if family == "resnet-nano":
+        config = with_bits(replace(RESIDUAL[family], edge_bits=8), int(bits))
+        return lowered(*subnet_of(config, seed=int(bits)))
+    return lowered(*subnet_of(preset(family, int(bits)), seed=int(bits), resolution=20 if family == "cifar" else 10))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fast():
+    """One thread, faster for tensors this small; and the compiler optimises less, but for one network."""
+    threads, flags = torch.get_num_threads(), compiled.FLAGS
+    torch.set_num_threads(1)
+    compiled.FLAGS = ("-O1", *(flag for flag in flags if flag != "-O3"))
+    yield
+    torch.set_num_threads(threads)
+    compiled.FLAGS = flags
+
+
+GRAPHS = [*(f"nano {bits}" for bits in (2, 3, 4, 5, 8)), "cifar 3", "resnet-nano 2", "pooled", "odd codes"]
+
+
+def written(graph, folder):
+    FORMAT.write(graph, folder)
+    return folder
+
+
+def run(*command, **options):
+    return subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=300, **options)
+
+
+def missing(tools):
+    return [tool for tool in tools if shutil.which(tool) is None]
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_logits_are_those_of_the_simulator_on_every_backend(name, tmp_path):
+    graph, folder = graph_of(name), written(graph_of(name), tmp_path)
+    generator = torch.Generator().manual_seed(0)
+    shape = (16, graph.channels, graph.resolution, graph.resolution)
+    pixels = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+    network = load_compiled(folder, 2)
+    assert torch.equal(network(pixels), run_integer(graph, pixels.float()))
+    assert network.classes == graph.classes and network(pixels[:0]).shape == (0, len(graph.classes))
+    self_test(folder, "-O1 -DNETWORK_PORTABLE -Werror")
+    if name == "cifar 3":
+        self_test(folder, "-O3 -march=native")  # as users have it
+        self_test(folder, "-O1 -march=native -Werror -fsanitize=address,undefined -fno-sanitize-recover=all")
+        self_test(folder, "-O2 -march=native -Werror", "clang")
+
+
+def self_test(folder, flags, compiler="gcc"):
+    """Compiles a network and runs its own test, if there is such a compiler."""
+    if not missing([compiler]):
+        found = run("make", "-B", "test", f"CC={compiler}", f"CFLAGS={flags}", cwd=folder)
+        assert found.returncode == 0 and "8 of 8 pictures equal" in found.stdout, found.stderr[-2000:]
+
+
+START = """
+#include <stdint.h>
+extern int main(void);
+extern uint32_t bss_start, bss_end, stack_top, data_start, data_end, data_load;
+extern void initialise_monitor_handles(void);
+void _exit(int);
+void reset(void)
+{
+    *(volatile uint32_t *)0xE000ED88 |= 0xfu << 20; /* the FPU */
+    __asm volatile("dsb\\n isb");
+    for (uint32_t *p = &bss_start; p < &bss_end;) *p++ = 0;
+    for (uint32_t *p = &data_start, *q = &data_load; p < &data_end;) *p++ = *q++;
+    initialise_monitor_handles();
+    _exit(main());
+}
+static void fault(void) { _exit(99); }
+__attribute__((section(".vectors"), used)) void (*const vectors[16])(void) = {
+    (void (*)(void))&stack_top, reset, fault, fault, fault, fault, fault, fault};
+"""
+LAYOUT = """
+MEMORY { CODE (rx) : ORIGIN = 0x0, LENGTH = 4M DATA (rwx) : ORIGIN = 0x20000000, LENGTH = 4M }
+ENTRY(reset)
+SECTIONS {
+  .text : { KEEP(*(.vectors)) *(.text*) *(.rodata*) } > CODE
+  .ARM.exidx : { *(.ARM.exidx*) } > CODE
+  data_load = LOADADDR(.data);
+  .data : { data_start = .; *(.data*) . = ALIGN(4); data_end = .; } > DATA AT > CODE
+  .bss : { bss_start = .; *(.bss*) *(COMMON) . = ALIGN(8); bss_end = .; end = .; } > DATA
+  stack_top = ORIGIN(DATA) + LENGTH(DATA);
+}
+"""
+
+
+@pytest.mark.skipif(bool(missing(ARM)), reason=f"needs {', '.join(ARM)}")
+@pytest.mark.parametrize("name", ["nano 3", "nano 4", "resnet-nano 2", "pooled", "odd codes"])
+def test_a_cortex_m4_computes_the_same(name, tmp_path):
+    graph, folder = graph_of(name), written(graph_of(name), tmp_path)
+    (folder / "start.c").write_text(START)
+    (folder / "layout.ld").write_text(LAYOUT)
+    linked = ["--specs=nano.specs", "--specs=rdimon.specs", "-nostartfiles", "-T", "layout.ld"]
+    files = ["network.c", "test.c", "start.c"]
+    built = run(ARM[0], *CORTEX_M4, "-O2", *STRICT[:-1], *files, *linked, "-o", "test.elf", cwd=folder)
+    assert built.returncode == 0, built.stderr[-2000:]
+    machine = ["-M", "mps2-an386", "-nographic", "-semihosting-config", "enable=on,target=native"]
+    found = run(ARM[1], *machine, "-kernel", "test.elf", cwd=folder, stdin=subprocess.DEVNULL)
+    assert found.returncode == 0 and "8 of 8 pictures equal" in found.stdout, found.stdout + found.stderr
+    assert run(ARM[0], *CORTEX_M4, "-O2", *STRICT, "-c", "network.c", cwd=folder).returncode == 0
+    size = run("arm-none-eabi-size", "network.o", cwd=folder).stdout.splitlines()[1].split()
+    code, data, bss = (int(number) for number in size[:3])
+    _, constants = sources(plan := program(graph), place(plan))
+    names = sum(len(one) + 1 + 4 for one in graph.classes)
+    assert 0 <= code - constants - names < 12_000 and data == bss == 0
+
+
+@pytest.mark.skipif(bool(missing(AARCH64)), reason=f"needs {', '.join(AARCH64)}")
+@pytest.mark.parametrize("march", ["armv8.2-a+dotprod", "armv8-a"])
+@pytest.mark.parametrize("name", ["nano 4", "pooled"])
+def test_aarch64_computes_the_same(name, march, tmp_path):
+    folder = written(graph_of(name), tmp_path)
+    files = ["-O2", f"-march={march}", *STRICT, "-static", "network.c", "test.c", "-o", "test"]
+    built = run(AARCH64[0], *files, cwd=folder)
+    assert built.returncode == 0, built.stderr[-2000:]
+    assert "8 of 8 pictures equal" in run(AARCH64[1], "-cpu", "max", "./test", cwd=folder).stdout
+
+
+# -- memory
+
+
+def random_graph(seed):
+    """A residual graph of random sizes, whose grids and weights are random too."""
+    rng = np.random.default_rng(seed)
+    generator = torch.Generator().manual_seed(seed)
+    nodes = [Node("pixels", "pixels"), Node("normalised", "normalise", ("pixels",))]
+    channels, size = int(rng.integers(1, 4)), int(rng.integers(5, 12))
+    resolution, first = size, channels
+
+    def quantize(name, bits=None):
+        grid = Grid(float(rng.uniform(0.01, 0.2)), int(rng.integers(0, 3)), int(bits or rng.integers(2, 9)))
+        nodes.append(Node(f"{name}.q", "quantize", (name,), grid=grid))
+        return f"{name}.q"
+
+    def layer(op, source, outputs, kernel, stride=1, groups=1):
+        bits, name = int(rng.integers(1, 9)), f"{op}{len(nodes)}"
+        shape = (outputs, channels // groups) + ((kernel, kernel) if op == "conv" else ())
+        odd = bits == 1 or rng.random() < 0.3 and bits < 8
+        low, high = (0, 2**bits) if odd else (-(2 ** (bits - 1)), 2 ** (bits - 1))
+        codes = torch.randint(low, high, shape, generator=generator)
+        codes = (2 * codes - 2**bits + 1 if odd else codes).to(torch.int8)
+        bias = torch.randint(-50, 50, (outputs,), generator=generator, dtype=torch.int32)
+        scale = torch.rand(outputs, generator=generator) * 0.02 - 0.005
+        weights = Weights(codes, bias, scale, bits, int(rng.integers(0, 3)), stride, groups, odd)
+        nodes.append(Node(name, op, (source,), weights=weights))
+        return name
+
+    source = quantize("normalised")
+    for _ in range(rng.integers(1, 4)):
+        kernel, stride, outputs = int(rng.choice([1, 3, 5, 7])), int(rng.integers(1, 3)), int(rng.integers(1, 20))
+        before = source
+        source = quantize(layer("conv", source, outputs, kernel, stride))
+        channels, size = outputs, (size + 2 * (kernel // 2) - kernel) // stride + 1
+        if rng.random() < 0.5:
+            source = quantize(layer("conv", source, channels, 3, 1, channels))
+        branch = quantize(layer("conv", source, channels, 1))
+        nodes.append(Node(f"sum{len(nodes)}", "add", (branch, source)))
+        source = quantize(nodes[-1].name)
+        if rng.random() < 0.5:
+            nodes.append(Node(f"swish{len(nodes)}", str(rng.choice(["hardswish", "relu"])), (source,)))
+            source = quantize(nodes[-1].name)
+        if rng.random() < 0.3 and size > 1:
+            nodes.append(Node(f"pool{len(nodes)}", "maxpool", (source,)))
+            source, size = quantize(nodes[-1].name), (size + 1) // 2
+        assert before != source
+    nodes.append(Node("mean", "mean", (source,)))
+    gate = quantize("mean")
+    nodes.append(Node("gated", "multiply", (source, gate)))
+    nodes.append(Node("mean2", "mean", (quantize("gated"),)))
+    nodes.append(Node("flat", "flatten", (quantize("mean2", 8),)))
+    layer("linear", quantize("flat", 8), 10, 1)
+    arch = graph_of("nano 2").arch.replace(resolution=resolution)
+    return Graph(tuple(nodes), arch, (0.5,) * first, (0.3,) * first, CLASSES, 16)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_random_graphs_of_all_operations(seed, tmp_path):
+    folder = written(random_graph(seed), tmp_path)
+    backend = "-DNETWORK_PORTABLE" if seed % 2 else "-march=native"
+    self_test(folder, f"-O1 {backend} -fsanitize=address,undefined -fno-sanitize-recover=all")
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_maps_that_live_together_do_not_overlap(seed):
+    plan = program(random_graph(seed))
+    placement, last = place(plan), {}
+    for i, step in enumerate(plan.steps):
+        last |= dict.fromkeys(step.inputs, i)
+    alive, most = {}, 0
+    for i, step in enumerate(plan.steps):
+        dying = {name for name in step.inputs if last[name] == i}
+        spans = {name: (at, at + plan.maps[name].bytes) for name, at in alive.items()}
+        if step.output != "logits":
+            start, size = placement.offsets[step.output], plan.maps[step.output].bytes
+            in_place = [name for name in dying if placement.offsets.get(name) == start]
+            assert not in_place or step.op in ("lookup", "add", "multiply")
+            others = [span for name, span in spans.items() if name not in in_place]
+            assert all(end <= start or start + size <= first for first, end in others)
+            alive[step.output] = start
+            most = max(most, start + size)
+        for name in dying:
+            alive.pop(name, None)
+    assert placement.bytes >= most and placement.bytes % 16 == 0
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_words_hold_codes_at_their_own_bits(bits):
+    rng = np.random.default_rng(bits)
+    for channels, inputs in ((8, 288), (10, 27), (1, 5), (3, 64)):
+        codes = rng.integers(0, 2**bits, (channels, inputs), dtype=np.uint8)
+        words, at, steps = pack_words(codes, bits), 0, -(-inputs // 4)
+        for first in range(0, channels, 8):
+            block, found, low = codes[first : first + 8], 0, 0
+            for width in parts(bits):
+                groups = -(-steps // (8 // width))
+                part = words[at : at + groups * len(block)].reshape(groups, len(block))
+                at += part.size
+                for s in range(steps):
+                    for j in range(4):
+                        if 4 * s + j < inputs:
+                            code = part[s * width // 8] >> (8 * j + s * width % 8) & (2**width - 1)
+                            assert (code == block[:, 4 * s + j] >> low & (2**width - 1)).all()
+                low += width
+            assert low == bits and found == 0
+    assert pack_words(np.zeros((64, 576), np.uint8), bits).nbytes <= 64 * 576 * bits / 8 + 96
+    assert padded_inputs(576, bits) == 576
+
+
+# -- what goes wrong
+
+
+def test_what_kernels_cannot_run_is_named():
+    graph = random_graph(0)
+    first = next(node for node in graph.nodes if node.op == "conv")
+    in_float = replace(first, weights=replace(first.weights, weight=first.weights.weight.float(), bias=torch.zeros(1)))
+    nodes = tuple(in_float if node is first else node for node in graph.nodes)
+    with pytest.raises(CannotRun, match=f"{first.name} has weights or inputs in float"):
+        program(replace(graph, nodes=nodes))
+    wide = replace(first, weights=replace(first.weights, weight=torch.zeros(4, graph.channels, 9, 9).to(torch.int8)))
+    nodes = tuple(wide if node is first else node for node in graph.nodes)
+    with pytest.raises(CannotRun, match=f"{first.name}: no kernel for convolutions of 9 x 9"):
+        program(replace(graph, nodes=nodes))
+
+
+def test_a_compiled_network_says_what_it_takes(tmp_path):
+    network = load_compiled(written(graph_of("nano 2"), tmp_path), 1)
+    images, _ = digits(1)
+    with pytest.raises(ValueError, match=r"shape \(N, \*\(1, 10, 10\)\) and type torch.uint8"):
+        network(images)
+    with pytest.raises(ValueError, match="torch.uint8"):
+        network(torch.zeros(1, 1, 10, 10))
+    (tmp_path / "network.h").write_text("/* another */\n")
+    with pytest.raises(FileError, match="network.h was changed or damaged"):
+        load_compiled(tmp_path)
+    assert set(FILES) < set(FORMAT.files)
+
+
+def test_class_names_of_all_kinds(tmp_path):
+    names = ("café", 'a "quoted" one', "back\\slash", "??=", "50 %", "日本", "new\nline", "", "x" * 300, "1")
+    graph = replace(graph_of("nano 2"), classes=names)
+    assert load_compiled(written(graph, tmp_path), 1).classes == names
