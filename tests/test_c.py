@@ -14,6 +14,7 @@ from oncequant import load_compiled
 from oncequant.export import compiled
 from oncequant.export.c import FILES, FORMAT
 from oncequant.export.c_writer import sources
+from oncequant.export.cortex_m import EmulationError, emulate, missing_tools
 from oncequant.export.graph import Graph, Grid, Node, Weights
 from oncequant.export.lower import lower
 from oncequant.export.packing import pack_words, padded_inputs, parts
@@ -26,9 +27,7 @@ from oncequant.models import build_network
 from oncequant.models.elastic_resnet import PRESETS as RESIDUAL
 from oncequant.models.resnet import ResNetConfig
 
-ARM = ("arm-none-eabi-gcc", "qemu-system-arm")
 AARCH64 = ("aarch64-linux-gnu-gcc", "qemu-aarch64")
-CORTEX_M4 = "-mcpu=cortex-m4 -mthumb -mfloat-abi=hard -mfpu=fpv4-sp-d16".split()
 STRICT = "-std=c99 -ffp-contract=off -Wall -Wextra -Werror".split()
 
 
@@ -66,12 +65,12 @@ def graph_of(name):
 @pytest.fixture(scope="module", autouse=True)
 def fast():
     """One thread, faster for tensors this small; and the compiler optimises less, but for one network."""
-    threads, flags = torch.get_num_threads(), compiled.FLAGS
+    threads, flags = torch.get_num_threads(), ("-O1", *(flag for flag in compiled.FLAGS if flag != "-O3"))
     torch.set_num_threads(1)
-    compiled.FLAGS = ("-O1", *(flag for flag in flags if flag != "-O3"))
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("oncequant.export.compiled.FLAGS", flags)
+        yield
     torch.set_num_threads(threads)
-    compiled.FLAGS = flags
 
 
 GRAPHS = [*(f"nano {bits}" for bits in (2, 3, 4, 5, 8)), "cifar 3", "resnet-nano 2", "pooled", "odd codes"]
@@ -113,58 +112,33 @@ def self_test(folder, flags, compiler="gcc"):
         assert found.returncode == 0 and "8 of 8 pictures equal" in found.stdout, found.stderr[-2000:]
 
 
-START = """
-#include <stdint.h>
-extern int main(void);
-extern uint32_t bss_start, bss_end, stack_top, data_start, data_end, data_load;
-extern void initialise_monitor_handles(void);
-void _exit(int);
-void reset(void)
-{
-    *(volatile uint32_t *)0xE000ED88 |= 0xfu << 20; /* the FPU */
-    __asm volatile("dsb\\n isb");
-    for (uint32_t *p = &bss_start; p < &bss_end;) *p++ = 0;
-    for (uint32_t *p = &data_start, *q = &data_load; p < &data_end;) *p++ = *q++;
-    initialise_monitor_handles();
-    _exit(main());
-}
-static void fault(void) { _exit(99); }
-__attribute__((section(".vectors"), used)) void (*const vectors[16])(void) = {
-    (void (*)(void))&stack_top, reset, fault, fault, fault, fault, fault, fault};
-"""
-LAYOUT = """
-MEMORY { CODE (rx) : ORIGIN = 0x0, LENGTH = 4M DATA (rwx) : ORIGIN = 0x20000000, LENGTH = 4M }
-ENTRY(reset)
-SECTIONS {
-  .text : { KEEP(*(.vectors)) *(.text*) *(.rodata*) } > CODE
-  .ARM.exidx : { *(.ARM.exidx*) } > CODE
-  data_load = LOADADDR(.data);
-  .data : { data_start = .; *(.data*) . = ALIGN(4); data_end = .; } > DATA AT > CODE
-  .bss : { bss_start = .; *(.bss*) *(COMMON) . = ALIGN(8); bss_end = .; end = .; } > DATA
-  stack_top = ORIGIN(DATA) + LENGTH(DATA);
-}
-"""
-
-
-@pytest.mark.skipif(bool(missing(ARM)), reason=f"needs {', '.join(ARM)}")
-@pytest.mark.parametrize("name", ["nano 3", "nano 4", "resnet-nano 2", "pooled", "odd codes"])
-def test_a_cortex_m4_computes_the_same(name, tmp_path):
+@pytest.mark.skipif(bool(missing_tools()), reason=f"needs {', '.join(missing_tools())}")
+@pytest.mark.parametrize(
+    "name, core",
+    [*((name, "cortex-m4") for name in ("nano 3", "nano 4", "resnet-nano 2", "pooled", "odd codes")),
+     ("nano 4", "cortex-m7"), ("nano 2", "cortex-m3")],
+)  # fmt: skip
+def test_microcontrollers_compute_the_same_in_little_memory(name, core, tmp_path):
     graph, folder = graph_of(name), written(graph_of(name), tmp_path)
-    (folder / "start.c").write_text(START)
-    (folder / "layout.ld").write_text(LAYOUT)
-    linked = ["--specs=nano.specs", "--specs=rdimon.specs", "-nostartfiles", "-T", "layout.ld"]
-    files = ["network.c", "test.c", "start.c"]
-    built = run(ARM[0], *CORTEX_M4, "-O2", *STRICT[:-1], *files, *linked, "-o", "test.elf", cwd=folder)
-    assert built.returncode == 0, built.stderr[-2000:]
-    machine = ["-M", "mps2-an386", "-nographic", "-semihosting-config", "enable=on,target=native"]
-    found = run(ARM[1], *machine, "-kernel", "test.elf", cwd=folder, stdin=subprocess.DEVNULL)
-    assert found.returncode == 0 and "8 of 8 pictures equal" in found.stdout, found.stdout + found.stderr
-    assert run(ARM[0], *CORTEX_M4, "-O2", *STRICT, "-c", "network.c", cwd=folder).returncode == 0
-    size = run("arm-none-eabi-size", "network.o", cwd=folder).stdout.splitlines()[1].split()
-    code, data, bss = (int(number) for number in size[:3])
+    found = emulate(folder, core)
+    assert found.equal
     _, constants = sources(plan := program(graph), place(plan))
-    names = sum(len(one) + 1 + 4 for one in graph.classes)
-    assert 0 <= code - constants - names < 12_000 and data == bss == 0
+    assert 0 <= found.flash_bytes - constants < 12_000 and 100 < found.stack_bytes < 1_500
+    macs = sum(
+        step.weights.weight.numel() * (1 if step.op == "linear" else plan.maps[step.output].size ** 2)
+        for step in plan.steps
+        if step.weights
+    )
+    assert 1 < found.instructions / macs < (40 if core == "cortex-m3" else 10)
+
+
+def test_what_fails_under_emulation_is_said(tmp_path):
+    if missing_tools():
+        pytest.skip(f"needs {', '.join(missing_tools())}")
+    folder = written(graph_of("nano 2"), tmp_path)
+    (folder / "network.c").write_text("int variable = 1;")
+    with pytest.raises(EmulationError, match="network.c has variables"):
+        emulate(folder)
 
 
 @pytest.mark.skipif(bool(missing(AARCH64)), reason=f"needs {', '.join(AARCH64)}")

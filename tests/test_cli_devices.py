@@ -20,13 +20,21 @@ from oncequant.files import read_tensors
 
 TINY_OPTIONS = (
     "--data digits --resolutions 8 --depths 1 --kernel-sizes 3 --expand-ratios 2 3 --width 0.5 --max-train 120 "
-    "--batch-size 16 --epochs 1 --float-epochs 1 --min-steps 12 --bit-schedule 4 --calibration-images 64"
+    "--batch-size 16 --epochs 1 --float-epochs 1 --min-steps 24 --bit-schedule 4 --calibration-images 64"
 ).split()
 
 
-def test_devices_shares_training_and_search_and_prints_once(tmp_path, monkeypatch):
-    output = finish(oncequant("train", *TINY_OPTIONS, "--run", tmp_path / "run", "--devices", 2))
-    assert output.count("digits: 10 classes") == 1 and output.count("train 4bit: 12/12") == 1
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory):
+    """(folder, output) of a training in two processes that nothing disturbs."""
+    folder = tmp_path_factory.mktemp("calm") / "run"
+    return folder, finish(oncequant("train", *TINY_OPTIONS, "--run", folder, "--devices", 2))
+
+
+def test_devices_shares_training_and_search_and_prints_once(calm, tmp_path, monkeypatch):
+    folder, output = calm
+    shutil.copytree(folder, tmp_path / "run")
+    assert output.count("digits: 10 classes") == 1 and output.count("train 4bit: 24/24") == 1
     assert {p.name for p in (tmp_path / "run").iterdir()} == {
         ".lock", "run.json", "commands.jsonl", "metrics.jsonl", "tensorboard", "float.safetensors", "4bit.safetensors"
     }  # fmt: skip
@@ -89,20 +97,19 @@ def wait_for(path, process):
         time.sleep(0.02)
 
 
-def test_a_killed_rank_is_survived_under_torchrun(tmp_path):
+def test_a_killed_rank_is_survived_under_torchrun(calm, tmp_path):
     """torchrun starts all ranks again; they go on from the checkpoint, to the weights of an undisturbed run."""
-    options = ["train", *TINY_OPTIONS, "--min-steps", "24", "--checkpoint-seconds", "0"]
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    finish(oncequant(*options, "--run", tmp_path / "calm", torchrun=torchrun))
-    process = oncequant(*options, "--run", tmp_path / "killed", torchrun=[*torchrun, "--max-restarts=2"])
+    options = ["train", *TINY_OPTIONS, "--checkpoint-seconds", "0", "--run", tmp_path / "killed"]
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=2"]
+    process = oncequant(*options, torchrun=torchrun)
     wait_for(tmp_path / "killed" / "float.resume.pt", process)
     os.kill(workers_of(process)[-1], signal.SIGKILL)
     finish(process)
     lines = [json.loads(line) for line in (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in lines if row["stage"] == "4bit"][-1] == 24
     for stage in ("float", "4bit"):
-        calm, killed = (read_tensors(tmp_path / run / f"{stage}.safetensors")[0] for run in ("calm", "killed"))
-        assert calm.keys() == killed.keys() and all(torch.equal(calm[name], killed[name]) for name in calm)
+        whole, killed = (read_tensors(run / f"{stage}.safetensors")[0] for run in (calm[0], tmp_path / "killed"))
+        assert whole.keys() == killed.keys() and all(torch.equal(whole[name], killed[name]) for name in whole)
 
 
 def test_no_process_outlives_a_killed_launcher(tmp_path):

@@ -20,7 +20,7 @@ def family_of(pid):
 
 @pytest.mark.parametrize("method, last", [("oqat", "4bit"), pytest.param("qfa", "mixed", marks=pytest.mark.slow)])
 def test_the_imagenet_recipes_run_on_a_few_jpegs(method, last, tmp_path):
-    """Two processes, streamed images of different sizes, published options but for the scale."""
+    """Streamed images of different sizes, published options but for the scale; of QFA in two processes."""
     generator = np.random.default_rng(0)
     for split, count in (("train", 30), ("test", 5)):
         for name in ("n01440764", "n01443537"):
@@ -34,7 +34,8 @@ def test_the_imagenet_recipes_run_on_a_few_jpegs(method, last, tmp_path):
     small += "--width 0.35 --resolutions 32 --depths 2 --kernel-sizes 3 --validation-fraction 0.2 --resident-gib 0"
     small += " --bit-schedule 4" if method == "oqat" else " --mixed-subnets 1 --range-batch 4"
     evaluations = dict(oqat="4", qfa="30")[method]
-    environment = dict(DATA=str(tmp_path / "images"), RUN=str(tmp_path / "run"), DEVICES="2", EVALUATIONS=evaluations)
+    environment = dict(DATA=str(tmp_path / "images"), RUN=str(tmp_path / "run"), EVALUATIONS=evaluations)
+    environment["DEVICES"] = dict(oqat="1", qfa="2")[method]
     environment |= dict(POPULATION="8", GENERATIONS="2")
     environment |= {**os.environ, "OPTIONS": small, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"} | environment
     recipe = Path(__file__).parent.parent / "recipes" / f"{method}_imagenet.sh"

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from oncequant.export.c_writer import sources
+from oncequant.export.cortex_m import EmulationError, emulate, missing_tools
 from oncequant.export.format import Batch, Common, Exported, Format, text
 from oncequant.export.graph import Graph
 from oncequant.export.program import CannotRun, place, program
@@ -43,6 +44,11 @@ class CJudgement:
     """Whose logits differ in any bit from those of the integer simulator."""
     latency_ms: float
     """Median of one image on one thread of this machine."""
+    cortex_m4_flash_bytes: int | None
+    """Code and constants on a Cortex-M4. This and what follows is None where the tools to emulate one are missing."""
+    cortex_m4_stack_bytes: int | None
+    cortex_m4_instructions: int | None
+    """Of one image."""
     problems: tuple[str, ...] = ()
 
 
@@ -117,6 +123,14 @@ def judge(exported: Exported, counts: Counter[str], common: Common) -> CJudgemen
             f"the compiled C and the integer simulator compute different logits on {counts['different']} of "
             f"{common.images} images"
         )
+    on_core = None
+    if not missing_tools():
+        try:
+            on_core = emulate(exported.folder)
+        except EmulationError as error:
+            problems.append(f"not run on an emulated Cortex-M4: {error}")
+    if on_core and not on_core.equal:
+        problems.append("a Cortex-M4 computes other logits than the integer simulator")
     network = load_compiled(exported.folder, 1)
     pixels = torch.full((1, network.channels, network.resolution, network.resolution), 127, dtype=torch.uint8)
     times = []
@@ -132,6 +146,9 @@ def judge(exported: Exported, counts: Counter[str], common: Common) -> CJudgemen
         top1=counts["correct"] / common.images,
         different_images=counts["different"],
         latency_ms=statistics.median(times),
+        cortex_m4_flash_bytes=on_core.flash_bytes if on_core else None,
+        cortex_m4_stack_bytes=on_core.stack_bytes if on_core else None,
+        cortex_m4_instructions=on_core.instructions if on_core else None,
         problems=tuple(problems),
     )
 
@@ -152,13 +169,20 @@ FORMAT = Format(
         "top1": "top1_c",
         "different_images": "c_different_images",
         "latency_ms": "c_latency_ms",
+        "cortex_m4_flash_bytes": "cortex_m4_flash_bytes",
+        "cortex_m4_stack_bytes": "cortex_m4_stack_bytes",
+        "cortex_m4_instructions": "cortex_m4_instructions",
     },
     columns={
         "C: constants kB": lambda row: text(row.get("c_constant_bytes"), lambda n: f"{n / 1000:.1f}"),
         "C: arena kB": lambda row: text(row.get("c_arena_bytes"), lambda n: f"{n / 1000:.1f}"),
         "C ms": lambda row: text(row.get("c_latency_ms"), "{:.3f}".format),
+        "M4: flash kB": lambda row: text(row.get("cortex_m4_flash_bytes"), lambda n: f"{n / 1000:.1f}"),
+        "M4: stack kB": lambda row: text(row.get("cortex_m4_stack_bytes"), lambda n: f"{n / 1000:.1f}"),
+        "M4: instructions": lambda row: text(row.get("cortex_m4_instructions"), lambda n: f"{n / 1e6:.2f} M"),
     },
     brief=("C: constants kB", "C: arena kB", "C ms"),
     notes="C: constants are what flash holds beside the code, the arena is all working memory but the stack, "
-    "milliseconds are of one image on one thread of this machine, compiled for it.",
+    "milliseconds are of one image on one thread of this machine, compiled for it. M4: cross-compiled for a Cortex-M4; "
+    "flash is code and constants, instructions are those of one image under emulation.",
 )

@@ -41,6 +41,13 @@ class Constants:
         self.text.append(f"static const {kind} {name}[{len(words)}] = {{\n    " + ",\n    ".join(lines) + "};\n")
         return name
 
+    def add_layer(self, name: str, tables: Sequence[str], numbers: Sequence[int], comment: str) -> str:
+        """What holds a layer's tables and numbers together, four bytes each on a microcontroller; returns its name."""
+        values = ", ".join(map(str, [*tables, *numbers]))
+        self.text.append(f"static const network_layer {name} = {{{values}}}; /* {comment} */\n")
+        self.bytes += 4 * (len(tables) + len(numbers))
+        return name
+
 
 def sources(program: Program, placement: Placement) -> tuple[dict[str, str], int]:
     """(files by name, bytes of the constants that end up in flash). Raises CannotRun."""
@@ -132,10 +139,7 @@ def _layer(step: Step, i: int, program: Program, constants: Constants) -> str:
     ]
     numbers = [weights.bits, factor, offset, weights.shift, size, of_map.channels, kernel, weights.stride, out_size]
     numbers += [outputs, before.zero_point, 2**before.bits - 1, zero, most]
-    values = ", ".join(map(str, [*names, *numbers]))
-    constants.text.append(f"static const network_layer layer_{i} = {{{values}}}; /* {step.name} */\n")
-    constants.bytes += 4 * (len(names) + len(numbers))
-    return f"layer_{i}"
+    return constants.add_layer(f"layer_{i}", names, numbers, step.name)
 
 
 def _bias(weights: Weights, grid: Grid) -> np.ndarray:
