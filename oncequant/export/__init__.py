@@ -1,1 +1,1 @@
-"""Deployment: one graph, two file formats, simulators of what runtimes compute, and their verification."""
+"""Deployment: one graph, the formats of its files, simulators of what runtimes compute, and verification."""
