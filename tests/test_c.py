@@ -53,6 +53,9 @@ def residual(precisions=(404,), **options):
 @cache
 def graph_of(name):
     """Graphs of all families, bit-widths, and operations."""
+    if name == "mixed":  # each layer of other bits, inputs with zero points, as QFA has them
+        config = replace(preset("nano", (2, 3, 4)), steps_per_bits=True, act_quantizer="batchquant")
+        return lowered(*subnet_of(config, seed=3))
     if name in ("pooled", "odd codes"):
         return residual((303,), large_stem=True) if name == "pooled" else residual((102,), weight_quantizer="dorefa")
     family, bits = name.rsplit(" ", 1)
@@ -73,7 +76,7 @@ def fast():
     torch.set_num_threads(threads)
 
 
-GRAPHS = [*(f"nano {bits}" for bits in (2, 3, 4, 5, 8)), "cifar 3", "resnet-nano 2", "pooled", "odd codes"]
+GRAPHS = [*(f"nano {bits}" for bits in (2, 3, 4, 5, 8)), "cifar 3", "resnet-nano 2", "pooled", "odd codes", "mixed"]
 
 
 def written(graph, folder):
@@ -115,7 +118,7 @@ def self_test(folder, flags, compiler="gcc"):
 @pytest.mark.skipif(bool(missing_tools()), reason=f"needs {', '.join(missing_tools())}")
 @pytest.mark.parametrize(
     "name, core",
-    [*((name, "cortex-m4") for name in ("nano 3", "nano 4", "resnet-nano 2", "pooled", "odd codes")),
+    [*((name, "cortex-m4") for name in ("mixed", "nano 4", "resnet-nano 2", "pooled", "odd codes")),
      ("nano 4", "cortex-m7"), ("nano 2", "cortex-m3")],
 )  # fmt: skip
 def test_microcontrollers_compute_the_same_in_little_memory(name, core, tmp_path):
