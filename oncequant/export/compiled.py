@@ -1,7 +1,6 @@
 """A network in C, compiled for this machine and called from Python."""
 
 import ctypes
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -74,11 +73,11 @@ def load_compiled(folder: Path | str, threads: int | None = None) -> CompiledNet
     """Compile the C of an exported folder for this machine; a network that was compiled before is loaded only.
 
     Args:
-        threads: that share the images of a call; default as many as the machine has cores.
+        threads: that share the images of a call; default as many as PyTorch uses.
 
     Raises FileError if a file is missing or damaged, BuildError without a compiler or if it fails.
     """
     folder = Path(folder)
     check_files(folder)
     path = built("network", [folder / "network.c", BATCH_C], [folder / "network.h"], [[*FLAGS, f"-I{folder}"]])
-    return CompiledNetwork(path, threads or len(os.sched_getaffinity(0)))
+    return CompiledNetwork(path, threads or torch.get_num_threads())
