@@ -357,7 +357,7 @@ def export_members(
     stage: str | None = None,
     formats: Sequence[str] = DEFAULT_FORMATS,
 ) -> list[Export]:
-    """Export chosen subnets and verify their files, by default all in all formats; the entries of `exports.json`.
+    """Export chosen subnets and verify their files, by default all in `DEFAULT_FORMATS`; the entries of `exports.json`.
 
     A name may also be that of a JSON file with an architecture, "largest" or "smallest": it is measured and chosen
     first, at `stage` or the last one. Raises ValueError for unknown names.

@@ -13,13 +13,13 @@ from small_export import CLASSES, digits, lowered, preset, subnet_of
 from oncequant import load_compiled
 from oncequant.export import compiled
 from oncequant.export.c import FILES, FORMAT
-from oncequant.export.c_writer import sources
+from oncequant.export.c_writer import self_test_pictures, sources
 from oncequant.export.cortex_m import EmulationError, emulate, missing_tools
 from oncequant.export.graph import Graph, Grid, Node, Weights
 from oncequant.export.lower import lower
 from oncequant.export.packing import pack_words, padded_inputs, parts
-from oncequant.export.program import CannotRun, place, program
-from oncequant.export.simulate import run_integer
+from oncequant.export.program import CannotRun, place, program, scratch_bytes
+from oncequant.export.simulate import float_parameters, float_values, run_integer
 from oncequant.family import with_bits
 from oncequant.files import FileError
 from oncequant.measure import calibrated_subnet, initialise_quantizers
@@ -109,9 +109,9 @@ def test_logits_are_those_of_the_simulator_on_every_backend(name, tmp_path):
 
 
 def self_test(folder, flags, compiler="gcc"):
-    """Compiles a network and runs its own test, if there is such a compiler."""
-    if not missing([compiler]):
-        found = run("make", "-B", "test", f"CC={compiler}", f"CFLAGS={flags}", cwd=folder)
+    """Compiles a network and runs its own test; without clang there is nothing to run."""
+    if compiler == "gcc" or not missing([compiler]):
+        found = run("make", "-f", "network.mk", "test", f"CC={compiler}", f"CFLAGS={flags}", cwd=folder)
         assert found.returncode == 0 and "8 of 8 pictures equal" in found.stdout, found.stderr[-2000:]
 
 
@@ -149,7 +149,7 @@ def test_what_fails_under_emulation_is_said(tmp_path):
 @pytest.mark.parametrize("name", ["nano 4", "pooled"])
 def test_aarch64_computes_the_same(name, march, tmp_path):
     folder = written(graph_of(name), tmp_path)
-    files = ["-O2", f"-march={march}", *STRICT, "-static", "network.c", "test.c", "-o", "test"]
+    files = ["-O2", f"-march={march}", *STRICT, "-static", "network.c", "network_test.c", "-o", "test"]
     built = run(AARCH64[0], *files, cwd=folder)
     assert built.returncode == 0, built.stderr[-2000:]
     assert "8 of 8 pictures equal" in run(AARCH64[1], "-cpu", "max", "./test", cwd=folder).stdout
@@ -166,10 +166,16 @@ def random_graph(seed):
     channels, size = int(rng.integers(1, 4)), int(rng.integers(5, 12))
     resolution, first = size, channels
 
-    def quantize(name, bits=None):
-        grid = Grid(float(rng.uniform(0.01, 0.2)), int(rng.integers(0, 3)), int(bits or rng.integers(2, 9)))
-        nodes.append(Node(f"{name}.q", "quantize", (name,), grid=grid))
-        return f"{name}.q"
+    def quantize(name, grid=None):
+        """On a grid that fits what pictures give; now and then too small, or with any zero point."""
+        bits = int(rng.integers(4, 9))
+        low, high = (-1.7, 1.7) if name == "normalised" else extent(nodes, name, first, resolution)
+        low, high, fits = min(low, 0.0), max(high, 1e-3), rng.uniform(0.7, 1.1)
+        step = float(np.float32((high - low) * fits / (2**bits - 1)))
+        zero = int(rng.integers(0, 2**bits)) if rng.random() < 0.1 else round(-low * fits / step)
+        grid = grid or Grid(step, min(zero, 2**bits - 1), bits)
+        nodes.append(Node(f"{name}.q{len(nodes)}", "quantize", (name,), grid=grid))
+        return nodes[-1].name
 
     def layer(op, source, outputs, kernel, stride=1, groups=1):
         bits, name = int(rng.integers(1, 9)), f"{op}{len(nodes)}"
@@ -178,8 +184,10 @@ def random_graph(seed):
         low, high = (0, 2**bits) if odd else (-(2 ** (bits - 1)), 2 ** (bits - 1))
         codes = torch.randint(low, high, shape, generator=generator)
         codes = (2 * codes - 2**bits + 1 if odd else codes).to(torch.int8)
-        bias = torch.randint(-50, 50, (outputs,), generator=generator, dtype=torch.int32)
-        scale = torch.rand(outputs, generator=generator) * 0.02 - 0.005
+        before = next(node.grid for node in nodes if node.name == source)
+        reach = int(2 ** (bits + before.bits) * np.sqrt(np.prod(shape[1:])) / 8) + 1
+        bias = torch.randint(-reach, reach, (outputs,), generator=generator, dtype=torch.int32)
+        scale = (torch.rand(outputs, generator=generator) - 0.2) / (reach * before.step)
         weights = Weights(codes, bias, scale, bits, int(rng.integers(0, 3)), stride, groups, odd)
         nodes.append(Node(name, op, (source,), weights=weights))
         return name
@@ -206,15 +214,29 @@ def random_graph(seed):
     gate = quantize("mean")
     nodes.append(Node("gated", "multiply", (source, gate)))
     nodes.append(Node("mean2", "mean", (quantize("gated"),)))
-    nodes.append(Node("flat", "flatten", (quantize("mean2", 8),)))
-    layer("linear", quantize("flat", 8), 10, 1)
+    last = quantize("mean2")
+    nodes.append(Node("flat", "flatten", (last,)))
+    layer("linear", quantize("flat", nodes[-2].grid), 10, 1)
     arch = graph_of("nano 2").arch.replace(resolution=resolution)
     return Graph(tuple(nodes), arch, (0.5,) * first, (0.3,) * first, CLASSES, 16)
 
 
+def extent(nodes, name, channels, resolution):
+    """The least and the largest value of a node on the pictures of the self-test."""
+    last = Node("last", "linear", (name,), weights=Weights(torch.zeros(10, 1), torch.zeros(10), None))
+    arch = graph_of("nano 2").arch.replace(resolution=resolution)
+    graph = Graph((*nodes, last), arch, (0.5,) * channels, (0.3,) * channels, CLASSES, 16)
+    for node, value in float_values(graph, self_test_pictures(graph).float(), float_parameters(graph)):
+        if node.name == name:
+            return value.min().item(), value.max().item()
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_random_graphs_of_all_operations(seed, tmp_path):
-    folder = written(random_graph(seed), tmp_path)
+    graph = random_graph(seed)
+    logits = run_integer(graph, self_test_pictures(graph).float())
+    assert len({tuple(row) for row in logits.tolist()}) >= 4  # pictures differ, so what is wrong shows
+    folder = written(graph, tmp_path)
     backend = "-DNETWORK_PORTABLE" if seed % 2 else "-march=native"
     self_test(folder, f"-O1 {backend} -fsanitize=address,undefined -fno-sanitize-recover=all")
 
@@ -237,6 +259,11 @@ def test_maps_that_live_together_do_not_overlap(seed):
             assert all(end <= start or start + size <= first for first, end in others)
             alive[step.output] = start
             most = max(most, start + size)
+        scratch = placement.scratch[i], placement.scratch[i] + scratch_bytes(step, plan.maps)
+        used = [(at, at + plan.maps[name].bytes) for name, at in alive.items()]
+        used += [spans[name] for name in dying if name in spans]
+        assert scratch[0] == scratch[1] or all(end <= scratch[0] or scratch[1] <= start for start, end in used)
+        most = max(most, scratch[1])
         for name in dying:
             alive.pop(name, None)
     assert placement.bytes >= most and placement.bytes % 16 == 0
@@ -249,7 +276,7 @@ def test_words_hold_codes_at_their_own_bits(bits):
         codes = rng.integers(0, 2**bits, (channels, inputs), dtype=np.uint8)
         words, at, steps = pack_words(codes, bits), 0, -(-inputs // 4)
         for first in range(0, channels, 8):
-            block, found, low = codes[first : first + 8], 0, 0
+            block, low = codes[first : first + 8], 0
             for width in parts(bits):
                 groups = -(-steps // (8 // width))
                 part = words[at : at + groups * len(block)].reshape(groups, len(block))
@@ -260,7 +287,7 @@ def test_words_hold_codes_at_their_own_bits(bits):
                             code = part[s * width // 8] >> (8 * j + s * width % 8) & (2**width - 1)
                             assert (code == block[:, 4 * s + j] >> low & (2**width - 1)).all()
                 low += width
-            assert low == bits and found == 0
+            assert low == bits
     assert pack_words(np.zeros((64, 576), np.uint8), bits).nbytes <= 64 * 576 * bits / 8 + 96
     assert padded_inputs(576, bits) == 576
 
@@ -292,6 +319,39 @@ def test_a_compiled_network_says_what_it_takes(tmp_path):
     with pytest.raises(FileError, match="network.h was changed or damaged"):
         load_compiled(tmp_path)
     assert set(FILES) < set(FORMAT.files)
+
+
+@pytest.mark.parametrize(
+    "what, why",
+    [
+        ("zero point", "zero point of its grid"), ("gate", "maps of different shapes"), ("kernel", "weights of shape"),
+        ("far apart", "too far apart"),
+    ],
+)  # fmt: skip
+def test_what_kernels_would_compute_otherwise_is_refused(what, why):
+    graph = random_graph(1)
+    nodes, by_name = list(graph.nodes), graph.by_name()
+    first = next(node for node in nodes if node.op == "conv")
+    add = next(node for node in nodes if node.op == "add")
+    changed = {
+        "zero point": lambda: (by_name[first.inputs[0]], dict(grid=Grid(0.1, 300, 8))),
+        "gate": lambda: (add, dict(inputs=(add.inputs[0], next(n.name for n in nodes if n.op == "quantize")))),
+        "kernel": lambda: (first, dict(weights=replace(first.weights, weight=first.weights.weight[:, :, :1]))),
+        "far apart": lambda: (by_name[add.inputs[0]], dict(grid=Grid(2.0**-40, 0, 8))),
+    }
+    if what == "kernel" and first.weights.weight.shape[-1] == 1:
+        weight = first.weights.weight.expand(-1, -1, 1, 3).contiguous()
+        changed["kernel"] = lambda: (first, dict(weights=replace(first.weights, weight=weight)))
+    node, change = changed[what]()
+    other = replace(graph, nodes=tuple(replace(n, **change) if n is node else n for n in nodes))
+    assert why in FORMAT.refuses(other)
+
+
+def test_a_quantizer_that_nobody_reads_is_left_out():
+    graph = random_graph(2)
+    first = next(node for node in graph.nodes if node.op == "quantize")
+    nobodys = replace(first, name="nobody's")
+    assert FORMAT.refuses(replace(graph, nodes=(*graph.nodes[:3], nobodys, *graph.nodes[3:]))) == ""
 
 
 def test_class_names_of_all_kinds(tmp_path):

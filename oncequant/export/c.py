@@ -23,9 +23,10 @@ from oncequant.export.program import CannotRun, place, program
 from oncequant.export.simulate import run_integer
 from oncequant.files import FileError, write_atomically
 from oncequant.native import missing_compiler
+from oncequant.progress import console
 
-FILES = ("network.c", "network.h", "test.c", "Makefile", "README.md")
-HASHES = "SHA256SUMS"
+FILES = ("network.c", "network.h", "network_test.c", "network.mk", "network.md")
+HASHES = "network.sha256"
 ROUNDS, REPEATS = 15, 10  # of the latency
 
 
@@ -127,8 +128,8 @@ def judge(exported: Exported, counts: Counter[str], common: Common) -> CJudgemen
     if not missing_tools():
         try:
             on_core = emulate(exported.folder)
-        except EmulationError as error:
-            problems.append(f"not run on an emulated Cortex-M4: {error}")
+        except EmulationError as error:  # says nothing of the files: too large for the board, or tools that are broken
+            console.print(f"{exported.folder.name} was not run on an emulated Cortex-M4: {error}", soft_wrap=True)
     if on_core and not on_core.equal:
         problems.append("a Cortex-M4 computes other logits than the integer simulator")
     network = load_compiled(exported.folder, 1)

@@ -1,4 +1,4 @@
-"""C99 of a program: `network.c`, `network.h`, a self-test, a Makefile, a README. Kernels are in `kernels/`.
+"""C99 of a program: `network.c`, `network.h`, a self-test, a makefile, a page to read. Kernels are in `kernels/`.
 
 Everything that depends on the network is a constant table or a number in a call. What the C computes, bit for bit, is
 `simulate.run_integer`.
@@ -57,9 +57,9 @@ def sources(program: Program, placement: Placement) -> tuple[dict[str, str], int
     files = {
         "network.c": _network_c(program, constants, calls),
         "network.h": _network_h(program.graph, placement),
-        "test.c": _test_c(program.graph),
-        "Makefile": MAKEFILE,
-        "README.md": _readme(program, placement, constants.bytes),
+        "network_test.c": _test_c(program.graph),
+        "network.mk": MAKEFILE,
+        "network.md": _readme(program, placement, constants.bytes),
     }
     return files, constants.bytes
 
@@ -94,7 +94,7 @@ def _call(step: Step, i: int, program: Program, placement: Placement, constants:
             return f"lookup({sources[0]}, {target}, {before.bytes}, {table});"
         case "add":
             a, b = step.grids
-            terms = ", ".join(_float(value) for value in addition(a, b, grid))
+            terms = ", ".join(_float(value) for value in _checked_addition(step.name, a, b, grid))
             return f"add({sources[0]}, {sources[1]}, {target}, {before.bytes}, {terms}, {most});"
         case "multiply":
             a, b = step.grids
@@ -122,7 +122,7 @@ def _layer(step: Step, i: int, program: Program, constants: Constants) -> str:
     outputs, of_map = len(codes), program.maps[step.inputs[0]]
     kernel = codes.shape[-1] if codes.ndim == 4 else 1
     reach = codes[0].size * (2**before.bits - 1) * (2**weights.bits - 1)
-    if reach > MOST:
+    if reach * (1 + weights.odd) > MOST:
         raise CannotRun(f"{step.name}: {codes[0].size} inputs per output overflow a 32-bit accumulator")
     if codes.ndim == 4:
         codes = codes.transpose(0, 2, 3, 1)  # channels last
@@ -153,6 +153,16 @@ def _ratio(weights: Weights, before: Grid, after: Grid | None) -> np.ndarray:
     return (unit if after is None else unit / torch.tensor(after.step)).numpy()
 
 
+def _checked_addition(name: str, a: Grid, b: Grid, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
+    """Terms whose sums are exact in double, so that one rounding or two give the same. Raises CannotRun."""
+    terms = addition(a, b, grid)
+    largest = float(terms[0]) * 2**a.bits + float(terms[1]) * 2**b.bits + abs(float(terms[2]))
+    least = min(abs(float(term)) for term in terms if term)
+    if largest / least > 2.0**28:  # 24 bits of a float below that are in the 52 of a double
+        raise CannotRun(f"{name}: the steps of what it adds are too far apart")
+    return terms
+
+
 def _float(value: Tensor) -> str:
     return float(value).hex() + "f"
 
@@ -166,7 +176,7 @@ def _network_c(program: Program, constants: Constants, calls: Sequence[str]) -> 
     body = "\n".join(f"    {call}" for call in calls)
     kernels = "\n".join((resources.files("oncequant.export") / "kernels" / name).read_text() for name in KERNELS)
     return f"""\
-/* A network for images of {program.graph.resolution} x {program.graph.resolution} pixels. Generated: see README.md. */
+/* A network for images of {program.graph.resolution} x {program.graph.resolution} pixels. Generated: see network.md. */
 #include <float.h>
 #include <stdint.h>
 #include <string.h>
@@ -202,11 +212,15 @@ def _string(text: str) -> str:
 
 def _network_h(graph: Graph, placement: Placement) -> str:
     return f"""\
-/* A network that tells {len(graph.classes)} classes apart. Generated: see README.md. */
+/* A network that tells {len(graph.classes)} classes apart. Generated: see network.md. */
 #ifndef NETWORK_H
 #define NETWORK_H
 
 #include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {{
+#endif
 
 #define NETWORK_SIZE {graph.resolution} /* height and width of a picture in pixels */
 #define NETWORK_CHANNELS {graph.channels} /* {"grey" if graph.channels == 1 else "red, green, blue"} */
@@ -226,11 +240,15 @@ extern const char *const network_class_names[NETWORK_CLASSES];
  * Nothing else is read or written, so calls with different arenas may run at the same time. */
 int network_run(const uint8_t *pixels, float *logits, void *arena);
 
+#ifdef __cplusplus
+}}
+#endif
+
 #endif
 """
 
 
-def test_pictures(graph: Graph) -> Tensor:  # (TESTED, C, R, R) uint8
+def self_test_pictures(graph: Graph) -> Tensor:  # (TESTED, C, R, R) uint8
     """Pictures of the self-test, made by arithmetic: noise of falling strength on a ramp. test.c makes the same."""
     size, channels = graph.resolution, graph.channels
     count = TESTED * size * size * channels
@@ -248,7 +266,7 @@ def test_pictures(graph: Graph) -> Tensor:  # (TESTED, C, R, R) uint8
 
 def _test_c(graph: Graph) -> str:
     with torch.no_grad():
-        logits = run_integer(graph, test_pictures(graph).float())
+        logits = run_integer(graph, self_test_pictures(graph).float())
     rows = ["    {" + ", ".join(float(v).hex() + "f" for v in row) + "}" for row in logits]
     return f"""\
 /* Whether network.c, as it was compiled, computes to the last bit what it should: on pictures made by arithmetic. */
@@ -289,16 +307,14 @@ int main(void)
 
 
 MAKEFILE = """\
-CC ?= cc
-CFLAGS ?= -O3 -march=native
+CC = cc
+CFLAGS = -O3 -march=native
 # numbers must be rounded as written: no contraction, no -ffast-math
 override CFLAGS += -std=c99 -ffp-contract=off -Wall -Wextra
 
-test: self-test
-\t./self-test
-
-self-test: test.c network.c network.h
-\t$(CC) $(CFLAGS) test.c network.c -o $@
+test:
+\t$(CC) $(CFLAGS) network_test.c network.c -o network_test
+\t./network_test
 
 .PHONY: test
 """
@@ -313,12 +329,13 @@ def _readme(program: Program, placement: Placement, constants: int) -> str:
 It tells {len(graph.classes)} classes apart in pictures of {size} x {size} pixels, {colours}, bytes 0 to 255. Larger
 pictures are first cut to a square and resized. The interface is `network.h`; the names of the classes are in it.
 
-    make test                                   # compile and run the self-test on this machine
-    make test CFLAGS="-O3 -DNETWORK_PORTABLE"   # without AVX2 or dot products
+    make -f network.mk test                                   # compile and run the self-test on this machine
+    make -f network.mk test CFLAGS="-O3 -DNETWORK_PORTABLE"   # without AVX2 or dot products
 
-It is C99 without heap, libraries and variables of its own. It has {constants} bytes of constants and works in an
-arena of {placement.bytes} bytes. Kernels for AVX2, aarch64 with dot products and Cortex-M with DSP are chosen when it
+It is C99 for GCC and clang, without heap and without variables of its own; of libraries it needs what compilers take
+for granted, such as memcpy. It has {constants} bytes of constants and works in an arena of {placement.bytes} bytes.
+Kernels for AVX2, aarch64 with dot products and Cortex-M with DSP are chosen when it
 is compiled, for example by `-mcpu=cortex-m4 -mthumb -mfloat-abi=hard -mfpu=fpv4-sp-d16`. Compile with `-std=c99
 -ffp-contract=off`, never with `-ffast-math`: then logits are equal to the last bit on every machine.
-`sha256sum -c SHA256SUMS` tells whether the files are as they were.
+`sha256sum -c network.sha256` tells whether the files are as they were.
 """

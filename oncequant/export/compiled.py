@@ -11,7 +11,7 @@ from torch import Tensor
 
 from oncequant.export.c import check_files
 from oncequant.export.program import ALIGNMENT
-from oncequant.native import built
+from oncequant.native import BuildError, built
 
 FLAGS = ("-std=c99", "-O3", "-march=native", "-ffp-contract=off", "-shared", "-fPIC")
 BATCH_C = Path(__file__).parent / "kernels" / "batch.c"
@@ -79,5 +79,9 @@ def load_compiled(folder: Path | str, threads: int | None = None) -> CompiledNet
     """
     folder = Path(folder)
     check_files(folder)
-    path = built("network", [folder / "network.c", BATCH_C], [folder / "network.h"], [[*FLAGS, f"-I{folder}"]])
-    return CompiledNetwork(path, threads or torch.get_num_threads())
+    sources = [folder / "network.c", BATCH_C]
+    path = built("network", sources, [folder / "network.h"], [FLAGS], ["-iquote", str(folder)])
+    try:
+        return CompiledNetwork(path, threads or torch.get_num_threads())
+    except OSError as error:
+        raise BuildError(f"{path} cannot be loaded: {error}") from error

@@ -45,7 +45,7 @@ class OnCore:
     flash_bytes: int
     """Code and constants."""
     stack_bytes: int
-    """The deepest chain of calls, at most: all functions' own use added up, but kernels one at a time."""
+    """The deepest chain of calls of the file's own functions; memcpy and the like are not counted."""
     instructions: int
     """Of one picture."""
     equal: bool
@@ -54,7 +54,11 @@ class OnCore:
 
 def missing_tools() -> list[str]:
     """The tools that this machine lacks."""
-    return [tool for tool in TOOLS if shutil.which(tool) is None]
+    missing = [tool for tool in TOOLS if shutil.which(tool) is None]
+    if not missing:  # the library is a package of its own
+        found = subprocess.run([TOOLS[0], "--print-file-name=rdimon.specs"], capture_output=True, text=True).stdout
+        missing = [] if Path(found.strip()).is_absolute() else ["newlib"]
+    return missing
 
 
 def emulate(folder: Path, core: str = "cortex-m4") -> OnCore:
@@ -66,7 +70,7 @@ def emulate(folder: Path, core: str = "cortex-m4") -> OnCore:
         code, data, bss = map(int, _run([TOOLS[1], "network.o"], work).splitlines()[1].split()[:3])
         if data or bss:
             raise EmulationError(f"{folder / 'network.c'} has variables: {data} + {bss} bytes")
-        files = [str(path) for path in (folder / "test.c", KERNELS / "emulated.c")]
+        files = [str(path) for path in (folder / "network_test.c", KERNELS / "emulated.c")]
         layout = ["-T", str(KERNELS / "emulated.ld")]
         _run([TOOLS[0], *flags, f"-I{folder}", "network.o", *files, *LINKED, *layout, "-o", "test.elf"], work)
         machine = ["-M", CORES[core].board, "-nographic", "-icount", "shift=0"]
@@ -82,7 +86,18 @@ def emulate(folder: Path, core: str = "cortex-m4") -> OnCore:
 
 
 CALLS = {  # of kernels/layers.h
-    "network_run": ("layer", "depthwise", "add", "multiply", "mean", "lookup", "maxpool", "subsample", "pad_channels"),
+    "network_run": (
+        "from_pixels",
+        "layer",
+        "depthwise",
+        "add",
+        "multiply",
+        "mean",
+        "lookup",
+        "maxpool",
+        "subsample",
+        "pad_channels",
+    ),
     "layer": ("make_column", "block_dots"),
     "make_column": ("gather",),
     "block_dots": ("leftover_dots",),

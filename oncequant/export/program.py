@@ -129,6 +129,10 @@ class _Builder:
 
     def quantized(self, node: Node) -> None:
         """The steps whose result is this quantizer's codes."""
+        if not self.readers[node.name]:
+            return
+        if not 0 <= grid_of(node).zero_point < 2 ** grid_of(node).bits <= 256:
+            raise CannotRun(f"{node.name}: the zero point of its grid is no code of 8 bits or less")
         moves: list[Node] = []  # between the quantizer and what it quantizes, nearest last
         source = self.nodes[node.inputs[0]]
         while source.op in (*ELEMENTWISE, *MOVES, "flatten"):
@@ -184,7 +188,7 @@ class _Builder:
         if (table[: 2**before.grid.bits] == torch.arange(2**before.grid.bits)).all():
             self.same[node.name] = name
         elif known != node.name:  # two layers read one tensor by one grid
-            self.same[node.name] = known
+            self.same[node.name] = self.codes(known)
         else:
             self.steps.append(Step("lookup", node.name, (name,), node.name, None, (before.grid,), grid, table))
 
@@ -202,6 +206,9 @@ class _Builder:
             kernel = weights.weight.shape[-1]
             size = (size + 2 * (kernel // 2) - kernel) // weights.stride + 1
             channels = len(weights.weight)
+            shape = weights.weight.shape
+            if shape[2] != kernel or shape[1] * weights.groups != before.channels:
+                raise CannotRun(f"{source.name}: no kernel for weights of shape {tuple(shape)}")
             if kernel > MOST_KERNEL:
                 raise CannotRun(f"{source.name}: no kernel for convolutions of {kernel} x {kernel}")
             if weights.groups > 1 and not weights.groups == channels == before.channels:
@@ -213,6 +220,10 @@ class _Builder:
             size, channels = self.maps[inputs[0].name].size, self.maps[inputs[0].name].channels
             if self.maps[inputs[1].name].size != 1:
                 raise CannotRun(f"{source.name}: no kernel for products of two maps")
+        if source.op in ("add", "multiply"):
+            shapes = [(self.maps[each.name].size, self.maps[each.name].channels) for each in inputs]
+            if shapes[0][1] != shapes[1][1] or source.op == "add" and shapes[0] != shapes[1]:
+                raise CannotRun(f"{source.name}: no kernel for maps of different shapes")
         self.maps[node.name] = Map(size, channels, grid_of(node))
         names = tuple(self.codes(each.name) for each in inputs)
         grids = tuple(grid_of(each) for each in inputs)

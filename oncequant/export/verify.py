@@ -6,7 +6,7 @@ a deployed network is `top1` of a format's judgement: the files as they are mean
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -32,11 +32,17 @@ class Verification:
     common: Common
     judgements: Mapping[str, Judgement]
     """By format."""
+    refused: str = ""
+    """Why there are no files."""
 
     @property
     def problems(self) -> tuple[str, ...]:
         """Why the files cannot be trusted; empty if they can."""
-        return (*_problems(self.common), *(p for each in self.judgements.values() for p in each.problems))
+        return (
+            *([self.refused] if self.refused else []),
+            *_problems(self.common),
+            *(p for each in self.judgements.values() for p in each.problems),
+        )
 
     def flat(self) -> dict[str, float]:
         """As `verification.json` and `exports.json` have it, one number for each key; without the problems."""
@@ -66,7 +72,7 @@ def export_network(
     out_dir: Path,
     formats: Iterable[str] = DEFAULT_FORMATS,
 ) -> Verification:
-    """Write a calibrated static subnet in some formats, by default all, and verify the files on the test split.
+    """Write a calibrated static subnet in some formats and verify the files on the test split.
 
     Args: as `lower`, and
         test: (normalised images (N, C, S, S), labels (N,)) of the images to verify on.
@@ -78,7 +84,7 @@ def export_network(
     """
     out_dir, about = Path(out_dir), (mean, std, classes, image_size)
     graph = lower(subnet, arch, *about, calibration)
-    able = []
+    able: list[str] = []
     for name in formats:
         if why := FORMATS[name].refuses(graph):
             console.print(f"{out_dir.name} is not written as {name}: {why}", soft_wrap=True)
@@ -89,6 +95,8 @@ def export_network(
             able.append(name)
     exported = Exported(graph, lower(subnet, arch, *about, (), as_float=True), out_dir)
     found = verify(subnet, exported, test, able)
+    if not able:
+        found = replace(found, refused="no format that was asked for can hold it")
     write_json(out_dir / "verification.json", {**found.flat(), "problems": list(found.problems)})
     if found.problems:
         raise VerificationError(f"{out_dir} cannot be trusted: {'; '.join(found.problems)}", found)

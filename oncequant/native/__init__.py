@@ -108,8 +108,16 @@ def missing_compiler() -> str:
     return f"no C compiler: {' '.join(command)!r} is not on the PATH (the environment variable CC names another)"
 
 
-def built(name: str, sources: Sequence[Path], headers: Sequence[Path], choices: Sequence[Sequence[str]]) -> Path:
+def built(
+    name: str,
+    sources: Sequence[Path],
+    headers: Sequence[Path],
+    choices: Sequence[Sequence[str]],
+    places: Sequence[str] = (),
+) -> Path:
     """A shared library of C files, by the first choice of flags that works; kept, and compiled once per machine.
+
+    `places` are flags that say where files are, which is not what is compiled.
 
     Raises BuildError.
     """
@@ -120,7 +128,7 @@ def built(name: str, sources: Sequence[Path], headers: Sequence[Path], choices: 
     try:
         path = _cache_folder() / file
         if not path.exists():
-            _build(sources, choices, path)
+            _build(sources, [[*places, *flags] for flags in choices], path)
     except OSError as error:  # no space, no permission
         raise BuildError(f"{file} cannot be built: {error}") from error
     return path

@@ -1,9 +1,15 @@
 /* Integer kernels. Maps are bytes, channels last; weights are words of codes that a shift and a mask unpack. */
 
-#if defined(__FAST_MATH__)
-#error "-ffast-math changes how numbers are rounded: compile without it"
+#if defined(__FAST_MATH__) || defined(__ASSOCIATIVE_MATH__) || defined(__RECIPROCAL_MATH__)
+#error "-ffast-math and its parts change how numbers are rounded: compile without them"
 #endif
-#if defined(FLT_EVAL_METHOD) && FLT_EVAL_METHOD != 0
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "words of codes are read as little-endian"
+#endif
+#if defined(__clang__)
+#pragma STDC FP_CONTRACT OFF
+#endif
+#if defined(FLT_EVAL_METHOD) && FLT_EVAL_METHOD != 0 && FLT_EVAL_METHOD != 16 /* 16: but for half precision */
 #error "float arithmetic must be rounded to float: on 32-bit x86 compile with -msse2 -mfpmath=sse"
 #endif
 
