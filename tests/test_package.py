@@ -19,9 +19,11 @@ from small_export import CLASSES, MEAN, STD, lowered, nano4, preset, subnet_of
 
 from oncequant.arch import Arch
 from oncequant.data import eval_batches, load_data
+from oncequant.export.c import write_c
 from oncequant.export.lower import network_input
 from oncequant.export.onnx_writer import write_onnx
 from oncequant.export.package import load_package, write_package
+from oncequant.export.simulate import run_integer
 from oncequant.files import FileError
 
 
@@ -102,12 +104,13 @@ def test_a_package_prepares_images_as_training_did(image, tmp_path):
 
 def test_the_example_in_the_docs_feeds_what_training_fed(tmp_path, monkeypatch, capsys):
     page = (Path(__file__).parent.parent / "docs" / "export.md").read_text()
-    with_runtime, with_package = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    with_runtime, with_package, with_c = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     _, _, graph = nano4()
     graph = replace(graph, arch=graph.arch.replace(resolution=12))
     folder = tmp_path / "runs" / "digits" / "exports" / "2bit-L"
     write_package(graph, folder)
     write_onnx(graph, folder / "model.onnx")
+    write_c(graph, folder)
     Image.fromarray((load_digits().images[7] * 15).astype(np.uint8)).resize((40, 32)).save(tmp_path / "seven.png")
     monkeypatch.chdir(tmp_path)
     names = {}
@@ -117,6 +120,10 @@ def test_the_example_in_the_docs_feeds_what_training_fed(tmp_path, monkeypatch, 
     assert first == second and first in CLASSES
     difference = torch.from_numpy(names["pixels"]) - names["network"].prepare("seven.png")
     assert difference.abs().max() <= 1.5  # Pillow rounds to whole grey levels after each step
+    exec(with_c, names)
+    logits = run_integer(graph, names["pixels"].float())
+    assert torch.equal(names["network"](names["pixels"]), logits)
+    assert capsys.readouterr().out.split() == [CLASSES[logits.argmax()]]
 
 
 def flip_byte(path):
