@@ -1,4 +1,4 @@
-"""The format `c`: a network as C99 that needs no heap, no library and no runtime, for microcontrollers and CPUs.
+"""The format `c`: a network as C99 that needs no heap and no runtime, for microcontrollers and CPUs.
 
 Weights are packed at their own bits, maps of codes lie in one arena that is planned by liveness (`program.py`), and
 logits are those of the integer simulator to the last bit (`c_writer.py`, `kernels/`). It is judged by compiling it here
