@@ -1,7 +1,8 @@
 """Codes of a few bits in bytes, as files and as kernels have them.
 
-Bit planes: n codes of b bits in b * ceil(n / 8) bytes, the same layout in the package and in the ONNX file. Plane i holds bit i of every code, eight codes a byte, the first code in the lowest bit. Any bit-width from 1 to 8
-packs to exactly its size, and unpacking is a few integer operations that every runtime has.
+Bit planes: n codes of b bits in b * ceil(n / 8) bytes, the same layout in the package and in the ONNX file. Plane i
+holds bit i of every code, eight codes a byte, the first code in the lowest bit. Any bit-width from 1 to 8 packs to
+exactly its size, and unpacking is a few integer operations that every runtime has. Words of generated C: `pack_words`.
 """
 
 import numpy as np
