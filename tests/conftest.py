@@ -42,3 +42,18 @@ def trained(tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("run")
     oqat.train(CONFIG, Run(run_dir, TINY, digits()))
     return run_dir
+
+
+@pytest.fixture(scope="module")
+def one_thread_and_quickly_compiled():
+    """One thread is faster for tensors of small networks, above all on busy machines; and C is compiled with -O1."""
+    import torch
+
+    from oncequant.export.compiled import FLAGS
+
+    threads, flags = torch.get_num_threads(), ("-O1", *(flag for flag in FLAGS if flag != "-O3"))
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("oncequant.export.compiled.FLAGS", flags)
+        yield
+    torch.set_num_threads(threads)

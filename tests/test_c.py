@@ -11,7 +11,6 @@ import torch
 from small_export import CLASSES, digits, lowered, preset, subnet_of
 
 from oncequant import load_compiled
-from oncequant.export import compiled
 from oncequant.export.c import FILES, FORMAT
 from oncequant.export.c_writer import self_test_pictures, sources
 from oncequant.export.cortex_m import EmulationError, emulate, missing_tools
@@ -65,15 +64,7 @@ def graph_of(name):
     return lowered(*subnet_of(preset(family, int(bits)), seed=int(bits), resolution=20 if family == "cifar" else 10))
 
 
-@pytest.fixture(scope="module", autouse=True)
-def fast():
-    """One thread, faster for tensors this small; and the compiler optimises less, but for one network."""
-    threads, flags = torch.get_num_threads(), ("-O1", *(flag for flag in compiled.FLAGS if flag != "-O3"))
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("oncequant.export.compiled.FLAGS", flags)
-        yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread_and_quickly_compiled")
 
 
 GRAPHS = [*(f"nano {bits}" for bits in (2, 3, 4, 5, 8)), "cifar 3", "resnet-nano 2", "pooled", "odd codes", "mixed"]

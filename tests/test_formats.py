@@ -13,7 +13,6 @@ from small_export import digits, initialise, lowered, preprocessing, preset, sub
 from test_report import data_in, make_run_folder
 from torch.nn import functional as F
 
-from oncequant.export import compiled
 from oncequant.export.format import Common, Exported, Format, text
 from oncequant.export.formats import DEFAULT_FORMATS, FORMATS, check_tools, exports_table, needed_packages
 from oncequant.export.package import DeployedNetwork, load_package
@@ -35,15 +34,7 @@ GRAPHS = {  # presets of small_export, with bits
 REFUSED = {("c", "mixed with float"), ("c", "float")}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def fast():
-    """One thread, faster for tensors this small, above all on busy machines; and C that is quickly compiled."""
-    threads, flags = torch.get_num_threads(), ("-O1", *(flag for flag in compiled.FLAGS if flag != "-O3"))
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("oncequant.export.compiled.FLAGS", flags)
-        yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread_and_quickly_compiled")
 
 
 @cache
