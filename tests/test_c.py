@@ -4,6 +4,7 @@ import shutil
 import subprocess
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from oncequant.models import build_network
 from oncequant.models.elastic_resnet import PRESETS as RESIDUAL
 from oncequant.models.resnet import ResNetConfig
 
+HAS_VNNI = "avx512_vnni" in Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else False
 AARCH64 = ("aarch64-linux-gnu-gcc", "qemu-aarch64")
 STRICT = "-std=c99 -ffp-contract=off -Wall -Wextra -Werror".split()
 
@@ -93,10 +95,20 @@ def test_logits_are_those_of_the_simulator_on_every_backend(name, tmp_path):
     assert torch.equal(network(pixels), run_integer(graph, pixels.float()))
     assert network.classes == graph.classes and network(pixels[:0]).shape == (0, len(graph.classes))
     self_test(folder, "-O1 -DNETWORK_PORTABLE -Werror")
+    if HAS_VNNI:  # else it was AVX2 already
+        self_test(folder, "-O1 -march=native -DNETWORK_NO_VNNI -Werror")
     if name == "cifar 3":
+        self_test(folder, "-O1 -Werror")  # VNNI is compiled on every x86, and chosen when it runs
+        self_test(folder, "-O1 -Werror", "clang")
         self_test(folder, "-O3 -march=native")  # as users have it
         self_test(folder, "-O1 -march=native -Werror -fsanitize=address,undefined -fno-sanitize-recover=all")
         self_test(folder, "-O2 -march=native -Werror", "clang")
+
+
+@pytest.mark.parametrize("name", ["cifar 3", "pooled", "mixed"])
+def test_maps_larger_than_a_cache_are_computed_row_by_row(name, tmp_path, monkeypatch):
+    monkeypatch.setattr("oncequant.export.c_writer.CACHED", 1)
+    self_test(written(graph_of(name), tmp_path), "-O1 -Werror -fsanitize=address,undefined -fno-sanitize-recover=all")
 
 
 def self_test(folder, flags, compiler="gcc"):

@@ -12,15 +12,25 @@ import torch
 from torch import Tensor
 
 from oncequant.export.graph import Graph, Grid, Weights
-from oncequant.export.packing import pack_words
+from oncequant.export.packing import pack_words, padded_inputs
 from oncequant.export.program import LOGITS, PIXELS, CannotRun, Placement, Program, Step
 from oncequant.export.simulate import addition, bias_scale, run_integer
 
 TESTED = 8  # pictures of the self-test
 MOST = 2**31 - 1  # of a sum
 PER_LINE = 12
+CACHED = 2**15  # bytes, of what is gathered at once
 
-KERNELS = ("common.h", "portable.h", "avx2.h", "neon.h", "cortex_m.h", "layers.h")  # in this order
+KERNELS = (
+    "common.h",
+    "portable.h",
+    "avx2.h",
+    "neon.h",
+    "cortex_m.h",
+    "vnni.h",
+    "vnni_maps.h",
+    "layers.h",
+)  # in this order
 
 
 class Constants:
@@ -90,8 +100,9 @@ def _call(step: Step, i: int, program: Program, placement: Placement, constants:
     match step.op:
         case "lookup":
             assert step.table is not None
-            table = constants.add("uint8_t", f"table_{i}", step.table[: 2 ** step.grids[0].bits].numpy())
-            return f"lookup({sources[0]}, {target}, {before.bytes}, {table});"
+            entries = 2 ** step.grids[0].bits
+            table = constants.add("uint8_t", f"table_{i}", step.table[:entries].numpy())
+            return f"lookup({sources[0]}, {target}, {before.bytes}, {table}, {entries});"
         case "add":
             a, b = step.grids
             terms = ", ".join(_float(value) for value in _checked_addition(step.name, a, b, grid))
@@ -184,6 +195,7 @@ def _network_c(program: Program, constants: Constants, calls: Sequence[str]) -> 
 #include "network.h"
 
 #define NETWORK_BITS(CASE) {" ".join(f"CASE({b})" for b in bits)}
+{_most(program)}
 
 {kernels}
 /* ---- this network */
@@ -202,6 +214,37 @@ int network_run(const uint8_t *pixels, float *logits, void *arena)
     return best;
 }}
 """
+
+
+def _most(program: Program) -> str:
+    """What kernels for VNNI have on the stack, for the largest layers: an enum, in bytes but for the kernel size."""
+    most = dict(KERNEL=1, INPUTS=64, ROWS=64, TAPS=64, FOURS=64, TOGETHER=64, CHANNELS=64)
+    for step in program.steps:
+        if step.weights is None:
+            continue
+        weight, before = step.weights.weight, program.maps[step.inputs[0]]
+        kernel = weight.shape[-1] if step.op == "conv" else 1
+        size = before.size + kernel // 2 * 2
+        needs = dict(KERNEL=kernel)
+        if step.is_depthwise:
+            blocks = -(-before.channels // 16)
+            needs["TAPS"] = kernel * kernel * before.channels
+            needs["FOURS"] = kernel * -(-kernel // 4) * blocks * 64
+            width = program.maps[step.output].size + (kernel - 1) // 4 * 4 // step.weights.stride
+            needs["TOGETHER"] = _some_rows(size, kernel, 64 * width)
+            needs["CHANNELS"] = before.channels
+        else:
+            needs["INPUTS"] = padded_inputs(weight[0].numel(), step.weights.bits)
+        if kernel > 1 or step.is_depthwise:
+            needs["ROWS"] = _some_rows(size, kernel, size * before.channels)
+        for name, value in needs.items():
+            most[name] = max(most[name], value if name == "KERNEL" else -(-value // 64) * 64)
+    return "enum { " + ", ".join(f"NETWORK_MOST_{name} = {value}" for name, value in most.items()) + " };"
+
+
+def _some_rows(rows: int, kernel: int, pitch: int) -> int:
+    """Bytes of as many rows of a map as fit into a cache, at least those that an output row needs."""
+    return min(rows * pitch, max(CACHED, kernel * pitch))
 
 
 def _string(text: str) -> str:
@@ -330,12 +373,13 @@ It tells {len(graph.classes)} classes apart in pictures of {size} x {size} pixel
 pictures are first cut to a square and resized. The interface is `network.h`; the names of the classes are in it.
 
     make -f network.mk test                                   # compile and run the self-test on this machine
-    make -f network.mk test CFLAGS="-O3 -DNETWORK_PORTABLE"   # without AVX2 or dot products
+    make -f network.mk test CFLAGS="-O3 -DNETWORK_PORTABLE"   # plain C
 
 It is C99 for GCC and clang, without heap and without variables of its own; of libraries it needs what compilers take
 for granted, such as memcpy. It has {constants} bytes of constants and works in an arena of {placement.bytes} bytes.
-Kernels for AVX2, aarch64 with dot products and Cortex-M with DSP are chosen when it
-is compiled, for example by `-mcpu=cortex-m4 -mthumb -mfloat-abi=hard -mfpu=fpv4-sp-d16`. Compile with `-std=c99
+Kernels for AVX2, aarch64 with dot products and Cortex-M with DSP are chosen when it is compiled, for example by
+`-mcpu=cortex-m4 -mthumb -mfloat-abi=hard -mfpu=fpv4-sp-d16`; those for AVX512-VNNI by any x86-64 processor that has it
+and VBMI, when it runs (`-DNETWORK_NO_VNNI` leaves them out). They take more stack. Compile with `-std=c99
 -ffp-contract=off`, never with `-ffast-math`: then logits are equal to the last bit on every machine.
 `sha256sum -c network.sha256` tells whether the files are as they were.
 """

@@ -35,6 +35,21 @@
 #define UNROLL _Pragma("GCC unroll 8")
 #endif
 
+/* Whether this processor has what vnni.h needs: known when compiled for it, else asked. */
+#if defined(__x86_64__) && !defined(NETWORK_PORTABLE) && !defined(NETWORK_NO_VNNI)
+#define NETWORK_VNNI
+#include <immintrin.h>
+#if defined(__AVX512VNNI__) && defined(__AVX512VBMI__)
+#define NETWORK_HAS_VNNI 1
+#else
+#define NETWORK_HAS_VNNI (__builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi"))
+#endif
+#define IF_VNNI(...) \
+    if (NETWORK_HAS_VNNI) __VA_ARGS__
+#else
+#define IF_VNNI(...)
+#endif
+
 enum { LANES = 8 }; /* output channels whose words lie side by side */
 
 typedef struct {
@@ -129,7 +144,7 @@ INLINE int32_t block_words(const int bits, int32_t lanes, int32_t steps)
         return code;                                                                                                  \
     }
 
-INLINE uint32_t load_word(const void *from)
+UNUSED INLINE uint32_t load_word(const void *from)
 {
     uint32_t word;
     memcpy(&word, from, 4);

@@ -118,6 +118,12 @@ KERNEL int32_t block_dots(const network_layer *l, int32_t count, const network_c
     return 0;
 }
 
+/* Of whole blocks of channels. */
+INLINE int32_t words_before(const network_layer *l, int32_t channels, int32_t inputs)
+{
+    return channels ? block_words(l->bits, channels, (inputs + 3) / 4) : 0;
+}
+
 INLINE int32_t padded_inputs(int32_t inputs, int32_t bits)
 {
     const int32_t together = 4 * chunk_steps(bits);
@@ -130,11 +136,12 @@ KERNEL void layer(const network_layer *l, const uint8_t *x, uint8_t *y, float *l
     const int32_t inputs = l->kernel * l->kernel * l->channels, stride = padded_inputs(inputs, l->bits);
     const int32_t pixels = l->out_size * l->out_size;
     network_column *const columns = (network_column *)(void *)(scratch + (inputs + 15) / 16 * 16);
-    int32_t top = -(l->kernel / 2), left = top;
+    int32_t top = -(l->kernel / 2), left = top, done = 0; /* channels */
     const int32_t right = left + l->out_size * l->stride;
-    for (int32_t first = 0, count; first < pixels; first += count) {
+    IF_VNNI(done = vnni_layer(l, x, y, logits);)
+    for (int32_t first = 0, count; first < pixels && done < l->out_channels; first += count) {
         int32_t inputs_sum[COLUMNS], sums[COLUMNS][LANES];
-        const uint32_t *words = l->weights;
+        const uint32_t *words = l->weights + words_before(l, done, inputs);
         count = pixels - first < COLUMNS ? 1 : COLUMNS;
         for (int32_t p = 0; p < count; p++) {
             inputs_sum[p] = make_column(l, x, top, left, scratch, columns, p, stride, inputs);
@@ -143,7 +150,7 @@ KERNEL void layer(const network_layer *l, const uint8_t *x, uint8_t *y, float *l
             left = -(l->kernel / 2); /* the next row */
             top += l->stride;
         }
-        for (int32_t channel = 0; channel < l->out_channels; channel += LANES) {
+        for (int32_t channel = done; channel < l->out_channels; channel += LANES) {
             const int32_t lanes = least(LANES, l->out_channels - channel);
             words += block_dots(l, count, columns, stride, inputs, words, lanes, sums);
             for (int32_t p = 0; p < count; p++) {
@@ -242,6 +249,7 @@ KERNEL void depthwise(const network_layer *l, const uint8_t *x, uint8_t *y, uint
     int16_t *const weights = (int16_t *)(void *)scratch;
     uint8_t *const outside = scratch + (channels + LANES - 1) / LANES * pairs * LANES * 4;
     const uint8_t *rows[MOST_TAPS];
+    IF_VNNI({ if (vnni_depthwise(l, x, y)) return; })
     unpack_weights(l, weights);
     fill_bytes(outside, (uint8_t)l->in_zero, channels);
     rows[taps] = outside; /* its weights are zero */
@@ -281,14 +289,22 @@ KERNEL void from_pixels(const uint8_t *x, uint8_t *y, int32_t pixels, int32_t ch
         for (int32_t c = 0; c < channels; c++, x++) *y++ = table[256 * c + *x];
 }
 
-KERNEL void lookup(const uint8_t *x, uint8_t *y, int32_t count, const uint8_t *table)
+KERNEL void lookup(const uint8_t *x, uint8_t *y, int32_t count, const uint8_t *table, int32_t entries UNUSED)
 {
+    IF_VNNI({
+        vnni_lookup(x, y, count, table, entries);
+        return;
+    })
     for (int32_t i = 0; i < count; i++) y[i] = table[x[i]];
 }
 
 KERNEL void add(const uint8_t *a, const uint8_t *b, uint8_t *y, int32_t count, float ratio_a, float ratio_b,
                        float offset, int32_t max)
 {
+    IF_VNNI({
+        vnni_add(a, b, y, count, ratio_a, ratio_b, offset, max);
+        return;
+    })
     for (int32_t i = 0; i < count; i++)
         y[i] = code_of(fused(ratio_a, a[i], fused(ratio_b, b[i], offset)), 0.0f, (float)max);
 }
@@ -297,6 +313,10 @@ KERNEL void add(const uint8_t *a, const uint8_t *b, uint8_t *y, int32_t count, f
 KERNEL void multiply(const uint8_t *x, const uint8_t *gate, uint8_t *y, int32_t pixels, int32_t channels,
                             int32_t zero_x, int32_t zero_gate, float ratio, int32_t zero, int32_t max)
 {
+    IF_VNNI({
+        vnni_multiply(x, gate, y, pixels, channels, zero_x, zero_gate, ratio, zero, max);
+        return;
+    })
     for (int32_t i = 0; i < pixels; i++)
         for (int32_t c = 0; c < channels; c++, x++) {
             const float product = (float)((*x - zero_x) * (gate[c] - zero_gate)) * ratio;
