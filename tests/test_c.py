@@ -95,6 +95,7 @@ def test_logits_are_those_of_the_simulator_on_every_backend(name, tmp_path):
     assert torch.equal(network(pixels), run_integer(graph, pixels.float()))
     assert network.classes == graph.classes and network(pixels[:0]).shape == (0, len(graph.classes))
     self_test(folder, "-O1 -DNETWORK_PORTABLE -Werror")
+    self_test(folder, "-O1 -DNETWORK_PORTABLE -DNETWORK_INTEGER -Werror")
     if HAS_VNNI:  # else it was AVX2 already
         self_test(folder, "-O1 -march=native -DNETWORK_NO_VNNI -Werror")
     if name == "cifar 3":
@@ -122,20 +123,83 @@ def self_test(folder, flags, compiler="gcc"):
 @pytest.mark.parametrize(
     "name, core",
     [*((name, "cortex-m4") for name in ("mixed", "nano 4", "resnet-nano 2", "pooled", "odd codes")),
-     ("nano 4", "cortex-m7"), ("nano 2", "cortex-m3")],
+     ("nano 4", "cortex-m7"), *((name, "cortex-m3") for name in ("nano 2", "mixed", "pooled"))],
 )  # fmt: skip
 def test_microcontrollers_compute_the_same_in_little_memory(name, core, tmp_path):
     graph, folder = graph_of(name), written(graph_of(name), tmp_path)
     found = emulate(folder, core)
     assert found.equal
     _, constants = sources(plan := program(graph), place(plan))
-    assert 0 <= found.flash_bytes - constants < 12_000 and 100 < found.stack_bytes < 1_500
+    assert 0 <= found.flash_bytes - constants < 16_000 and 100 < found.stack_bytes < 1_500
     macs = sum(
         step.weights.weight.numel() * (1 if step.op == "linear" else plan.maps[step.output].size ** 2)
         for step in plan.steps
         if step.weights
     )
-    assert 1 < found.instructions / macs < (40 if core == "cortex-m3" else 10)
+    assert 1 < found.instructions / macs < (15 if core == "cortex-m3" else 10)  # the M3 has no floating-point unit
+
+
+SCALES = """
+#include "network.c"
+#include <stdio.h>
+
+static uint32_t state = 1;
+static uint32_t drawn(void) { return (state = state * 1664525u + 1013904223u) >> 8; }
+static float ratio_of(int round) /* now and then so round that ties are common */
+{
+    const uint32_t bits = (uint32_t)(103 + drawn() % 25) << 23 | (round % 2 ? drawn() >> 1 : drawn() % 4 << 21);
+    float ratio;
+    memcpy(&ratio, &bits, 4);
+    return round % 3 ? ratio : -ratio;
+}
+
+int main(void)
+{
+    long clear = 0, all = 0, wrong = 0;
+    for (int round = 0; round < 60; round++) {
+        const float ratio = ratio_of(round);
+        const int32_t zero = (int32_t)(drawn() % 256), max = (2 << drawn() % 8) - 1, far = 1 << (8 + drawn() % 20);
+        for (int32_t i = -100000; i < 100000; i++, all++) {
+            const int32_t value = round % 5 ? i : far + i;
+            int32_t steps;
+            clear += product_steps(value, ratio, &steps);
+            wrong += scaled(value, ratio, zero, max) != code_of((float)value * ratio, (float)zero, (float)max);
+        }
+    }
+    static uint8_t a[65536], b[65536], sums[65536];
+    for (int i = 0; i < 65536; i++) a[i] = (uint8_t)i, b[i] = (uint8_t)(i >> 8);
+    for (int round = 0; round < 60; round++) {
+        float of_a = ratio_of(round), of_b = ratio_of(round + 1), offset = (float)(drawn() % 1024) - 512.0f;
+        of_a = of_a < 0 ? -of_a : of_a;
+        of_b = of_b < 0 ? -of_b : of_b;
+        if (round % 2) offset *= 0.3f;
+        add(a, b, sums, 65536, of_a, of_b, offset, 255);
+        for (int i = 0; i < 65536; i++)
+            wrong += sums[i] != code_of(fused(of_a, a[i], fused(of_b, b[i], offset)), 0.0f, 255.0f);
+    }
+    for (int round = 0; round < 200; round++) {
+        const float ratio = ratio_of(round);
+        const int32_t zero = (int32_t)(drawn() % 256), zero_a = (int32_t)(drawn() % 256);
+        const int32_t gate_zero = (int32_t)(drawn() % 256);
+        multiply(a, b + round % 256 * 256, sums, 256, 1, zero_a, gate_zero, ratio, zero, 255);
+        for (int i = 0; i < 256; i++) {
+            const float product = (float)((a[i] - zero_a) * (b[round % 256 * 256] - gate_zero)) * ratio;
+            wrong += sums[i] != code_of(product + (float)zero, 0.0f, 255.0f);
+        }
+    }
+    printf("%ld wrong, %.4f clear\\n", wrong, (double)clear / (double)all);
+    return 0;
+}
+"""
+
+
+def test_whole_numbers_scale_as_float_does(tmp_path):
+    folder = written(graph_of("mixed"), tmp_path)
+    (folder / "scales.c").write_text(SCALES)
+    flags = ["-O2", *STRICT, "-Wno-unused", "-DNETWORK_PORTABLE", "-DNETWORK_INTEGER", "-fsanitize=undefined"]
+    assert run("gcc", *flags, "scales.c", "-o", "scales", cwd=folder).returncode == 0
+    found = run("./scales", cwd=folder).stdout
+    assert found.startswith("0 wrong") and float(found.split()[2]) > 0.5, found  # else float would do the work
 
 
 def test_what_fails_under_emulation_is_said(tmp_path):

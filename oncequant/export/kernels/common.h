@@ -36,7 +36,7 @@
 #endif
 
 /* Whether this processor has what vnni.h needs: known when compiled for it, else asked. */
-#if defined(__x86_64__) && !defined(NETWORK_PORTABLE) && !defined(NETWORK_NO_VNNI)
+#if defined(__x86_64__) && !defined(NETWORK_PORTABLE) && !defined(NETWORK_NO_VNNI) && !defined(NETWORK_INTEGER)
 #define NETWORK_VNNI
 #include <immintrin.h>
 #if defined(__AVX512VNNI__) && defined(__AVX512VBMI__)
@@ -48,6 +48,11 @@
     if (NETWORK_HAS_VNNI) __VA_ARGS__
 #else
 #define IF_VNNI(...)
+#endif
+
+/* Without a floating-point unit results are scaled by whole numbers, and by float where only float can tell. */
+#if defined(__arm__) && !defined(__ARM_FP) && !defined(NETWORK_SOFT_FLOAT)
+#define NETWORK_INTEGER
 #endif
 
 enum { LANES = 8 }; /* output channels whose words lie side by side */
@@ -84,9 +89,44 @@ INLINE float fused(float a, uint8_t code, float c)
 }
 
 /* A sum of products as the accumulator has it; unsigned, since what is taken away again may not fit in between. */
-INLINE float accumulator(int32_t sum, int32_t shift, int32_t bias)
+INLINE int32_t accumulator(int32_t sum, int32_t shift, int32_t bias)
 {
-    return (float)(int32_t)(((uint32_t)sum << shift) + (uint32_t)bias);
+    return (int32_t)(((uint32_t)sum << shift) + (uint32_t)bias);
+}
+
+#ifdef NETWORK_INTEGER
+/* value / 2^shift, rounded to whole steps, in float and in whole numbers alike: unless it lies within 2^-14 of the middle
+ * between two, where the roundings of float decide. Float errs by less, two roundings of numbers below 1024, where the
+ * result is a code; other results, where it errs by more, are clamped. Returns whether `steps` were found. */
+INLINE int whole_steps(int64_t value, int32_t shift, int32_t *steps)
+{
+    const int64_t parts = (value + ((int64_t)1 << (shift - 1))) >> (shift - 14); /* of 2^-14 steps, from the middle on */
+    const int64_t code = parts >> 14;
+    *steps = code < -1024 ? -1024 : code > 1024 ? 1024 : (int32_t)code;
+    return ((parts + 1) & 0x3fff) > 1;
+}
+
+/* The same of value * ratio: a ratio is a number of 24 bits times a power of two, so the product has no error. */
+INLINE int product_steps(int32_t value, float ratio, int32_t *steps)
+{
+    uint32_t bits;
+    memcpy(&bits, &ratio, 4);
+    const int32_t number = (int32_t)((bits & 0x7fffff) | 0x800000), shift = 150 - (int32_t)(bits >> 23 & 255);
+    if (shift < 16 || shift > 60) return 0;
+    return whole_steps((int64_t)value * (bits >> 31 ? -number : number), shift, steps);
+}
+
+INLINE uint8_t clamped(int32_t code, int32_t max) { return (uint8_t)(code < 0 ? 0 : code > max ? max : code); }
+#endif
+
+/* The code of an accumulator, or of a sum. */
+INLINE uint8_t scaled(int32_t value, float ratio, int32_t zero, int32_t max)
+{
+#ifdef NETWORK_INTEGER
+    int32_t steps;
+    if (product_steps(value, ratio, &steps)) return clamped(steps + zero, max);
+#endif
+    return code_of((float)value * ratio, (float)zero, (float)max);
 }
 
 INLINE int32_t least(int32_t a, int32_t b) { return a < b ? a : b; }

@@ -81,8 +81,8 @@ INLINE void eight_codes(const network_layer *l, const int32_t *sums, int32_t fac
 {
     const int32_t *const bias = l->bias + channel;
     const float *const ratio = l->ratio + channel;
+#if defined(NETWORK_AVX2) && !defined(NETWORK_INTEGER)
     const float zero = (float)l->zero, max = (float)l->max;
-#ifdef NETWORK_AVX2
     const __m256 big = _mm256_set1_ps(12582912.0f);
     __m256i sum = _mm256_loadu_si256((const __m256i *)(const void *)sums);
     if (factor != 1) sum = _mm256_add_epi32(sum, sum);
@@ -96,7 +96,7 @@ INLINE void eight_codes(const network_layer *l, const int32_t *sums, int32_t fac
     _mm_storel_epi64((__m128i *)(void *)codes, _mm_packus_epi16(words, words));
 #else
     for (int32_t i = 0; i < LANES; i++)
-        codes[i] = code_of(accumulator(sums[i] * factor - subtracted, l->shift, bias[i]) * ratio[i], zero, max);
+        codes[i] = scaled(accumulator(sums[i] * factor - subtracted, l->shift, bias[i]), ratio[i], l->zero, l->max);
 #endif
 }
 
@@ -161,11 +161,12 @@ KERNEL void layer(const network_layer *l, const uint8_t *x, uint8_t *y, float *l
                 }
                 for (int32_t i = 0; i < lanes; i++) {
                     const int32_t sum = sums[p][i] * l->factor - l->offset * inputs_sum[p];
-                    const float value = accumulator(sum, l->shift, l->bias[channel + i]) * l->ratio[channel + i];
+                    const int32_t value = accumulator(sum, l->shift, l->bias[channel + i]);
+                    const float ratio = l->ratio[channel + i];
                     if (logits)
-                        logits[channel + i] = value;
+                        logits[channel + i] = (float)value * ratio;
                     else
-                        out[i] = code_of(value, (float)l->zero, (float)l->max);
+                        out[i] = scaled(value, ratio, l->zero, l->max);
                 }
             }
         }
@@ -273,8 +274,7 @@ KERNEL void depthwise(const network_layer *l, const uint8_t *x, uint8_t *y, uint
                 int32_t sum = 0;
                 for (int32_t tap = 0; tap < taps; tap++)
                     sum += rows[tap][i] * block[tap / 2 * LANES * 2 + 2 * (i - channel) + tap % 2];
-                const float value = accumulator(sum, l->shift, l->bias[i]) * l->ratio[i];
-                y[i] = code_of(value, (float)l->zero, (float)l->max);
+                y[i] = scaled(accumulator(sum, l->shift, l->bias[i]), l->ratio[i], l->zero, l->max);
             }
         }
     }
@@ -305,8 +305,21 @@ KERNEL void add(const uint8_t *a, const uint8_t *b, uint8_t *y, int32_t count, f
         vnni_add(a, b, y, count, ratio_a, ratio_b, offset, max);
         return;
     })
-    for (int32_t i = 0; i < count; i++)
+#ifdef NETWORK_INTEGER
+    const float whole = 1099511627776.0f; /* 2^40: what is lost is less than 2^-30 */
+    const int64_t by_a = (int64_t)(ratio_a * whole), by_b = (int64_t)(ratio_b * whole), from = (int64_t)(offset * whole);
+    const int is_small = ratio_a < 2.0f && ratio_b < 2.0f && offset > -512.0f && offset < 512.0f;
+#endif
+    for (int32_t i = 0; i < count; i++) {
+#ifdef NETWORK_INTEGER
+        int32_t steps;
+        if (is_small && whole_steps(by_a * a[i] + by_b * b[i] + from, 40, &steps)) {
+            y[i] = clamped(steps, max);
+            continue;
+        }
+#endif
         y[i] = code_of(fused(ratio_a, a[i], fused(ratio_b, b[i], offset)), 0.0f, (float)max);
+    }
 }
 
 /* A map times one number for each channel. */
@@ -319,8 +332,15 @@ KERNEL void multiply(const uint8_t *x, const uint8_t *gate, uint8_t *y, int32_t 
     })
     for (int32_t i = 0; i < pixels; i++)
         for (int32_t c = 0; c < channels; c++, x++) {
-            const float product = (float)((*x - zero_x) * (gate[c] - zero_gate)) * ratio;
-            *y++ = code_of(product + (float)zero, 0.0f, (float)max);
+            const int32_t product = (*x - zero_x) * (gate[c] - zero_gate);
+#ifdef NETWORK_INTEGER
+            int32_t steps;
+            if (product_steps(product, ratio, &steps)) {
+                *y++ = clamped(steps + zero, max);
+                continue;
+            }
+#endif
+            *y++ = code_of((float)product * ratio + (float)zero, 0.0f, (float)max);
         }
 }
 
@@ -331,7 +351,7 @@ KERNEL void mean(const uint8_t *x, uint8_t *y, int32_t pixels, int32_t channels,
     for (int32_t c = 0; c < channels; c++) sums[c] = -pixels * zero_x;
     for (int32_t i = 0; i < pixels; i++)
         for (int32_t c = 0; c < channels; c++) sums[c] += *x++;
-    for (int32_t c = 0; c < channels; c++) y[c] = code_of((float)sums[c] * ratio, (float)zero, (float)max);
+    for (int32_t c = 0; c < channels; c++) y[c] = scaled(sums[c], ratio, zero, max);
 }
 
 /* 3 x 3 with stride 2; outside the map nothing. */
