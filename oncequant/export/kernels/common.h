@@ -98,7 +98,7 @@ INLINE int32_t accumulator(int32_t sum, int32_t shift, int32_t bias)
 /* value / 2^shift, rounded to whole steps, in float and in whole numbers alike: unless it lies within 2^-14 of the middle
  * between two, where the roundings of float decide. Float errs by less, two roundings of numbers below 1024, where the
  * result is a code; other results, where it errs by more, are clamped. Returns whether `steps` were found. */
-INLINE int whole_steps(int64_t value, int32_t shift, int32_t *steps)
+KERNEL int whole_steps(int64_t value, int32_t shift, int32_t *steps)
 {
     const int64_t parts = (value + ((int64_t)1 << (shift - 1))) >> (shift - 14); /* of 2^-14 steps, from the middle on */
     const int64_t code = parts >> 14;
@@ -107,7 +107,7 @@ INLINE int whole_steps(int64_t value, int32_t shift, int32_t *steps)
 }
 
 /* The same of value * ratio: a ratio is a number of 24 bits times a power of two, so the product has no error. */
-INLINE int product_steps(int32_t value, float ratio, int32_t *steps)
+KERNEL int product_steps(int32_t value, float ratio, int32_t *steps)
 {
     uint32_t bits;
     memcpy(&bits, &ratio, 4);
@@ -120,14 +120,19 @@ INLINE uint8_t clamped(int32_t code, int32_t max) { return (uint8_t)(code < 0 ? 
 #endif
 
 /* The code of an accumulator, or of a sum. */
-INLINE uint8_t scaled(int32_t value, float ratio, int32_t zero, int32_t max)
-{
 #ifdef NETWORK_INTEGER
+KERNEL uint8_t scaled(int32_t value, float ratio, int32_t zero, int32_t max)
+{
     int32_t steps;
     if (product_steps(value, ratio, &steps)) return clamped(steps + zero, max);
-#endif
     return code_of((float)value * ratio, (float)zero, (float)max);
 }
+#else
+INLINE uint8_t scaled(int32_t value, float ratio, int32_t zero, int32_t max)
+{
+    return code_of((float)value * ratio, (float)zero, (float)max);
+}
+#endif
 
 INLINE int32_t least(int32_t a, int32_t b) { return a < b ? a : b; }
 
