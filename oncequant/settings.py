@@ -12,6 +12,7 @@ from oncequant.family import NetworkConfig
 from oncequant.methods import METHODS
 from oncequant.models import PRESETS, family_of, space_of
 from oncequant.space import SearchSpace
+from oncequant.targets import TARGETS
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -140,4 +141,15 @@ def presets_table() -> Table:
         methods = [(m, method) for m, method in METHODS.items() if family in method.families]
         sizes = [f"{m} {method.searched_space(method.Config(), config).size():.3g}" for m, method in methods]
         table.add_row(name, family, colours, f"{span} px", ", ".join(sizes))
+    return table
+
+
+def targets_table() -> Table:
+    """All targets and their budgets, for people."""
+    names = "target", "board", "core", "clock", "RAM", "flash", "budgets", "note"
+    table = Table(*names, title="targets: kB are 1,024 bytes, k in budgets 1,000")
+    for target in TARGETS:
+        sizes = f"{target.clock_mhz} MHz", f"{target.ram_kib} kB", f"{target.flash_kib} kB"
+        budgets = "\n".join(map(str, target.budgets))
+        table.add_row(target.name, target.board, target.core, *sizes, budgets, target.note)
     return table

@@ -1,8 +1,9 @@
 """What deployment makes of a network, as far as its weights do not matter: quantizers, kernel calls, what lives when.
 
-The passes work on nodes that have a name, an operation and inputs. `oncequant.export.lower` and `program` call them with
-the nodes of a `Graph`, which have weights and grids. The costs of memory (`oncequant.memory`) call them with `Blank`s
-made of a Plan: the same calls, before anything is trained. Operations are those of `oncequant.export.graph.OPS`.
+The passes work on nodes that have a name, an operation and inputs. `oncequant.export.lower` and `program` call them
+with the nodes of a `Graph`, which have weights and grids. The costs of memory (`oncequant.memory`) call them with
+`Blank`s made of a Plan: the same calls, before anything is trained. Operations are those of
+`oncequant.export.graph.OPS`.
 """
 
 from collections.abc import Callable, Hashable, Mapping, Sequence, Set

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from oncequant.export.graph import Graph, Grid, Weights
 from oncequant.export.packing import pack_words
-from oncequant.export.program import LOGITS, PIXELS, CannotRun, Placement, Program, Step
+from oncequant.export.program import Placement, Program, Step
 from oncequant.export.simulate import addition, bias_scale, run_integer
+from oncequant.structure import LOGITS, PIXELS, CannotRun
 
 TESTED = 8  # pictures of the self-test
 MOST = 2**31 - 1  # of a sum
