@@ -24,6 +24,18 @@ LANES = 8  # output channels whose words lie side by side
 WIDTHS = (8, 4, 2, 1)  # of the parts that bit-widths are split into: 3 bits are 2 + 1, 6 are 4 + 2
 LAYER_STRUCT = 4 * 17  # bytes of what holds the tables and numbers of a layer together
 
+# Bytes of code on a Cortex-M4, an upper bound by parts: `benchmarks/flash.py` fits them to about 300 random networks of
+# all families, compiled by gcc 12 with the flags of `oncequant/export/cortex_m.py`. It was 0 to 540 bytes above all of
+# them, before 250 bytes were added to the base. Fit again when kernels or flags change: tests/test_memory.py tells.
+CODE = 2600 + 250  # also of 8 bits, which edges have
+CODE_OF_BITS = {1: 1790, 2: 1170, 3: 2960, 4: 840, 5: 3180, 6: 1900, 7: 4760}  # if a layer has such weights
+DEPTHWISE_CODE = 1350
+DEPTHWISE_CODE_OF_BITS = {1: 1140, 2: 610, 3: 1340, 4: 330, 5: 1310, 6: 720, 7: 1340}  # if any layer is depthwise
+OPERATION_CODE = {"maxpool": 180, "subsample": 180}  # those of other operations are in the base
+CALL_CODE = {"conv": 14, "linear": 14, "lookup": 30}
+OTHER_CALL_CODE = 40
+CLASS_BYTES = 16  # a pointer, and a name of 11 letters
+
 
 # -- bytes of one thing; of ints, or of NumPy vectors
 
@@ -139,7 +151,43 @@ class PixelBytes:
         return 256 * next(iter(specs.values())).in_channels
 
 
-Term = MapBytes | ScratchBytes | SumBytes | LayerBytes | TableBytes | PixelBytes
+@dataclass(frozen=True)
+class CodeBytes:
+    """Of kernels, by the bit-widths of weights."""
+
+    depthwise: bool
+    """Is any layer."""
+
+    def of(self, specs: Specs, value: Number) -> Number:
+        """An upper bound."""
+        found: Number = 0
+        for spec in specs.values():
+            found = found | spec.present << spec.weight_bits
+        total: Number = 0
+        for bits, code in CODE_OF_BITS.items():
+            total = total + (found >> bits & 1) * (code + self.depthwise * DEPTHWISE_CODE_OF_BITS[bits])
+        return total
+
+
+@dataclass(frozen=True)
+class ClassBytes:
+    """Of the names of classes."""
+
+    def of(self, specs: Specs, value: Number) -> Number:
+        """As if they had 11 letters."""
+        return CLASS_BYTES * list(specs.values())[-1].out_channels
+
+
+@dataclass(frozen=True)
+class OneByte:
+    """What is known of all architectures with the same calls is counted in such."""
+
+    def of(self, specs: Specs, value: Number) -> Number:
+        """1."""
+        return 1
+
+
+Term = MapBytes | ScratchBytes | SumBytes | LayerBytes | TableBytes | PixelBytes | CodeBytes | ClassBytes | OneByte
 
 
 def _shape(shape: Shape, specs: Specs) -> tuple[Number, Number]:
@@ -161,23 +209,27 @@ def _value_bytes(specs: Specs) -> Number:
 
 @dataclass(frozen=True, eq=False)
 class Needs:
-    """What the calls of networks with the same layers need."""
+    """What the calls of networks with the same layers need: how many of each term. Float64: its products are fast, and
+    exact."""
 
     terms: tuple[Term, ...]
     live: np.ndarray
-    """How many of each term live during each call, float64 (calls, terms): products of float64 are fast, and exact."""
+    """During each call, (calls, terms)."""
     constants: np.ndarray
-    """How many of each are constants, (1, terms)."""
+    """In flash, (1, terms)."""
+    code: np.ndarray
+    """In flash, too, (1, terms)."""
 
 
 @lru_cache(maxsize=20_000)
-def needs(nodes: tuple[Node, ...]) -> Needs:
-    """What the calls of the nodes of a Plan need."""
+def needs(nodes: tuple[Node, ...], depthwise: bool) -> Needs:
+    """What the calls of the nodes of a Plan need; `depthwise` if any layer is."""
     calls, quantizers = blank_calls(nodes)
-    count: dict[Term, np.ndarray] = {}  # live during each call, and constants last
+    constant, code = len(calls), len(calls) + 1
+    count: dict[Term, np.ndarray] = {}  # during each call, among constants, and among code
 
-    def add(term: Term, first: int, last: int) -> None:
-        count.setdefault(term, np.zeros(len(calls) + 1))[first : last + 1] += 1
+    def add(term: Term, first: int, last: int, times: int = 1) -> None:
+        count.setdefault(term, np.zeros(len(calls) + 2))[first : last + 1] += times
 
     shapes = {call.output: call.shape for call in calls}
     for name, (first, last) in lives(calls).spans.items():
@@ -185,25 +237,29 @@ def needs(nodes: tuple[Node, ...]) -> Needs:
     for i, call in enumerate(calls):
         if call.op in ("conv", "linear"):
             add(ScratchBytes(call.name), i, i)
-            add(LayerBytes(call.name), len(calls), len(calls))
+            add(LayerBytes(call.name), constant, constant)
         elif call.op == "mean":
             add(SumBytes(call.shape), i, i)
         elif call.op == "pixels":
-            add(PixelBytes(), len(calls), len(calls))
+            add(PixelBytes(), constant, constant)
         elif call.op == "lookup":
             grid = quantizers[call.read[0]].grid
-            add(TableBytes(None if grid.endswith(".q") else grid), len(calls), len(calls))
+            add(TableBytes(None if grid.endswith(".q") else grid), constant, constant)
+    ops = [call.op for call in calls]
+    fixed = CODE + DEPTHWISE_CODE * depthwise + sum(CALL_CODE.get(op, OTHER_CALL_CODE) for op in ops)
+    fixed += sum(OPERATION_CODE.get(op, 0) for op in set(ops))
+    for term, times in ((CodeBytes(depthwise), 1), (ClassBytes(), 1), (OneByte(), fixed)):
+        add(term, code, code, times)
     table = np.stack(list(count.values()), axis=1)
-    return Needs(tuple(count), table[:-1], table[-1:])
+    return Needs(tuple(count), table[:constant], table[constant:code], table[code:])
 
 
 def _evaluate(specs: Specs, what: Callable[[Needs], np.ndarray]) -> Number:
     """The largest sum of bytes in a row of `what`, of one architecture or each of a batch."""
     if not isinstance(specs, Plan):
-        raise ValueError(
-            "costs of memory read the operations between layers: give them a Plan, as space.layers returns"
-        )
-    groups = [(places, needs(nodes)) for places, nodes in specs.groups()]
+        raise ValueError("costs of memory read the operations between layers: give them what space.layers returns")
+    deep = {name for name, spec in specs.items() if spec.depthwise}
+    groups = [(places, needs(nodes, any(node.name in deep for node in nodes))) for places, nodes in specs.groups()]
     terms = list(dict.fromkeys(term for _, each in groups for term in each.terms))
     place = {term: i for i, term in enumerate(terms)}
     count = specs.rows.count if specs.rows else 1
@@ -213,21 +269,33 @@ def _evaluate(specs: Specs, what: Callable[[Needs], np.ndarray]) -> Number:
     found = np.empty(count, np.int64)
     for places, each in groups:
         columns = np.array([place[term] for term in each.terms])
-        of_group = table[np.ix_(columns, places)]
-        found[places] = (what(each) @ of_group).max(axis=0)
+        found[places] = (what(each) @ table[np.ix_(columns, places)]).max(axis=0)
     return found if specs.rows else int(found[0])
 
 
 def ram_bytes(specs: Specs) -> Number:
-    """The arena of the network in C."""
+    """Working memory of the network in C: the arena that `place` of `oncequant/export/program.py` plans.
+
+    Not in it: the stack, about 500 bytes on a Cortex-M4, the picture and the logits. A network with a layer in float
+    cannot run in C; it is counted as if it did, with four bytes for each value. Where two layers happen to learn the
+    same grid, the arena may be smaller.
+    """
     return _evaluate(specs, lambda needs: needs.live)
 
 
 def constant_bytes(specs: Specs) -> Number:
-    """Constants of the network in C."""
+    """Constants of the network in C: packed weights, biases, ratios, tables of codes.
+
+    Weights in float have four bytes each. Where two layers happen to learn the same grid, a table is in it once too
+    often.
+    """
     return _evaluate(specs, lambda needs: needs.constants)
 
 
 def flash_bytes(specs: Specs) -> Number:
-    """Placeholder."""
-    return constant_bytes(specs)
+    """Constants of the network in C, and an upper bound of its code on a Cortex-M4, some hundred bytes above.
+
+    Names of classes are counted with 11 letters each. Without DSP instructions, on a Cortex-M0+ or M3, the code is
+    other code, see docs/export.md.
+    """
+    return _evaluate(specs, lambda needs: needs.constants + needs.code)
