@@ -9,6 +9,7 @@ that in every architecture.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -74,120 +75,78 @@ def mean_scratch(channels: Number) -> Number:
     return 4 * channels
 
 
-# -- bytes of a network
+# -- bytes of a part of a network: of the LayerSpecs, the bytes of a value, and what part it is
 
 
-@dataclass(frozen=True)
-class MapBytes:
-    """Of a map of codes."""
+class Term(NamedTuple):
+    """Something that takes bytes."""
 
-    shape: Shape
-
-    def of(self, specs: Specs, value: Number) -> Number:
-        """Aligned."""
-        size, channels = _shape(self.shape, specs)
-        return aligned(size * size * channels * value)
-
-
-@dataclass(frozen=True)
-class ScratchBytes:
-    """Of a layer."""
-
-    layer: str
+    function: Callable[..., Number]
+    """One of those below; Terms are compared a hundred thousand times, so no method of a class."""
+    part: Any = None
 
     def of(self, specs: Specs, value: Number) -> Number:
-        """Aligned."""
-        spec = specs[self.layer]
-        inputs = spec.kernel_size * spec.kernel_size * spec.group_channels
-        bits = spec.weight_bits + (spec.weight_bits == 0)  # of a layer that is absent from some of a batch
-        return aligned(layer_scratch(inputs, spec.in_channels, bits, spec.depthwise))
+        """Bytes of one architecture, or of each of a batch; `value` are those of a value of a map."""
+        return self.function(specs, value, self.part)
 
 
-@dataclass(frozen=True)
-class SumBytes:
-    """Of a mean."""
-
-    shape: Shape
-
-    def of(self, specs: Specs, value: Number) -> Number:
-        """Aligned."""
-        return aligned(mean_scratch(_shape(self.shape, specs)[1]))
+def map_bytes(specs: Specs, value: Number, shape: Shape) -> Number:
+    """A map of codes, aligned."""
+    size, channels = _shape(shape, specs)
+    return aligned(size * size * channels * value)
 
 
-@dataclass(frozen=True)
-class LayerBytes:
-    """Constants of a layer: packed weights, biases, ratios, and what holds them together."""
-
-    layer: str
-
-    def of(self, specs: Specs, value: Number) -> Number:
-        """Weights in float have four bytes each."""
-        spec = specs[self.layer]
-        inputs, outputs = spec.kernel_size * spec.kernel_size * spec.group_channels, spec.out_channels
-        rows, columns = (1, inputs * outputs) if spec.depthwise else (outputs, inputs)
-        words = packed_words(rows, columns, spec.weight_bits) + inputs * outputs * (spec.weight_bits == FLOAT_BITS)
-        return 4 * words + 8 * outputs + LAYER_STRUCT
+def scratch_of_layer(specs: Specs, value: Number, layer: str) -> Number:
+    """Aligned."""
+    spec = specs[layer]
+    inputs = spec.kernel_size * spec.kernel_size * spec.group_channels
+    bits = spec.weight_bits + (spec.weight_bits == 0)  # of a layer that is absent from some of a batch
+    return aligned(layer_scratch(inputs, spec.in_channels, bits, spec.depthwise))
 
 
-@dataclass(frozen=True)
-class TableBytes:
-    """Of the codes that a lookup makes of those of a quantizer."""
-
-    layer: str | None
-    """Which learned the quantizer's grid; None for a calibrated one, of 8 bits."""
-
-    def of(self, specs: Specs, value: Number) -> Number:
-        """One for each code."""
-        bits = 8 if self.layer is None else specs[self.layer].act_bits
-        return 2 ** np.minimum(bits, 8)
+def scratch_of_mean(specs: Specs, value: Number, shape: Shape) -> Number:
+    """Aligned."""
+    return aligned(mean_scratch(_shape(shape, specs)[1]))
 
 
-@dataclass(frozen=True)
-class PixelBytes:
-    """Of the tables that make codes of pixels."""
-
-    def of(self, specs: Specs, value: Number) -> Number:
-        """One for each value of each channel of the image."""
-        return 256 * next(iter(specs.values())).in_channels
-
-
-@dataclass(frozen=True)
-class CodeBytes:
-    """Of kernels, by the bit-widths of weights."""
-
-    depthwise: bool
-    """Is any layer."""
-
-    def of(self, specs: Specs, value: Number) -> Number:
-        """An upper bound."""
-        found: Number = 0
-        for spec in specs.values():
-            found = found | spec.present << spec.weight_bits
-        total: Number = 0
-        for bits, code in CODE_OF_BITS.items():
-            total = total + (found >> bits & 1) * (code + self.depthwise * DEPTHWISE_CODE_OF_BITS[bits])
-        return total
+def layer_constants(specs: Specs, value: Number, layer: str) -> Number:
+    """Packed weights, biases, ratios, and what holds them together; weights in float have four bytes each."""
+    spec = specs[layer]
+    inputs, outputs = spec.kernel_size * spec.kernel_size * spec.group_channels, spec.out_channels
+    rows, columns = (1, inputs * outputs) if spec.depthwise else (outputs, inputs)
+    words = packed_words(rows, columns, spec.weight_bits) + inputs * outputs * (spec.weight_bits == FLOAT_BITS)
+    return 4 * words + 8 * outputs + LAYER_STRUCT
 
 
-@dataclass(frozen=True)
-class ClassBytes:
-    """Of the names of classes."""
-
-    def of(self, specs: Specs, value: Number) -> Number:
-        """As if they had 11 letters."""
-        return CLASS_BYTES * list(specs.values())[-1].out_channels
+def table_bytes(specs: Specs, value: Number, layer: str | None) -> Number:
+    """The table of a lookup: a byte for each code on the grid of a layer's input, or on a calibrated one of 8 bits."""
+    return 256 if layer is None else 2 ** np.minimum(specs[layer].act_bits, 8)
 
 
-@dataclass(frozen=True)
-class OneByte:
-    """What is known of all architectures with the same calls is counted in such."""
-
-    def of(self, specs: Specs, value: Number) -> Number:
-        """1."""
-        return 1
+def pixel_tables(specs: Specs, value: Number, part: None) -> Number:
+    """Those that make codes of pixels: a byte for each value of each channel of the image."""
+    return 256 * next(iter(specs.values())).in_channels
 
 
-Term = MapBytes | ScratchBytes | SumBytes | LayerBytes | TableBytes | PixelBytes | CodeBytes | ClassBytes | OneByte
+def code_of_bits(specs: Specs, value: Number, depthwise: bool) -> Number:
+    """Code for the bit-widths of weights; `depthwise` if any layer is."""
+    found: Number = 0
+    for spec in specs.values():
+        found = found | spec.present << spec.weight_bits
+    total: Number = 0
+    for bits, code in CODE_OF_BITS.items():
+        total = total + (found >> bits & 1) * (code + depthwise * DEPTHWISE_CODE_OF_BITS[bits])
+    return total
+
+
+def class_names(specs: Specs, value: Number, part: None) -> Number:
+    """As if they had 11 letters."""
+    return CLASS_BYTES * list(specs.values())[-1].out_channels
+
+
+def one_byte(specs: Specs, value: Number, part: None) -> Number:
+    """What is the same in all architectures with the same calls is counted in such."""
+    return 1
 
 
 def _shape(shape: Shape, specs: Specs) -> tuple[Number, Number]:
@@ -233,22 +192,22 @@ def needs(nodes: tuple[Node, ...], depthwise: bool) -> Needs:
 
     shapes = {call.output: call.shape for call in calls}
     for name, (first, last) in lives(calls).spans.items():
-        add(MapBytes(shapes[name]), first, last)
+        add(Term(map_bytes, shapes[name]), first, last)
     for i, call in enumerate(calls):
         if call.op in ("conv", "linear"):
-            add(ScratchBytes(call.name), i, i)
-            add(LayerBytes(call.name), constant, constant)
+            add(Term(scratch_of_layer, call.name), i, i)
+            add(Term(layer_constants, call.name), constant, constant)
         elif call.op == "mean":
-            add(SumBytes(call.shape), i, i)
+            add(Term(scratch_of_mean, call.shape), i, i)
         elif call.op == "pixels":
-            add(PixelBytes(), constant, constant)
+            add(Term(pixel_tables), constant, constant)
         elif call.op == "lookup":
             grid = quantizers[call.read[0]].grid
-            add(TableBytes(None if grid.endswith(".q") else grid), constant, constant)
+            add(Term(table_bytes, None if grid.endswith(".q") else grid), constant, constant)
     ops = [call.op for call in calls]
     fixed = CODE + DEPTHWISE_CODE * depthwise + sum(CALL_CODE.get(op, OTHER_CALL_CODE) for op in ops)
     fixed += sum(OPERATION_CODE.get(op, 0) for op in set(ops))
-    for term, times in ((CodeBytes(depthwise), 1), (ClassBytes(), 1), (OneByte(), fixed)):
+    for term, times in ((Term(code_of_bits, depthwise), 1), (Term(class_names), 1), (Term(one_byte), fixed)):
         add(term, code, code, times)
     table = np.stack(list(count.values()), axis=1)
     return Needs(tuple(count), table[:constant], table[constant:code], table[code:])

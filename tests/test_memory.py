@@ -19,6 +19,7 @@ from oncequant.family import with_bits
 from oncequant.files import read_json
 from oncequant.memory import constant_bytes, flash_bytes, packed_words, ram_bytes
 from oncequant.models import PRESETS, space_of
+from oncequant.search import SEARCHERS
 from oncequant.search.budget import BudgetError, check_each, check_reachable
 from oncequant.search.measurements import MeasurementFile, all_costs, with_cost
 from oncequant.structure import CannotRun
@@ -145,6 +146,18 @@ def test_budgets_below_what_was_found_are_refused():
     with pytest.raises(BudgetError, match=r"flash_bytes that was found"):
         check_each(SPACES["resnet20"], [Budget(COSTS["flash_bytes"], 1000)])
     check_each(SPACES["resnet20"], [Budget(COSTS["flash_bytes"], 100_000)])
+
+
+@pytest.mark.parametrize("searcher", SEARCHERS)
+def test_searches_keep_budgets_of_memory(searcher):
+    space = SPACES["nano"]
+    least = space.layers(space.smallest())
+    budgets = [Budget(COSTS[name], 1.3 * COSTS[name](least)) for name in ("ram_bytes", "flash_bytes")]
+    trials = SEARCHERS[searcher](
+        space, lambda archs: [0.5] * len(archs), budgets=budgets, cost="ram_bytes", evaluations=6, seed=0
+    )
+    assert len(trials) == 6
+    assert all(budget.holds(space.layers(trial.arch)) for trial in trials for budget in budgets)
 
 
 def test_measurements_from_before_these_costs_go_on(tmp_path):
