@@ -146,10 +146,11 @@ def presets_table() -> Table:
 
 def targets_table() -> Table:
     """All targets and their budgets, for people."""
-    names = "target", "board", "core", "clock", "RAM", "flash", "budgets", "note"
-    table = Table(*names, title="targets: kB are 1,024 bytes, k in budgets 1,000")
+    notes = [f"{target.name}: {target.note}." for target in TARGETS if target.note]
+    title = "targets, kB are 1,024 bytes, and their budgets in bytes"
+    table = Table("target", "board", "core", "MHz", "RAM kB", "flash kB", "ram_bytes", "flash_bytes", title=title)
+    table.caption = " ".join(notes)
     for target in TARGETS:
-        sizes = f"{target.clock_mhz} MHz", f"{target.ram_kib} kB", f"{target.flash_kib} kB"
-        budgets = "\n".join(map(str, target.budgets))
-        table.add_row(target.name, target.board, target.core, *sizes, budgets, target.note)
+        numbers = target.clock_mhz, target.ram_kib, target.flash_kib, *(budget.limit for budget in target.budgets)
+        table.add_row(target.name, target.board, target.core, *(f"{number:,}" for number in numbers))
     return table
