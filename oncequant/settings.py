@@ -146,10 +146,9 @@ def presets_table() -> Table:
 
 def targets_table() -> Table:
     """All targets and their budgets, for people."""
-    notes = [f"{target.name}: {target.note}." for target in TARGETS if target.note]
-    title = "targets, kB are 1,024 bytes, and their budgets in bytes"
-    table = Table("target", "board", "core", "MHz", "RAM kB", "flash kB", "ram_bytes", "flash_bytes", title=title)
-    table.caption = " ".join(notes)
+    names = "target", "board", "core", "MHz", "RAM kB", "flash kB", "ram_bytes", "flash_bytes"
+    notes = " ".join(f"{target.name}: {target.note}." for target in TARGETS if target.note)
+    table = Table(*names, title="targets, kB are 1,024 bytes, and their budgets in bytes", caption=notes)
     for target in TARGETS:
         numbers = target.clock_mhz, target.ram_kib, target.flash_kib, *(budget.limit for budget in target.budgets)
         table.add_row(target.name, target.board, target.core, *(f"{number:,}" for number in numbers))
