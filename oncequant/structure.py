@@ -8,7 +8,6 @@ with the nodes of a `Graph`, which have weights and grids. The costs of memory (
 
 from collections.abc import Callable, Hashable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from oncequant import plan as planned
@@ -357,8 +356,7 @@ def lives(calls: Sequence[Any]) -> Lives:
     return Lives(home, spans)
 
 
-@lru_cache(maxsize=20_000)
-def blank_calls(nodes: tuple[planned.Node, ...]) -> tuple[tuple[Call, ...], Mapping[str, Blank]]:
+def blank_calls(nodes: Sequence[planned.Node]) -> tuple[list[Call], Mapping[str, Blank]]:
     """The calls of the nodes of a Plan if all its layers are quantized, and its quantizers by name. Every grid differs
     from every other, as in a trained network."""
     graph = blanks(nodes)
@@ -367,4 +365,4 @@ def blank_calls(nodes: tuple[planned.Node, ...]) -> tuple[tuple[Call, ...], Mapp
         graph, {name: Blank(f"{name}.q", "quantize", (name,), grid=f"{owner}.q") for name, owner in owners.items()}
     )
     calls = calls_of(graph, lambda source, moves, node: None if source.grid == node.grid else node.grid)
-    return tuple(calls), {node.name: node for node in graph if node.op == "quantize"}
+    return calls, {node.name: node for node in graph if node.op == "quantize"}
