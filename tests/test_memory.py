@@ -76,7 +76,7 @@ def test_flash_is_bounded_closely(space, tmp_path):
     subprocess.run(command, cwd=tmp_path, check=True)
     printed = subprocess.run(["arm-none-eabi-size", "network.o"], cwd=tmp_path, check=True, capture_output=True)
     above = flash_bytes(space.layers(arch)) - int(printed.stdout.splitlines()[1].split()[0])
-    assert 0 <= above < 1_500  # seen: 360 to 640
+    assert 0 <= above < 1_500  # seen: 340 to 760
 
 
 @pytest.mark.parametrize("bits", [2, 3, (2, 3, 8)])
