@@ -33,7 +33,7 @@ from oncequant.runs import family_of_run, outdated_exports
 from oncequant.search import SEARCHERS, BudgetOptions
 from oncequant.search.family import family_table
 from oncequant.search.measurements import all_costs
-from oncequant.settings import device_of, presets_table, space_of_all_bits
+from oncequant.settings import device_of, presets_table, space_of_all_bits, targets_table
 from oncequant.train import TrainingError, TrainingOptions
 
 
@@ -162,6 +162,9 @@ def cost(options: Cost) -> None:
 
 def info(options: Info) -> None:
     """`oncequant info`."""
+    if options.targets:
+        console.print(targets_table())
+        return
     if options.run is None:
         console.print(presets_table())
         console.print(f"costs: {', '.join(COSTS)}; searchers: {', '.join(SEARCHERS)}; methods: {', '.join(METHODS)}")

@@ -5,6 +5,8 @@ at once (NumPy vectors) and differentiable expectations (torch tensors). Convent
 batch 1; squeeze-and-excite layers are counted; batch norm, activations, pooling and residual additions are not. A layer
 in float costs 32 x 32 BitOPs per MAC.
 
+`ram_bytes` and `flash_bytes`, which a network takes in C, are no such sums: `oncequant/memory.py`.
+
 A new cost is one function of LayerSpecs and one entry of `COSTS`. Budgets, searches, measurements, tables, pictures and
 the command line take it from there. A cost that was measured on a device is a file: `oncequant/cost_table.py`.
 """
@@ -15,6 +17,7 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 
 from oncequant.arch import LayerSpec, Number
+from oncequant.memory import flash_bytes, ram_bytes
 
 Specs = Mapping[str, LayerSpec]
 
@@ -54,6 +57,9 @@ class Cost:
     """It raises ValueError for layers that it does not know, as a table does."""
     shown: bool = True
     """In tables and pictures; all costs are in files."""
+    structural: bool = False
+    """It reads the operations between layers, too: its specs are a Plan, as `SearchSpace.layers` and `layers_batch`
+    return it, and it raises ValueError for others. It may follow the exporter's kernels from version to version."""
 
     def __call__(self, specs: Specs) -> Number:
         """The cost of one network, or of each of n, (n,)."""
@@ -188,6 +194,9 @@ COSTS: dict[str, Cost] = {
         Cost("bitops", "BitOPs", "", bitops, monotone=True, bilinear=True),
         Cost("weight_bytes", "Packed weights", "bytes", weight_bytes, monotone=True, bilinear=True),
         Cost("qfa_mflops", "QFA's FLOPs", "millions", qfa_mflops, monotone=True, additive=False, shown=False),
+        # not monotone: codes of 3, 5 and 7 bits pad words otherwise than those of 4, 6 and 8
+        Cost("ram_bytes", "RAM in C", "bytes", ram_bytes, monotone=False, additive=False, structural=True),
+        Cost("flash_bytes", "Flash in C", "bytes", flash_bytes, monotone=False, additive=False, structural=True),
     )
 }
 

@@ -195,6 +195,8 @@ class Info:
 
     run: Annotated[Path | None, tyro.conf.Positional] = None
     """Run folder made by `oncequant train` or `oncequant run`."""
+    targets: bool = False
+    """The boards that --target knows, and their budgets."""
 
 
 COMMANDS = {

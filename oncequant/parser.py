@@ -15,6 +15,7 @@ import docstring_parser
 import tyro
 
 from oncequant.cost import Budget
+from oncequant.targets import HELP, with_target
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ class Groups:
         for name, kind in self.kinds.items():
             given = vars(getattr(found, name))
             if "budgets" in given:
-                given = {**given, "budgets": tuple(map(Budget.parse, given["budgets"]))}
+                budgets = with_target(tuple(map(Budget.parse, given["budgets"])), given["target"])
+                given = {name: value for name, value in given.items() if name != "target"} | {"budgets": budgets}
             values[name] = kind(**given)
         return values
 
@@ -69,6 +71,9 @@ class Groups:
                 many = "INT [INT ...]" if tuple[int, ...] in types else None
                 hint = Annotated[hint, tyro.conf.arg(help_behavior_hint="", metavar=many)]
             rows.append((f.name, hint, field(default=f.default, kw_only=True, metadata={"help": texts[f.name]})))
+            if f.name == "budgets":
+                hint = Annotated[str | None, tyro.conf.arg(help_behavior_hint="", metavar="BOARD")]
+                rows.append(("target", hint, field(default=None, kw_only=True, metadata={"help": HELP})))
         return make_dataclass(kind.__name__, rows, frozen=True)
 
 

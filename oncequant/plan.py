@@ -3,17 +3,19 @@
 A family of networks is one function `describe(config, values) -> Plan`. It is written like a forward pass, on `Value`s
 instead of tensors. Costs and reports read the Plan's LayerSpecs; `oncequant.network.Network` computes its nodes, and
 `oncequant.export.lower` deploys them. `values` are ints by choice name (one architecture) or NumPy vectors (a batch of
-them, for costs): then the numeric fields of the LayerSpecs are vectors, and the nodes mean nothing.
+them, for costs): then the numeric fields of the LayerSpecs are vectors, and `Plan.groups` tells the nodes.
 
 A layer is named in its block, `stage1.block1.conv1`. What lies in a block is computed as one: batch norm and
 activation may be left to the layer that reads them, and activation checkpointing keeps a block's inputs only. A
 network without blocks computes the same, but checkpointing saves nothing.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
+
+import numpy as np
 
 from oncequant.arch import LayerSpec, Number
 
@@ -60,12 +62,59 @@ class Node(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Plan:
+class Rows:
+    """How a batch of architectures can be described one by one."""
+
+    count: int
+    plan: Callable[[int], "Plan"]
+    """Of one of them, by its place in the batch."""
+    known: dict[bytes, tuple[Node, ...]]
+    """The nodes that were described already, by which layers are present. It may be shared between batches of a space:
+    equal layers have equal nodes."""
+
+
+@dataclass(frozen=True, eq=False)
+class Plan(Mapping[str, LayerSpec]):
     """What `describe` returns: `layers` in network order, absent ones too (`present` 0), and the nodes that are there,
-    in topological order. The last node computes the logits (N, classes, 1, 1)."""
+    in topological order. The last node computes the logits (N, classes, 1, 1).
+
+    As a mapping it is its layers. Which nodes there are follows from which layers are present.
+    """
 
     layers: Mapping[str, LayerSpec]
     nodes: tuple[Node, ...]
+    rows: Rows | None = None
+    """Of a batch; its `nodes` are those of no single architecture."""
+
+    def __getitem__(self, name: str) -> LayerSpec:
+        return self.layers[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.layers)
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def groups(self) -> Iterator[tuple[np.ndarray, tuple[Node, ...]]]:
+        """The architectures of a batch by which layers they have: (their places in it, the nodes that they have).
+
+        One architecture alone is a batch of one. Raises ValueError for vectors without `rows`.
+        """
+        presence = list({id(spec.present): spec.present for spec in self.values()}.values())
+        vectors = [present for present in presence if not isinstance(present, int)]
+        if vectors and self.rows is None:
+            raise ValueError("a batch of architectures comes from SearchSpace.layers_batch")
+        if self.rows is None or not vectors:
+            yield np.arange(self.rows.count if self.rows else 1), self.nodes
+            return
+        bits = np.packbits(np.stack(vectors).astype(bool), axis=0)  # (bytes, n)
+        patterns, which = np.unique(bits.T, axis=0, return_inverse=True)
+        order = np.argsort(which.reshape(-1), kind="stable")
+        for pattern, places in zip(patterns, np.split(order, np.cumsum(np.bincount(which.reshape(-1)))[:-1])):
+            nodes = self.rows.known.get(key := pattern.tobytes())
+            if nodes is None:
+                nodes = self.rows.known[key] = self.rows.plan(places[0]).nodes
+            yield places, nodes
 
     @cached_property
     def readers(self) -> Mapping[str, tuple[Node, ...]]:

@@ -12,6 +12,7 @@ from oncequant.family import NetworkConfig
 from oncequant.methods import METHODS
 from oncequant.models import PRESETS, family_of, space_of
 from oncequant.space import SearchSpace
+from oncequant.targets import TARGETS
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -140,4 +141,15 @@ def presets_table() -> Table:
         methods = [(m, method) for m, method in METHODS.items() if family in method.families]
         sizes = [f"{m} {method.searched_space(method.Config(), config).size():.3g}" for m, method in methods]
         table.add_row(name, family, colours, f"{span} px", ", ".join(sizes))
+    return table
+
+
+def targets_table() -> Table:
+    """All targets and their budgets, for people."""
+    names = "target", "board", "core", "MHz", "RAM kB", "flash kB", "ram_bytes", "flash_bytes"
+    notes = " ".join(f"{target.name}: {target.note}." for target in TARGETS if target.note)
+    table = Table(*names, title="targets, kB are 1,024 bytes, and their budgets in bytes", caption=notes)
+    for target in TARGETS:
+        numbers = target.clock_mhz, target.ram_kib, target.flash_kib, *(budget.limit for budget in target.budgets)
+        table.add_row(target.name, target.board, target.core, *(f"{number:,}" for number in numbers))
     return table

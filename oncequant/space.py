@@ -11,8 +11,8 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
-from oncequant.arch import Arch, LayerSpec, Number
-from oncequant.plan import Plan
+from oncequant.arch import Arch, Number
+from oncequant.plan import Node, Plan, Rows
 
 
 class ArchError(ValueError):
@@ -79,9 +79,9 @@ class SearchSpace:
         """Layers and operations of an architecture; those of the last few are kept, since batches share them."""
         return _described(self.describe, arch) if isinstance(arch, Arch) else self.describe(arch)
 
-    def layers(self, arch: Mapping[str, Number]) -> Mapping[str, LayerSpec]:
-        """LayerSpec of every layer; absent layers have `present` 0."""
-        return self.plan(arch).layers
+    def layers(self, arch: Mapping[str, Number]) -> Plan:
+        """LayerSpec of every layer; absent ones have `present` 0. It is the Plan, since some costs read operations."""
+        return self.plan(arch)
 
     def smallest(self) -> Arch:
         """Every choice at its smallest value."""
@@ -124,9 +124,15 @@ class SearchSpace:
             values[name] = np.asarray(self.choices[name], dtype=np.int64).take(codes[:, column])
         return values
 
-    def layers_batch(self, codes: np.ndarray) -> Mapping[str, LayerSpec]:
+    def layers_batch(self, codes: np.ndarray) -> Plan:
         """LayerSpecs whose numeric fields are vectors over the architectures of `codes` (n, len(free))."""
-        return self.describe(self.decode_batch(codes)).layers
+        rows = Rows(len(codes), lambda i: self.plan(self.decode(codes[i])), self._nodes)
+        return replace(self.describe(self.decode_batch(codes)), rows=rows)
+
+    @cached_property
+    def _nodes(self) -> dict[bytes, tuple[Node, ...]]:
+        """Of architectures by which layers they have, as far as somebody asked."""
+        return {}
 
     def sample_codes(self, rng: np.random.Generator, n: int) -> np.ndarray:
         """`n` uniform architectures, shape (n, len(free))."""

@@ -65,8 +65,8 @@ def digest(folder: Path) -> dict:
             for name, tensors in networks.items()
         },
         "metrics": {str(p.relative_to(folder)): [without_times(row) for row in read_lines(p)] for p in logs},
-        "measurements": read_lines(folder / "measurements.jsonl"),
-        "family": read_json(folder / "family.json"),
+        "measurements": [of_results(row) for row in read_lines(folder / "measurements.jsonl")],
+        "family": [of_results(row) for row in read_json(folder / "family.json")],
         "exports": exports,
         "logits": logits,
     }
@@ -74,6 +74,13 @@ def digest(folder: Path) -> dict:
 
 def without_times(row: dict) -> dict:
     return {key: value for key, value in row.items() if key not in TIMES}
+
+
+def of_results(row: dict) -> dict:
+    """Without the costs that follow the kernels in C."""
+    from oncequant.cost import COSTS
+
+    return {**row, "costs": {name: number for name, number in row["costs"].items() if not COSTS[name].structural}}
 
 
 def hash_of(tensor: torch.Tensor) -> str:

@@ -17,15 +17,17 @@ from oncequant.export.c_writer import self_test_pictures, sources
 from oncequant.export.cortex_m import EmulationError, emulate, missing_tools
 from oncequant.export.graph import Graph, Grid, Node, Weights
 from oncequant.export.lower import lower
-from oncequant.export.packing import pack_words, padded_inputs, parts
-from oncequant.export.program import CannotRun, place, program, scratch_bytes
+from oncequant.export.packing import pack_words, parts
+from oncequant.export.program import place, program, scratch_bytes
 from oncequant.export.simulate import float_parameters, float_values, run_integer
 from oncequant.family import with_bits
 from oncequant.files import FileError
 from oncequant.measure import calibrated_subnet, initialise_quantizers
+from oncequant.memory import padded_inputs
 from oncequant.models import build_network
 from oncequant.models.elastic_resnet import PRESETS as RESIDUAL
 from oncequant.models.resnet import ResNetConfig
+from oncequant.structure import CannotRun
 
 HAS_VNNI = "avx512_vnni" in Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else False
 AARCH64 = ("aarch64-linux-gnu-gcc", "qemu-aarch64")

@@ -19,11 +19,12 @@ from oncequant.export.c_writer import sources
 from oncequant.export.cortex_m import EmulationError, emulate, missing_tools
 from oncequant.export.format import Batch, Common, Exported, Format, text
 from oncequant.export.graph import Graph
-from oncequant.export.program import CannotRun, place, program
+from oncequant.export.program import place, program
 from oncequant.export.simulate import run_integer
 from oncequant.files import FileError, write_atomically
 from oncequant.native import missing_compiler
 from oncequant.progress import console
+from oncequant.structure import CannotRun
 
 FILES = ("network.c", "network.h", "network_test.c", "network.mk", "network.md")
 HASHES = "network.sha256"

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from oncequant.export.graph import Graph, Grid, Weights
-from oncequant.export.packing import pack_words, padded_inputs
-from oncequant.export.program import LOGITS, PIXELS, CannotRun, Placement, Program, Step
+from oncequant.export.packing import pack_words
+from oncequant.export.program import Placement, Program, Step
 from oncequant.export.simulate import addition, bias_scale, run_integer
+from oncequant.memory import padded_inputs
+from oncequant.structure import LOGITS, PIXELS, CannotRun
 
 TESTED = 8  # pictures of the self-test
 MOST = 2**31 - 1  # of a sum

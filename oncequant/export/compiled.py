@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from oncequant.export.c import check_files
-from oncequant.export.program import ALIGNMENT
+from oncequant.memory import ALIGNMENT
 from oncequant.native import BuildError, built
 
 FLAGS = ("-std=c99", "-O3", "-march=native", "-ffp-contract=off", "-shared", "-fPIC")

@@ -104,6 +104,16 @@ class Node:
     weights: Weights | None = None  # of `conv` and `linear`
     channels: tuple[int, int] | None = None  # of `pad_channels`: added before and after
 
+    @property
+    def is_integer(self) -> bool:
+        """A `conv` or `linear` that integer kernels can compute."""
+        return self.weights is not None and self.weights.is_integer
+
+    @property
+    def is_unsigned(self) -> bool:
+        """A `quantize` without codes of negative numbers."""
+        return self.grid is not None and self.grid.zero_point == 0
+
 
 def weights_of(node: Node) -> Weights:
     """What a `conv` or `linear` node has; a Graph made sure of it."""

@@ -6,7 +6,6 @@ squeeze-and-excite); calibrate those grids on images. The last step is ordinary 
 intermediate tensors; its cost in accuracy is what `verify` reports as plain against deployed.
 """
 
-from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import replace
 
@@ -16,11 +15,12 @@ from torch import Tensor
 from oncequant.arch import FLOAT_BITS, Arch, LayerSpec
 from oncequant.data.images import resize
 from oncequant.elastic import ElasticConv
-from oncequant.export.graph import Graph, Grid, Node, Weights, grid_of, weights_of
+from oncequant.export.graph import Graph, Grid, Node, Weights
 from oncequant.export.simulate import float_parameters, float_values
 from oncequant.measure import Batches
 from oncequant.network import Network, elastic_layers
 from oncequant.quantizers.functional import integer_range
+from oncequant.structure import blanks, grid_owners, needs_grid, with_quantizers
 
 
 def lower(
@@ -48,7 +48,7 @@ def lower(
     never initialised, and no images.
     """
     plain = _training_graph(subnet, arch, (mean, std, classes, image_size), as_float)
-    return _with_grids(plain, _grids(plain, _needs_grid(plain), calibration))
+    return _with_grids(plain, _grids(plain, needs_grid(plain.nodes), calibration))
 
 
 def network_input(graph: Graph, images: Tensor) -> Tensor:  # (N, C, S, S) -> (N, C, R, R)
@@ -60,59 +60,26 @@ def network_input(graph: Graph, images: Tensor) -> Tensor:  # (N, C, S, S) -> (N
 
 
 def _training_graph(subnet: Network, arch: Arch, preprocessing: tuple, as_float: bool) -> Graph:
-    plan = subnet.space.plan(arch)
-    build, names = _GraphBuilder(subnet, plan.layers, as_float), {"images": "normalised"}
-    for node in plan.nodes:
-        inputs = [names[name] for name in node.inputs]
-        if node is plan.nodes[-1]:
-            # flattened before the classifier's quantizer: between the two, ONNX Runtime would not see its QGemm pattern
-            flat = build.add("flat", "flatten", build.pooled(inputs[0], node.name))
-            names[node.name] = build.conv(node.name, flat, op="linear")
-        elif node.op == "layer":
-            names[node.name] = build.conv(node.name, *inputs)
-        elif node.op in ("dropout", "optional"):
-            names[node.name] = inputs[0]
-        else:
-            names[node.name] = build.add(node.name, node.op, *inputs, channels=node.channels)
+    plan, layers = subnet.space.plan(arch), dict(elastic_layers(subnet))
+    specs = {
+        name: replace(spec, weight_bits=FLOAT_BITS, act_bits=FLOAT_BITS) if as_float else spec
+        for name, spec in plan.layers.items()
+    }
+    grids = {
+        node.name: _input_grid(node.name, layers[node.name], specs[node.name])
+        for node in plan.nodes
+        if node.op == "layer"
+    }
+    nodes = []
+    for blank in blanks(plan.nodes, lambda layer: grids[layer] is None):
+        name, weights = blank.name, None
+        if blank.op in ("conv", "linear"):
+            weights = _folded(name, layers[name], specs[name], grids[name])
+            if blank.op == "linear":
+                weights = replace(weights, weight=weights.weight.flatten(1))
+        nodes.append(Node(name, blank.op, blank.inputs, grids.get(blank.grid), weights, blank.channels))
     mean, std, classes, image_size = preprocessing
-    return Graph(tuple(build.nodes), arch, tuple(mean), tuple(std), tuple(classes), image_size)
-
-
-class _GraphBuilder:
-    """Collects nodes; each method returns the name of what it appends."""
-
-    def __init__(self, subnet: Network, specs: Mapping[str, LayerSpec], as_float: bool):
-        self.nodes = [Node("pixels", "pixels"), Node("normalised", "normalise", ("pixels",))]
-        self.layers, self.specs, self.as_float = dict(elastic_layers(subnet)), specs, as_float
-
-    def add(self, name: str, op: str, *inputs: str, **rest) -> str:
-        """Any operation."""
-        self.nodes.append(Node(name, op, inputs, **rest))
-        return name
-
-    def pooled(self, name: str, classifier: str) -> str:
-        """A mean, on the classifier's grid already here: an integer kernel then, and rounding twice changes nothing."""
-        if self.nodes[-1].name == name and self.nodes[-1].op == "mean":
-            grid = _input_grid(classifier, self.layers[classifier], self.spec(classifier))
-            if grid is not None:
-                return self.add(f"{name}.q", "quantize", name, grid=grid)
-        return name
-
-    def spec(self, name: str) -> LayerSpec:
-        """The layer as it is lowered."""
-        spec = self.specs[name]
-        return replace(spec, weight_bits=FLOAT_BITS, act_bits=FLOAT_BITS) if self.as_float else spec
-
-    def conv(self, name: str, x: str, op: str = "conv") -> str:
-        """A layer with weights, behind its input's quantizer if it has one."""
-        spec, layer = self.spec(name), self.layers[name]
-        grid = _input_grid(name, layer, spec)
-        if grid is not None:
-            x = self.add(f"{name}.in", "quantize", x, grid=grid)
-        weights = _folded(name, layer, spec, grid)
-        if op == "linear":
-            weights = replace(weights, weight=weights.weight.flatten(1))
-        return self.add(name, op, x, weights=weights)
+    return Graph(tuple(nodes), arch, tuple(mean), tuple(std), tuple(classes), image_size)
 
 
 def _input_grid(name: str, layer: ElasticConv, spec: LayerSpec) -> Grid | None:
@@ -187,51 +154,6 @@ def _checked_steps(name: str, what: str, step_size: Tensor) -> Tensor:
 
 # -- 8-bit grids between the layers
 
-MOVES = ("maxpool", "subsample", "pad_channels")  # their results are among their inputs, or zero
-
-
-def _needs_grid(graph: Graph) -> set[str]:
-    """Nodes whose output integer kernels need on a grid and training left in float.
-
-    Kernels fuse an operation with the quantizers of its inputs and one quantizer of its output.
-    """
-    nodes, readers = graph.by_name(), graph.consumers()
-
-    def on_one_grid(name: str) -> bool:
-        return [reader.op for reader in readers[name]] == ["quantize"]
-
-    def end_of(name: str) -> str:
-        """The node or the ReLU that alone reads it, which is no operation of its own: the grid after it clamps."""
-        return readers[name][0].name if [r.op for r in readers[name]] == ["relu"] else name
-
-    integer: set[str] = set()  # nodes that come out of integer kernels or of an activation between two of them
-    needed: set[str] = set()
-    for node in graph.nodes[:-1]:  # the classifier's logits stay float
-        sources = [source in integer for source in node.inputs]
-        match node.op:
-            case "quantize":
-                integer.add(node.name)
-            case "relu" | "hardswish" | "hardsigmoid" | "flatten" | "maxpool" | "subsample" | "pad_channels" if sources[
-                0
-            ]:
-                integer.add(node.name)
-            case "conv" if weights_of(node).is_integer:
-                integer.add(node.name)
-                if not on_one_grid(end := end_of(node.name)):
-                    needed.add(end)
-            case "add" | "multiply" | "mean":
-                read = [nodes[i].weights for i in node.inputs]
-                floats = [weights and not weights.is_integer for weights in read]
-                whole = any(sources) and not any(floats) if node.op == "add" else all(sources)
-                if node.op == "mean" and not on_one_grid(node.name):
-                    whole = False
-                if whole:
-                    integer.add(node.name)
-                    needed |= {source for source in node.inputs if nodes[source].op != "quantize"}
-                    if not on_one_grid(end := end_of(node.name)):
-                        needed.add(end)
-    return needed
-
 
 def _grids(graph: Graph, names: set[str], calibration: Batches) -> dict[str, Grid]:
     """The 8-bit grid of each named node over its range on the calibration images.
@@ -258,12 +180,7 @@ def _grids(graph: Graph, names: set[str], calibration: Batches) -> dict[str, Gri
             high = min(high, 3.0)  # and this one above 3
         ranges[name] = low, high
     grids = {name: grid_over(low, high) for name, (low, high) in ranges.items()}
-    for name in grids:  # what only moves codes keeps their grid
-        source = name
-        while nodes[source].op in MOVES:
-            source = nodes[source].inputs[0]
-        grids[name] = grids.get(source, grids[name])
-    return grids
+    return {name: grids[owner] for name, owner in grid_owners(graph.nodes, grids.keys()).items()}
 
 
 def grid_over(low: float, high: float) -> Grid:
@@ -274,18 +191,6 @@ def grid_over(low: float, high: float) -> Grid:
 
 
 def _with_grids(graph: Graph, grids: dict[str, Grid]) -> Graph:
-    """Insert a quantizer behind each named node, and drop ReLUs that only grids without negative codes read."""
-    renamed = {name: f"{name}.q" for name in grids}
-    nodes = []
-    for node in graph.nodes:
-        nodes.append(replace(node, inputs=tuple(renamed.get(source, source) for source in node.inputs)))
-        if node.name in grids:
-            nodes.append(Node(renamed[node.name], "quantize", (node.name,), grid=grids[node.name]))
-    readers = replace(graph, nodes=tuple(nodes)).consumers()
-    idle = {
-        node.name: node.inputs[0]
-        for node in nodes
-        if node.op == "relu" and all(r.op == "quantize" and grid_of(r).zero_point == 0 for r in readers[node.name])
-    }
-    kept = [replace(n, inputs=tuple(idle.get(s, s) for s in n.inputs)) for n in nodes if n.name not in idle]
-    return replace(graph, nodes=tuple(kept))
+    """Insert a quantizer behind each named node."""
+    quantizers = {name: Node(f"{name}.q", "quantize", (name,), grid=grid) for name, grid in grids.items()}
+    return replace(graph, nodes=tuple(with_quantizers(graph.nodes, quantizers)))

@@ -7,6 +7,8 @@ exactly its size, and unpacking is a few integer operations that every runtime h
 
 import numpy as np
 
+from oncequant.memory import LANES, WIDTHS
+
 
 def pack(codes: np.ndarray, bits: int) -> np.ndarray:  # any shape, uint8 -> (bits, ceil(n / 8)) uint8
     """Planes of unsigned codes. Raises ValueError for codes that do not fit into `bits`."""
@@ -29,19 +31,10 @@ def unpack(planes: np.ndarray, n: int) -> np.ndarray:  # (bits, ceil(n / 8)) uin
 
 # -- words of generated C
 
-LANES = 8  # output channels whose words lie side by side
-WIDTHS = (8, 4, 2, 1)  # of the parts that bit-widths are split into: 3 bits are 2 + 1, 6 are 4 + 2
-
 
 def parts(bits: int) -> list[int]:
     """The widths that add up to `bits`, widest first. The widest has a code's lowest bits."""
     return [width for width in WIDTHS if bits & width]
-
-
-def padded_inputs(inputs: int, bits: int) -> int:
-    """Inputs that kernels read for each output channel: whole words of the narrowest part."""
-    together = 4 * 8 // parts(bits)[-1]
-    return -(-inputs // together) * together
 
 
 def pack_words(codes: np.ndarray, bits: int) -> np.ndarray:  # (N, K) uint8 -> (words,) uint32

@@ -75,8 +75,13 @@ def _least_codes(space: SearchSpace, budgets: Sequence[Budget], codes: np.ndarra
 
 
 def check_each(space: SearchSpace, budgets: Sequence[Budget]) -> None:
-    """Raise BudgetError if a budget is below the cheapest architecture of a space whose choices add up (`cheapest`)."""
+    """Raise BudgetError if a budget is below the cheapest architecture of a space whose choices add up (`cheapest`).
+
+    The least of costs that are no sums over layers is looked for as in other spaces."""
     for budget in budgets:
+        if not budget.cost.additive and not budget.cost.monotone:
+            check_reachable(space, [budget])
+            continue
         least = budget.cost(space.layers(cheapest(space, budget.cost)))
         if least > budget.limit:
             raise BudgetError(f"budget {budget} cannot be met: the least {budget.cost} of this space is {least:.15g}")

@@ -16,7 +16,7 @@ from oncequant.network import Network
 from oncequant.progress import track
 from oncequant.records import Measurement, Member, read_records, write_records
 from oncequant.search import SEARCHERS
-from oncequant.search.measurements import MeasurementFile, all_costs
+from oncequant.search.measurements import MeasurementFile, all_costs, with_cost
 from oncequant.search.pareto import best_under, spread
 from oncequant.space import SearchSpace
 
@@ -76,9 +76,9 @@ def measure_codes(
 
     def top1(arch: Arch) -> float | None:
         subnet = calibrated_subnet(supernet, arch, judge.calibration)
-        to_beat = (
-            memory.best_within(stop_dominated, COSTS[stop_dominated](space.layers(arch))) if stop_dominated else 0.0
-        )
+        to_beat = 0.0
+        if stop_dominated:
+            to_beat = memory.best_within(space, stop_dominated, COSTS[stop_dominated](space.layers(arch)))
         images = eval_batches(
             judge.data, judge.data.validation, shuffled=True
         )  # its first part tells something about the whole
@@ -187,7 +187,7 @@ def chosen_measurements(
     everything = memory.read()
     if budgets:
         return {budget_name(budgets): best_under(everything, budgets, space)}
-    members = spread(everything, 3, front)
+    members = spread(with_cost(everything, front, space), 3, front)
     return dict(zip({1: "L", 2: "SL", 3: "SML"}[len(members)], members))
 
 

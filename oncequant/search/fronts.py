@@ -18,7 +18,7 @@ from oncequant.records import Measurement
 from oncequant.search import PredictedOptions
 from oncequant.search.bits import bit_choices, with_uniform_bits
 from oncequant.search.family import measure_codes
-from oncequant.search.measurements import MeasurementFile
+from oncequant.search.measurements import MeasurementFile, with_cost
 from oncequant.search.pareto import hypervolume
 from oncequant.search.predictor import AccuracyPredictor, fit_predictor, load_predictor, quality, save_predictor
 from oncequant.space import SearchSpace
@@ -109,7 +109,7 @@ def keep_predictor(used: AccuracyPredictor, memory: MeasurementFile, path: Path,
         return
     top1 = used.top1(np.array([space.encode(space.complete(m.arch)) for m in fronts]))
     points = [dict(searcher=m.searcher, predicted=float(t), measured=m.top1) for m, t in zip(fronts, top1)]
-    volumes = dict(cost=cost, hypervolume=compare_fronts(here, cost))
+    volumes = dict(cost=cost, hypervolume=compare_fronts(with_cost(here, cost, space), cost))
     write_json(path.with_suffix(".json"), asdict(found) | volumes | dict(points=points))
 
 

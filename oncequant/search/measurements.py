@@ -5,12 +5,16 @@ on the same file is answered from it up to the point of the kill, and at most on
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from oncequant.arch import Arch
 from oncequant.cost import COSTS
 from oncequant.distributed import is_main, shared_map, world_size
 from oncequant.records import Measurement, append_record, read_records
+from oncequant.search.budget import cost_batch
 from oncequant.space import SearchSpace
 
 MeasureAll = Callable[[Sequence[Arch]], Iterable[float]]
@@ -34,9 +38,10 @@ class MeasurementFile:
         """What the file holds of this stage, in its order: each searcher's own list. Raises FileError."""
         return [m for m in read_records(self.path, Measurement) if m.stage == self.stage]
 
-    def best_within(self, cost: str, limit: float) -> float:
-        """The highest top-1 measured at this stage with at most this cost; 0 if there is none."""
-        return max((m.top1 for m in self._by_arch.values() if m.costs[cost] <= limit), default=0.0)
+    def best_within(self, space: SearchSpace, cost: str, limit: float) -> float:
+        """The highest top-1 measured at this stage with at most this cost in `space`; 0 if there is none."""
+        known = with_cost(list(self._by_arch.values()), cost, space)
+        return max((m.top1 for m in known if m.costs[cost] <= limit), default=0.0)
 
     def measured(
         self, space: SearchSpace, measure: Callable[[Arch], float | None], searcher: str
@@ -77,7 +82,8 @@ class MeasurementFile:
 
     def _check_same_network(self, known: Measurement, costs: dict[str, float]) -> None:
         """In another space a brief architecture means another network; its costs give it away."""
-        for name in known.costs.keys() & costs.keys():
+        # costs that are younger than the file are not in it, and structural ones may have been other numbers
+        for name in known.costs.keys() & {name for name in costs if not COSTS[name].structural}:
             if known.costs[name] != costs[name]:
                 raise ValueError(
                     f"{self.path} was measured in another search space: {name} of {known.arch} is "
@@ -93,3 +99,15 @@ def all_costs(space: SearchSpace, arch: Arch) -> dict[str, float]:
     """Every cost of an architecture by name."""
     specs = space.layers(arch)
     return {name: cost(specs) for name, cost in COSTS.items()}
+
+
+def with_cost(measurements: Sequence[Measurement], cost: str, space: SearchSpace) -> list[Measurement]:
+    """The measurements with a cost, by name, as `space` has it: a file may be older than the cost, or than kernels that
+    a structural one follows."""
+    if not COSTS[cost].structural and all(cost in m.costs for m in measurements) or not measurements:
+        return list(measurements)
+    codes = np.array([space.encode(space.complete(m.arch)) for m in measurements])
+    return [
+        replace(m, costs={**m.costs, cost: number})
+        for m, number in zip(measurements, cost_batch(space, cost, codes).tolist())
+    ]

@@ -1,0 +1,260 @@
+"""Bytes of RAM and of flash that a network takes in C, from its Plan alone: the costs `ram_bytes` and `flash_bytes`.
+
+The kernel calls are those of `oncequant.structure`, what each takes is arithmetic on LayerSpecs that `program`, `place`
+and `packing` of `oncequant.export` share. A batch of architectures is grouped by which layers they have: those of a
+group have the same calls. Its numbers are one product of two matrices, how often each call needs what and the bytes of
+that in every architecture.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from oncequant.arch import FLOAT_BITS, LayerSpec, Number
+from oncequant.plan import Node, Plan
+from oncequant.structure import Shape, blank_calls, lives
+
+Specs = Mapping[str, LayerSpec]
+
+ALIGNMENT = 16  # bytes, of maps
+COLUMNS = 4  # output pixels that a convolution computes together, at most: bytes of scratch
+LANES = 8  # output channels whose words lie side by side
+WIDTHS = (8, 4, 2, 1)  # of the parts that bit-widths are split into: 3 bits are 2 + 1, 6 are 4 + 2
+LAYER_STRUCT = 4 * 17  # bytes of what holds the tables and numbers of a layer together
+
+# Bytes of code on a Cortex-M4, an upper bound by parts: `benchmarks/flash.py` fits them to random networks of all
+# families, here 296, compiled by gcc 12.2 with the flags of `oncequant/export/cortex_m.py`. It was 0 to 540 bytes above
+# all of them, before 250 were added to the base. Fit again when kernels or flags change: tests/test_memory.py tells.
+CODE = 2600 + 250  # also of 8 bits, which edges have
+CODE_OF_BITS = {1: 1790, 2: 1170, 3: 2960, 4: 840, 5: 3180, 6: 1900, 7: 4760}  # if a layer has such weights
+DEPTHWISE_CODE = 1350
+DEPTHWISE_CODE_OF_BITS = {1: 1140, 2: 610, 3: 1340, 4: 330, 5: 1310, 6: 720, 7: 1340}  # if any layer is depthwise
+OPERATION_CODE = {"maxpool": 180, "subsample": 180}  # those of other operations are in the base
+CALL_CODE = {"conv": 14, "linear": 14, "lookup": 30}
+OTHER_CALL_CODE = 40
+CLASS_BYTES = 16  # a pointer, and a name of 11 letters
+
+
+# -- bytes of one thing; of ints, or of NumPy vectors
+
+
+def aligned(size: Number) -> Number:
+    """Rounded up to `ALIGNMENT`."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def padded_inputs(inputs: Number, bits: Number) -> Number:
+    """Inputs that kernels read for each output channel: whole words of the narrowest part."""
+    together = 4 * 8 // (bits & -bits)
+    return -(-inputs // together) * together
+
+
+def packed_words(channels: Number, inputs: Number, bits: Number) -> Number:
+    """Words of `packing.pack_words`."""
+    steps = -(-inputs // 4)
+    groups = sum(((bits & width) > 0) * -(-steps // (8 // width)) for width in WIDTHS)
+    return channels * groups + 3 * LANES * ((bits == 5) | (bits == 7))
+
+
+def layer_scratch(inputs: Number, channels: Number, bits: Number, depthwise: bool) -> Number:
+    """Bytes that a layer with so many inputs per output needs beside its maps.
+
+    Those that one output pixel reads, and columns: four pixels of bytes, or two of 16 bits on a Cortex-M. Depthwise
+    with so many channels: pairs of kernel positions, their weights in 16 bits, and a row of zero points.
+    """
+    if depthwise:
+        return 4 * LANES * -(-channels // LANES) * -(-inputs // 2) + channels
+    return aligned(inputs) + COLUMNS * padded_inputs(inputs, bits)
+
+
+def mean_scratch(channels: Number) -> Number:
+    """Bytes of a mean's sums."""
+    return 4 * channels
+
+
+# -- bytes of a part of a network: of the LayerSpecs, the bytes of a value, and what part it is
+
+
+class Term(NamedTuple):
+    """Something that takes bytes."""
+
+    function: Callable[..., Number]
+    """One of those below; Terms are compared a hundred thousand times, so no method of a class."""
+    part: Any = None
+
+    def of(self, specs: Specs, value: Number) -> Number:
+        """Bytes of one architecture, or of each of a batch; `value` are those of a value of a map."""
+        return self.function(specs, value, self.part)
+
+
+def map_bytes(specs: Specs, value: Number, shape: Shape) -> Number:
+    """A map of codes, aligned."""
+    size, channels = _shape(shape, specs)
+    return aligned(size * size * channels * value)
+
+
+def scratch_of_layer(specs: Specs, value: Number, layer: str) -> Number:
+    """Aligned."""
+    spec = specs[layer]
+    inputs = spec.kernel_size * spec.kernel_size * spec.group_channels
+    bits = spec.weight_bits + (spec.weight_bits == 0)  # of a layer that is absent from some of a batch
+    return aligned(layer_scratch(inputs, spec.in_channels, bits, spec.depthwise))
+
+
+def scratch_of_mean(specs: Specs, value: Number, shape: Shape) -> Number:
+    """Aligned."""
+    return aligned(mean_scratch(_shape(shape, specs)[1]))
+
+
+def layer_constants(specs: Specs, value: Number, layer: str) -> Number:
+    """Packed weights, biases, ratios, and what holds them together; weights in float have four bytes each."""
+    spec = specs[layer]
+    inputs, outputs = spec.kernel_size * spec.kernel_size * spec.group_channels, spec.out_channels
+    rows, columns = (1, inputs * outputs) if spec.depthwise else (outputs, inputs)
+    words = packed_words(rows, columns, spec.weight_bits) + inputs * outputs * (spec.weight_bits == FLOAT_BITS)
+    return 4 * words + 8 * outputs + LAYER_STRUCT
+
+
+def table_bytes(specs: Specs, value: Number, layer: str | None) -> Number:
+    """The table of a lookup: a byte for each code on the grid of a layer's input, or on a calibrated one of 8 bits."""
+    return 256 if layer is None else 2 ** np.minimum(specs[layer].act_bits, 8)
+
+
+def pixel_tables(specs: Specs, value: Number, part: None) -> Number:
+    """Those that make codes of pixels: a byte for each value of each channel of the image."""
+    return 256 * next(iter(specs.values())).in_channels
+
+
+def code_of_bits(specs: Specs, value: Number, depthwise: bool) -> Number:
+    """Code for the bit-widths of weights; `depthwise` if any layer is."""
+    found: Number = 0
+    for spec in specs.values():
+        found = found | spec.present << spec.weight_bits
+    total: Number = 0
+    for bits, code in CODE_OF_BITS.items():
+        total = total + (found >> bits & 1) * (code + depthwise * DEPTHWISE_CODE_OF_BITS[bits])
+    return total
+
+
+def class_names(specs: Specs, value: Number, part: None) -> Number:
+    """As if they had 11 letters."""
+    return CLASS_BYTES * list(specs.values())[-1].out_channels
+
+
+def one_byte(specs: Specs, value: Number, part: None) -> Number:
+    """What is the same in all architectures with the same calls is counted in such."""
+    return 1
+
+
+def _shape(shape: Shape, specs: Specs) -> tuple[Number, Number]:
+    """(size, channels)."""
+    if shape.layer:
+        return shape.of(specs[shape.layer].out_size, specs[shape.layer].out_channels)
+    first = next(iter(specs.values()))
+    return shape.of(first.in_size, first.in_channels)
+
+
+def _value_bytes(specs: Specs) -> Number:
+    """Of a code; four of a network with a layer in float, which computes in float."""
+    floats = [s.present * ((s.weight_bits == FLOAT_BITS) | (s.act_bits == FLOAT_BITS)) for s in specs.values()]
+    return 1 + 3 * np.max(np.stack(np.broadcast_arrays(*floats)), axis=0)
+
+
+# -- the costs
+
+
+@dataclass(frozen=True, eq=False)
+class Needs:
+    """What the calls of networks with the same layers need: how many of each term. Float64: its products are fast, and
+    exact."""
+
+    terms: tuple[Term, ...]
+    live: np.ndarray
+    """During each call, (calls, terms)."""
+    constants: np.ndarray
+    """In flash, (1, terms)."""
+    code: np.ndarray
+    """In flash, too, (1, terms)."""
+
+
+@lru_cache(maxsize=2_000)  # up to 200 kB each
+def needs(nodes: tuple[Node, ...], depthwise: bool) -> Needs:
+    """What the calls of the nodes of a Plan need; `depthwise` if any layer is."""
+    calls, quantizers = blank_calls(nodes)
+    constant, code = len(calls), len(calls) + 1
+    count: dict[Term, np.ndarray] = {}  # during each call, among constants, and among code
+
+    def add(term: Term, first: int, last: int, times: int = 1) -> None:
+        count.setdefault(term, np.zeros(len(calls) + 2))[first : last + 1] += times
+
+    shapes = {call.output: call.shape for call in calls}
+    for name, (first, last) in lives(calls).spans.items():
+        add(Term(map_bytes, shapes[name]), first, last)
+    for i, call in enumerate(calls):
+        if call.op in ("conv", "linear"):
+            add(Term(scratch_of_layer, call.name), i, i)
+            add(Term(layer_constants, call.name), constant, constant)
+        elif call.op == "mean":
+            add(Term(scratch_of_mean, call.shape), i, i)
+        elif call.op == "pixels":
+            add(Term(pixel_tables), constant, constant)
+        elif call.op == "lookup":
+            grid = quantizers[call.read[0]].grid
+            add(Term(table_bytes, None if grid.endswith(".q") else grid), constant, constant)
+    ops = [call.op for call in calls]
+    fixed = CODE + DEPTHWISE_CODE * depthwise + sum(CALL_CODE.get(op, OTHER_CALL_CODE) for op in ops)
+    fixed += sum(OPERATION_CODE.get(op, 0) for op in set(ops))
+    for term, times in ((Term(code_of_bits, depthwise), 1), (Term(class_names), 1), (Term(one_byte), fixed)):
+        add(term, code, code, times)
+    table = np.stack(list(count.values()), axis=1)
+    return Needs(tuple(count), table[:constant], table[constant:code], table[code:])
+
+
+def _evaluate(specs: Specs, what: Callable[[Needs], np.ndarray]) -> Number:
+    """The largest sum of bytes in a row of `what`, of one architecture or each of a batch."""
+    if not isinstance(specs, Plan):
+        raise ValueError("costs of memory read the operations between layers: give them what space.layers returns")
+    deep = {name for name, spec in specs.items() if spec.depthwise}
+    groups = [(places, needs(nodes, any(node.name in deep for node in nodes))) for places, nodes in specs.groups()]
+    terms = list(dict.fromkeys(term for _, each in groups for term in each.terms))
+    place = {term: i for i, term in enumerate(terms)}
+    count = specs.rows.count if specs.rows else 1
+    table, value = np.empty((len(terms), count)), _value_bytes(specs)
+    for i, term in enumerate(terms):
+        table[i] = term.of(specs, value)
+    found = np.empty(count, np.int64)
+    for places, each in groups:
+        columns = np.array([place[term] for term in each.terms])
+        found[places] = (what(each) @ table[np.ix_(columns, places)]).max(axis=0)
+    return found if specs.rows else int(found[0])
+
+
+def ram_bytes(specs: Specs) -> Number:
+    """Working memory of the network in C: the arena that `place` of `oncequant/export/program.py` plans.
+
+    Not in it: the stack, about 500 bytes on a Cortex-M4, the picture and the logits. A network with a layer in float
+    cannot run in C; it is counted as if it did, with four bytes for each value. Where two layers happen to learn the
+    same grid, the arena may be smaller.
+    """
+    return _evaluate(specs, lambda needs: needs.live)
+
+
+def constant_bytes(specs: Specs) -> Number:
+    """Constants of the network in C: packed weights, biases, ratios, tables of codes.
+
+    Weights in float have four bytes each. Where two layers happen to learn the same grid, a table is in it once too
+    often.
+    """
+    return _evaluate(specs, lambda needs: needs.constants)
+
+
+def flash_bytes(specs: Specs) -> Number:
+    """Constants of the network in C, and an upper bound of its code on a Cortex-M4, some hundred bytes above.
+
+    Names of classes are counted with 11 letters each. Without DSP instructions, on a Cortex-M0+ or M3, the code is
+    other code, see docs/export.md.
+    """
+    return _evaluate(specs, lambda needs: needs.constants + needs.code)

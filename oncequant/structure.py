@@ -1,0 +1,368 @@
+"""What deployment makes of a network, as far as its weights do not matter: quantizers, kernel calls, what lives when.
+
+The passes work on nodes that have a name, an operation and inputs. `oncequant.export.lower` and `program` call them
+with the nodes of a `Graph`, which have weights and grids. The costs of memory (`oncequant.memory`) call them with
+`Blank`s made of a Plan: the same calls, before anything is trained. Operations are those of
+`oncequant.export.graph.OPS`.
+"""
+
+from collections.abc import Callable, Hashable, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+from oncequant import plan as planned
+
+FUSED = ("conv", "add", "multiply", "mean")  # with the one quantizer that reads them
+ELEMENTWISE = ("relu", "hardswish", "hardsigmoid")
+MOVES = ("maxpool", "subsample", "pad_channels")  # their results are among their inputs, or zero
+PIXELS, LOGITS = "pixels", "logits"
+
+
+class CannotRun(ValueError):
+    """Integer kernels do not compute this graph; the message names the node and why."""
+
+
+class Operation(Protocol):
+    """What the passes ask of a node."""
+
+    @property
+    def name(self) -> str:
+        """Of its value, too."""
+
+    @property
+    def op(self) -> str:
+        """One of OPS."""
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of earlier nodes."""
+
+    @property
+    def channels(self) -> tuple[int, int] | None:
+        """Of pad_channels: added before and after."""
+
+    @property
+    def is_integer(self) -> bool:
+        """Of a conv or linear: integer weights on a quantized input."""
+
+    @property
+    def is_unsigned(self) -> bool:
+        """Of a quantizer: no code stands for a negative number."""
+
+
+AnyNode = TypeVar("AnyNode", bound=Operation)
+
+
+@dataclass(frozen=True)
+class Blank:
+    """A node without weights and grids."""
+
+    name: str
+    op: str
+    inputs: tuple[str, ...] = ()
+    channels: tuple[int, int] | None = None
+    grid: str = ""
+    """Of a quantizer: the layer that learned the grid, or NAME.q where it is calibrated behind node NAME."""
+    is_integer: bool = True
+    is_unsigned: bool = True
+    """A grid behind a ReLU is. Whether others are changes no call."""
+
+
+def readers_of(nodes: Sequence[AnyNode]) -> Mapping[str, list[AnyNode]]:
+    """Nodes that read each node, one entry per read."""
+    readers: dict[str, list[AnyNode]] = {node.name: [] for node in nodes}
+    for node in nodes:
+        for source in node.inputs:
+            readers[source].append(node)
+    return readers
+
+
+# -- the deployed network
+
+
+def blanks(nodes: Sequence[planned.Node], is_float: Callable[[str], bool] = lambda layer: False) -> list[Blank]:
+    """The nodes of a Plan as a graph has them, with the quantizers that training had: of every layer's input, unless
+    `is_float(layer)`."""
+    made = [Blank("pixels", "pixels"), Blank("normalised", "normalise", ("pixels",))]
+    names = {"images": "normalised"}
+
+    def add(name: str, op: str, *inputs: str, **rest: Any) -> str:
+        made.append(Blank(name, op, inputs, **rest))
+        return name
+
+    def layer(name: str, op: str, x: str) -> str:
+        return add(name, op, x if is_float(name) else add(f"{name}.in", "quantize", x, grid=name))
+
+    for node in nodes:
+        inputs = [names[name] for name in node.inputs]
+        if node is nodes[-1]:
+            (x,) = inputs
+            if made[-1].name == x and made[-1].op == "mean" and not is_float(node.name):
+                # on the classifier's grid already here: an integer kernel then, and rounding twice changes nothing
+                x = add(f"{x}.q", "quantize", x, grid=node.name)
+            # flattened before the classifier's quantizer: between the two, ONNX Runtime would not see its QGemm pattern
+            names[node.name] = layer(node.name, "linear", add("flat", "flatten", x))
+        elif node.op == "layer":
+            names[node.name] = layer(node.name, "conv", *inputs)
+        elif node.op in ("dropout", "optional"):
+            names[node.name] = inputs[0]
+        else:
+            names[node.name] = add(node.name, node.op, *inputs, channels=node.channels)
+    return made
+
+
+def needs_grid(graph: Sequence[AnyNode]) -> set[str]:
+    """Nodes whose output integer kernels need on a grid and training left in float.
+
+    Kernels fuse an operation with the quantizers of its inputs and one quantizer of its output.
+    """
+    nodes, readers = {node.name: node for node in graph}, readers_of(graph)
+
+    def on_one_grid(name: str) -> bool:
+        return [reader.op for reader in readers[name]] == ["quantize"]
+
+    def end_of(name: str) -> str:
+        """The node or the ReLU that alone reads it, which is no operation of its own: the grid after it clamps."""
+        return readers[name][0].name if [r.op for r in readers[name]] == ["relu"] else name
+
+    integer: set[str] = set()  # nodes that come out of integer kernels or of an activation between two of them
+    needed: set[str] = set()
+    for node in graph[:-1]:  # the classifier's logits stay float
+        sources = [source in integer for source in node.inputs]
+        match node.op:
+            case "quantize":
+                integer.add(node.name)
+            case "relu" | "hardswish" | "hardsigmoid" | "flatten" | "maxpool" | "subsample" | "pad_channels" if sources[
+                0
+            ]:
+                integer.add(node.name)
+            case "conv" if node.is_integer:
+                integer.add(node.name)
+                if not on_one_grid(end := end_of(node.name)):
+                    needed.add(end)
+            case "add" | "multiply" | "mean":
+                floats = [nodes[i].op == "conv" and not nodes[i].is_integer for i in node.inputs]
+                whole = any(sources) and not any(floats) if node.op == "add" else all(sources)
+                if node.op == "mean" and not on_one_grid(node.name):
+                    whole = False
+                if whole:
+                    integer.add(node.name)
+                    needed |= {source for source in node.inputs if nodes[source].op != "quantize"}
+                    if not on_one_grid(end := end_of(node.name)):
+                        needed.add(end)
+    return needed
+
+
+def grid_owners(graph: Sequence[Operation], names: Set[str]) -> dict[str, str]:
+    """By node of `names`, which get a grid each, whose grid that is: what only moves codes keeps theirs."""
+    nodes, owners = {node.name: node for node in graph}, {}
+    for name in names:
+        source = name
+        while nodes[source].op in MOVES:
+            source = nodes[source].inputs[0]
+        owners[name] = source if source in names else name
+    return owners
+
+
+def with_quantizers(graph: Sequence[Any], quantizers: Mapping[str, Any]) -> list[Any]:
+    """Insert a quantizer behind each node that has one, and drop ReLUs that only grids without negative codes read."""
+    renamed = {name: quantizer.name for name, quantizer in quantizers.items()}
+    nodes = []
+    for node in graph:
+        nodes.append(replace(node, inputs=tuple(renamed.get(source, source) for source in node.inputs)))
+        if node.name in quantizers:
+            nodes.append(quantizers[node.name])
+    readers = readers_of(nodes)
+    idle = {
+        node.name: node.inputs[0]
+        for node in nodes
+        if node.op == "relu" and all(r.op == "quantize" and r.is_unsigned for r in readers[node.name])
+    }
+    return [replace(n, inputs=tuple(idle.get(s, s) for s in n.inputs)) for n in nodes if n.name not in idle]
+
+
+# -- kernel calls
+
+
+class Shape(NamedTuple):
+    """That of a map, by what it was made of."""
+
+    layer: str
+    """Whose output it was; "" for the image's pixels."""
+    halvings: int = 0
+    """By operations behind it that keep every second pixel."""
+    added: int = 0
+    """Channels."""
+    is_mean: bool = False
+    """One pixel."""
+
+    def of(self, size: Any, channels: Any) -> tuple[Any, Any]:
+        """(height = width, channels), of those of the layer's output."""
+        for _ in range(self.halvings):
+            size = (size + 1) // 2
+        return (size if not self.is_mean else 1), channels + self.added
+
+
+@dataclass(frozen=True)
+class Call:
+    """One kernel call, from maps of codes to one."""
+
+    op: str
+    """pixels, lookup, linear, or an operation of a graph: conv, add, multiply, mean, maxpool, subsample,
+    pad_channels."""
+    name: str
+    """Of the node."""
+    inputs: tuple[str, ...]
+    """Names of maps, or `PIXELS`."""
+    output: str
+    """Name of a map, or `LOGITS`."""
+    shape: Shape
+    """Of the output."""
+    read: tuple[str, ...] = ()
+    """The quantizers whose grids say what the codes of the inputs mean."""
+    grid: str | None = None
+    """The quantizer whose grid the output's codes are on; None of logits."""
+
+
+def calls_of(
+    graph: Sequence[AnyNode], table: Callable[[AnyNode, Sequence[AnyNode], AnyNode], Hashable | None]
+) -> list[Call]:
+    """The kernel calls of a graph, in order, from pixels to logits. Raises CannotRun.
+
+    Args:
+        graph: nodes in order.
+        table: of a quantizer, activations and moves behind it, and a quantizer behind those: what tells their tables
+            of codes apart; None where every code stays as it is.
+    """
+    return _Calls(graph, table).calls()
+
+
+class _Calls:
+    """Goes through a graph's quantizers, in order: an operation and the quantizer that reads it are one call."""
+
+    def __init__(self, graph: Sequence[Any], table: Callable[[Any, Sequence[Any], Any], Hashable | None]):
+        self.graph, self.nodes, self.readers = graph, {node.name: node for node in graph}, readers_of(graph)
+        self.table = table
+        self.found: list[Call] = []
+        self.shapes: dict[str, Shape] = {}  # by quantizer and map
+        self.same: dict[str, str] = {}  # quantizer -> that of the map with its codes
+        self.tables: dict[tuple[str, Hashable], str] = {}  # (map, table of a lookup) -> the map that it gives
+
+    def calls(self) -> list[Call]:
+        for node in self.graph:
+            if node.op == "quantize" and self.readers[node.name]:
+                self.quantized(node)
+        last = self.graph[-1]
+        source = self.nodes[last.inputs[0]]
+        if source.op != "quantize" or not last.is_integer:
+            raise CannotRun(f"{last.name} has weights or inputs in float")
+        self.found.append(
+            Call("linear", last.name, (self.codes(source.name),), LOGITS, Shape(last.name), (source.name,))
+        )
+        return self.found
+
+    def codes(self, name: str) -> str:
+        """The map with the codes of a quantizer."""
+        return self.same.get(name, name)
+
+    def quantized(self, node: Any) -> None:
+        """The calls whose result is this quantizer's codes."""
+        moves: list[Any] = []  # between the quantizer and what it quantizes, nearest last
+        source = self.nodes[node.inputs[0]]
+        while source.op in (*ELEMENTWISE, *MOVES, "flatten"):
+            moves.insert(0, source)
+            source = self.nodes[source.inputs[0]]
+        if source.op == "normalise":
+            if moves:
+                raise CannotRun(f"{moves[0].name}: {moves[0].op} of pixels in float")
+            self.add("pixels", node.name, (PIXELS,), node.name, Shape(""), (), node.name)
+        elif source.op == "quantize":
+            self.moved(node, source, moves)
+        elif source.op in FUSED:
+            self.fused(node, source, moves)
+        else:
+            raise CannotRun(f"{source.name}: no kernel for {source.op}")
+
+    def add(self, op: str, name: str, inputs: tuple[str, ...], output: str, shape: Shape, read: Any, grid: str) -> None:
+        self.shapes[output] = self.shapes[grid] = shape
+        self.found.append(Call(op, name, inputs, output, shape, read, grid))
+
+    def moved(self, node: Any, source: Any, moves: Sequence[Any]) -> None:
+        """Codes of codes: they are moved first, then looked up."""
+        table = self.table(source, moves, node)
+        name, shape = self.codes(source.name), self.shapes[source.name]
+        for i, move in enumerate(moves):
+            if move.op not in MOVES:
+                continue
+            if move.op == "pad_channels":
+                shape = shape._replace(added=shape.added + sum(move.channels))
+            else:
+                shape = shape._replace(halvings=shape.halvings + 1)
+            call = Call(move.op, move.name, (name,), f"{node.name}~{i}", shape, (source.name,), source.name)
+            self.found.append(call)
+            name = self.found[-1].output
+        self.shapes[node.name] = shape
+        known = node.name if table is None else self.tables.setdefault((name, table), node.name)
+        if table is None:
+            self.same[node.name] = name
+        elif known != node.name:  # two layers read one tensor by one grid
+            self.same[node.name] = self.codes(known)
+        else:
+            self.add("lookup", node.name, (name,), node.name, shape, (source.name,), node.name)
+
+    def fused(self, node: Any, source: Any, moves: Sequence[Any]) -> None:
+        """An operation on codes with the quantizer behind it."""
+        inputs = [self.nodes[name] for name in source.inputs]
+        if source.op == "conv" and not source.is_integer:
+            raise CannotRun(f"{source.name} has weights or inputs in float")
+        if moves or self.readers[source.name] != [node] or any(each.op != "quantize" for each in inputs):
+            raise CannotRun(f"{source.name}: {source.op} is not between quantizers, so it is computed in float")
+        if source.op == "multiply" and self.shapes[inputs[0].name].is_mean:
+            inputs.reverse()  # the map first, what it is multiplied by behind it
+        shape = self.shapes[inputs[0].name]
+        shape = (
+            Shape(source.name) if source.op == "conv" else shape._replace(is_mean=shape.is_mean or source.op == "mean")
+        )
+        names = tuple(self.codes(each.name) for each in inputs)
+        read = tuple(each.name for each in inputs)
+        self.add(source.op, source.name, names, node.name, shape, read, node.name)
+
+
+# -- what lives when
+
+
+class Lives(NamedTuple):
+    """Which bytes are needed when."""
+
+    home: Mapping[str, str]
+    """By map the first one that had its bytes."""
+    spans: Mapping[str, tuple[int, int]]
+    """By such a first map the calls, from and to, during which its bytes are taken."""
+
+
+def lives(calls: Sequence[Any]) -> Lives:
+    """Lives of the maps of calls (or of steps).
+
+    A map that an element-wise call writes takes the bytes of an input that nobody needs any more.
+    """
+    last = {name: i for i, call in enumerate(calls) for name in call.inputs}
+    home: dict[str, str] = {}
+    spans: dict[str, tuple[int, int]] = {}
+    for i, call in enumerate(calls[:-1]):  # logits are the caller's
+        reused = {"lookup": call.inputs, "add": call.inputs, "multiply": call.inputs[:1]}.get(call.op, ())
+        root = next((home[name] for name in reused if last[name] == i), call.output)
+        home[call.output] = root
+        spans[root] = spans.get(root, (i, i))[0], last[call.output]
+    return Lives(home, spans)
+
+
+def blank_calls(nodes: Sequence[planned.Node]) -> tuple[list[Call], Mapping[str, Blank]]:
+    """The calls of the nodes of a Plan if all its layers are quantized, and its quantizers by name. Every grid differs
+    from every other, as in a trained network."""
+    graph = blanks(nodes)
+    owners = grid_owners(graph, needs_grid(graph))
+    graph = with_quantizers(
+        graph, {name: Blank(f"{name}.q", "quantize", (name,), grid=f"{owner}.q") for name, owner in owners.items()}
+    )
+    calls = calls_of(graph, lambda source, moves, node: None if source.grid == node.grid else node.grid)
+    return calls, {node.name: node for node in graph if node.op == "quantize"}
