@@ -174,7 +174,6 @@ def _network_c(program: Program, constants: Constants, calls: Sequence[str]) -> 
     bits = sorted({step.weights.bits for step in program.steps if step.weights is not None})
     classes = ", ".join(_string(name) for name in program.graph.classes)
     body = "\n".join(f"    {call}" for call in calls)
-    kernels = "\n".join((resources.files("oncequant.export") / "kernels" / name).read_text() for name in KERNELS)
     return f"""\
 /* A network for images of {program.graph.resolution} x {program.graph.resolution} pixels. Generated: see network.md. */
 #include <float.h>
@@ -185,7 +184,7 @@ def _network_c(program: Program, constants: Constants, calls: Sequence[str]) -> 
 
 #define NETWORK_BITS(CASE) {" ".join(f"CASE({b})" for b in bits)}
 
-{kernels}
+{kernel_text()}
 /* ---- this network */
 
 {"".join(constants.text)}
@@ -202,6 +201,11 @@ int network_run(const uint8_t *pixels, float *logits, void *arena)
     return best;
 }}
 """
+
+
+def kernel_text() -> str:
+    """The C of all kernels and backends, behind headers and NETWORK_BITS."""
+    return "\n".join((resources.files("oncequant.export") / "kernels" / name).read_text() for name in KERNELS)
 
 
 def _string(text: str) -> str:
