@@ -145,6 +145,11 @@ def run_costs(run_dir: Path) -> dict[str, Cost]:
     return COSTS | {path.stem: table_cost(path) for path in paths}
 
 
+def known_costs(run_dir: Path | None, paths: Iterable[Path]) -> dict[str, Cost]:
+    """By name: the costs of a run folder, if there is one, and those of tables. Raises FileError."""
+    return (run_costs(run_dir) if run_dir else COSTS) | {path.stem: table_cost(path) for path in paths}
+
+
 # -- lookup
 
 

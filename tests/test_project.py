@@ -33,7 +33,7 @@ LAYERS = [  # a module may import modules of lines above it, and of its own pack
     {"export"},
     {"report"},
     {"methods"},
-    {"settings", "parser", "hours", "precision"},
+    {"settings", "parser", "hours", "precision", "tables"},
     {"hand_made"},
     {"compare", "runs"},
     {"options"},

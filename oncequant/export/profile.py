@@ -59,6 +59,8 @@ class Profiled:
     """Of the time of whole networks over that of their kernels alone."""
     spread: float
     """The most that one of these networks is away from it, as a share."""
+    whole: int
+    """How many."""
 
 
 def profile(config: NetworkConfig, path: Path, rounds: int = ROUNDS) -> Profiled:
@@ -107,7 +109,7 @@ def profile(config: NetworkConfig, path: Path, rounds: int = ROUNDS) -> Profiled
     about = f"{device}, one thread; cc {' '.join(FLAGS)}; oncequant {package_version()}, {datetime.now(UTC):%Y-%m-%d}"
     write_table(path, {key: factor * number for key, number in alone.items()}, "us", [about])
     unfinished.unlink(missing_ok=True)
-    return Profiled(len(own), len(calls), len(archs), factor, float(np.abs(factors / factor - 1).max()))
+    return Profiled(len(own), len(calls), len(archs), factor, float(np.abs(factors / factor - 1).max()), len(whole))
 
 
 # -- networks with random weights
@@ -215,4 +217,6 @@ def _check_integer(keys: Iterable[Key]) -> None:
     """Raise ValueError for a layer that integer kernels do not run."""
     for key in keys:
         if FLOAT_BITS in key[-2:]:
-            raise ValueError(f"a layer in float has no kernel in C: {describe(key)}; use other --bits, --edge-bits 8")
+            raise ValueError(f"layers in float have no kernel in C: {describe(key)}; use 8 bits or less for all layers")
+        if key[-1] < 2:
+            raise ValueError(f"inputs of one bit have no kernel in C: {describe(key)}; use --bits from 2")

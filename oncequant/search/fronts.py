@@ -9,7 +9,7 @@ import numpy as np
 
 from oncequant import distributed
 from oncequant.arch import Arch
-from oncequant.cost import Budget
+from oncequant.cost import Budget, find_cost
 from oncequant.files import write_json
 from oncequant.measure import Judge
 from oncequant.network import Network
@@ -54,7 +54,7 @@ def measure_predicted(
     predictor = distributed.from_main(
         lambda: fit_predictor(space, *seen, seed=seed) if fit_again else load_predictor(path, space)[0]
     )
-    front_of = partial(predicted.search, space, predictor, cost=cost, first=seen[0], seed=seed)
+    front_of = partial(predicted.search, space, predictor, cost=find_cost(cost, memory.costs), first=seen[0], seed=seed)
     population, generations = options.population, options.generations
 
     def measured(front: np.ndarray, most: int, name: str, stop_dominated: str | None = None) -> None:

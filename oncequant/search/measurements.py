@@ -4,15 +4,19 @@ Searchers are deterministic in their seed, so the file is all there is to resumi
 on the same file is answered from it up to the point of the kill, and at most one measurement per process is lost.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from oncequant.arch import Arch
-from oncequant.cost import COSTS
+from oncequant.cost import COSTS, Cost
+from oncequant.cost_table import TableError
 from oncequant.distributed import is_main, shared_map, world_size
-from oncequant.records import Measurement, append_record, read_records
+from oncequant.records import Measurement, Member, Sample, append_record, read_records
 from oncequant.space import SearchSpace
 
+R = TypeVar("R", Measurement, Member, Sample)
 MeasureAll = Callable[[Sequence[Arch]], Iterable[float]]
 """Top-1 in [0, 1] of architectures, in order, measured as the result is iterated."""
 
@@ -20,11 +24,14 @@ MeasureAll = Callable[[Sequence[Arch]], Iterable[float]]
 class MeasurementFile:
     """Append-only file of measurements, and the memory of one stage's results in it.
 
+    With the `space` of the stage, measurements have all `costs`, also those of tables that are younger than they are.
     Raises FileError for a corrupt file, see `read_records`.
     """
 
-    def __init__(self, path: Path | str, stage: str):
-        self.path, self.stage = Path(path), stage
+    def __init__(
+        self, path: Path | str, stage: str, space: SearchSpace | None = None, costs: Mapping[str, Cost] = COSTS
+    ):
+        self.path, self.stage, self.space, self.costs = Path(path), stage, space, costs
         self._by_arch: dict[Arch, Measurement] = {}
         self._credited: set[tuple[Arch, str]] = set()
         for measurement in self.read():
@@ -32,7 +39,8 @@ class MeasurementFile:
 
     def read(self) -> list[Measurement]:
         """What the file holds of this stage, in its order: each searcher's own list. Raises FileError."""
-        return [m for m in read_records(self.path, Measurement) if m.stage == self.stage]
+        found = [m for m in read_records(self.path, Measurement) if m.stage == self.stage]
+        return [with_costs(m, self.space, self.costs) for m in found] if self.space else found
 
     def best_within(self, cost: str, limit: float) -> float:
         """The highest top-1 measured at this stage with at most this cost; 0 if there is none."""
@@ -60,7 +68,7 @@ class MeasurementFile:
                 group = archs[start : start + world_size()]
                 for arch, top1 in zip(group, shared_map(top1_of, group)):
                     if top1 is not None:
-                        costs = all_costs(space, arch)
+                        costs = all_costs(space, arch, self.costs)
                         self._note(Measurement(space.brief(arch), float(top1), costs, self.stage, searcher))
                     yield top1
 
@@ -89,7 +97,20 @@ class MeasurementFile:
         self._credited.add((measurement.arch, measurement.searcher))
 
 
-def all_costs(space: SearchSpace, arch: Arch) -> dict[str, float]:
-    """Every cost of an architecture by name."""
-    specs = space.layers(arch)
-    return {name: cost(specs) for name, cost in COSTS.items()}
+def all_costs(space: SearchSpace, arch: Arch, costs: Mapping[str, Cost] = COSTS) -> dict[str, float]:
+    """Every cost of an architecture by name, without those of tables that lack its layers, as of float networks."""
+    specs, found = space.layers(arch), {}
+    for name, cost in costs.items():
+        try:
+            found[name] = cost(specs)
+        except TableError:
+            continue
+    return found
+
+
+def with_costs(record: R, space: SearchSpace, costs: Mapping[str, Cost]) -> R:
+    """A measurement, member or sample with the costs of tables that it lacks."""
+    lacking = {name: cost for name, cost in costs.items() if cost.partial and name not in record.costs}
+    if not lacking:
+        return record
+    return replace(record, costs={**record.costs, **all_costs(space, space.complete(record.arch), lacking)})
