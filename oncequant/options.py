@@ -196,13 +196,21 @@ class Cost:
 
 
 @dataclass(frozen=True)
+class ProfiledModel(ModelOptions):
+    """The network: what a run is trained with."""
+
+    preset: str = "resnet-cifar"
+    """Kind and size of the networks, as a run has it."""
+
+
+@dataclass(frozen=True)
 class ProfileOptions:
     """Options of `oncequant profile`."""
 
     out: Path = Path("latency_us.csv")
     """Table to write; its name is the name of the cost, `--budget "latency_us<=300"`."""
     bits: tuple[int, ...] = (4, 3, 2)
-    """Bit-widths of weights and inputs: every pair of them is measured."""
+    """Bit-widths of weights and inputs: every pair of them is measured, with inputs from 2 bits."""
     num_classes: int | None = None
     """Default: the preset's."""
     image_channels: int | None = None
@@ -218,7 +226,7 @@ class Profile:
     Interrupted? The same command goes on. For another device fill in such a table yourself: docs/export.md.
     """
 
-    model: ModelOptions
+    model: ProfiledModel
     profile: ProfileOptions
 
 

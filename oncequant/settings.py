@@ -143,15 +143,16 @@ def space_of_all_bits(
 def config_of_bits(
     options: ModelOptions, bits: tuple[int, ...], num_classes: int | None, image_channels: int | None
 ) -> NetworkConfig:
-    """The configuration in which every layer's weights and inputs can have every one of `bits`, and blocks of DNAS's
-    networks be left out; edges have their own. Raises ValueError without a preset, and for impossible options."""
+    """The configuration in which every layer's weights and inputs can have every one of `bits`, inputs from 2, and
+    blocks of DNAS's networks be left out; edges have their own. Raises ValueError for impossible options."""
     if options.preset == "auto":
         raise ValueError(f"preset: give one of {', '.join(PRESETS)}")
     base = PRESETS[options.preset]
+    inputs = tuple(b for b in bits if b >= 2) or bits  # files hold no others
     config: Any = options.config(num_classes or base.num_classes, image_channels or base.image_channels)
     if hasattr(config, "precisions"):
-        return replace(config, precisions=(SKIP, *(pair(weight, act) for weight in bits for act in bits)))
-    return replace(config, weight_bits=bits, act_bits=bits, steps_per_bits=True)
+        return replace(config, precisions=(SKIP, *(pair(weight, act) for weight in bits for act in inputs)))
+    return replace(config, weight_bits=bits, act_bits=inputs, steps_per_bits=True)
 
 
 def presets_table() -> Table:
