@@ -96,6 +96,7 @@ def test_every_call_of_a_network_is_charged_to_a_layer_once(name):
     for arch in (supernet.space.smallest(), supernet.space.largest()):
         plan = program(random_graph(supernet, arch))
         charged = charges(plan)
+        assert charged == charges(program(random_graph(supernet, arch, in_brief=True)))
         assert set(charged) == {step.name for step in plan.steps if step.weights is not None}
         calls = [call.op for each in charged.values() for call in each]
         assert sorted(calls) == sorted(step.op for step in plan.steps if step.weights is None)
