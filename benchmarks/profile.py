@@ -9,6 +9,7 @@ processes do not count.
 
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from rows import measured, save
 from scipy.stats import kendalltau
 
 from oncequant.arch import Arch
+from oncequant.cost import bitops, macs
 from oncequant.cost_table import table_cost
 from oncequant.export.graph import Graph
 from oncequant.export.profile import compiled, profile, random_graph, random_supernet
@@ -67,12 +69,18 @@ def compare(name: str, count: int) -> dict[str, Any]:
     predicted = np.array([float(cost(supernet.space.layers(arch))) / 1e3 for arch in archs])
     taken = np.array(milliseconds([random_graph(supernet, arch) for arch in archs]))
     ratio = predicted / taken
+
+    def tau(values: Sequence[float] | np.ndarray) -> float:
+        return round(float(kendalltau(values, taken).statistic), 4)
+
     return measured(
         space=name,
         networks=len(archs),
-        **asdict(found),
+        **{key: round(value, 4) for key, value in asdict(found).items()},
         profile_seconds=round(seconds, 1),
-        kendall_tau=round(float(kendalltau(predicted, taken).statistic), 4),
+        kendall_tau=tau(predicted),
+        kendall_tau_of_macs=tau([macs(supernet.space.layers(arch)) for arch in archs]),
+        kendall_tau_of_bitops=tau([bitops(supernet.space.layers(arch)) for arch in archs]),
         median_error=round(float(np.median(np.abs(ratio - 1))), 4),
         p90_error=round(float(np.quantile(np.abs(ratio - 1), 0.9)), 4),
         median_ratio=round(float(np.median(ratio)), 4),

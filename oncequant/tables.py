@@ -9,6 +9,7 @@ from oncequant.cost import find_cost
 from oncequant.cost_table import check_layers, keep_table, known_costs
 from oncequant.family import NetworkConfig
 from oncequant.methods import METHODS, method_of
+from oncequant.methods.dnas import PRECISIONS
 from oncequant.search import BudgetOptions
 from oncequant.train import TrainingOptions
 
@@ -22,8 +23,8 @@ def check_costs(
     front, trained = getattr(search, "front", None), getattr(cfg, "cost", None)
     if front is not None:
         find_cost(front, costs)
-    if trained is not None and not find_cost(trained, costs).additive:
-        raise ValueError(f"cost {trained}: it is no sum over layers, which training needs")
+    if trained is not None and not find_cost(trained, costs).partial and trained not in PRECISIONS:
+        raise ValueError(f"cost {trained}: use {', '.join(PRECISIONS)}, or a table of --costs")
     for space in METHODS[method_of(cfg)].searched_spaces(cfg, model):
         for cost in costs.values():
             check_layers(space, cost)
