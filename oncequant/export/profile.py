@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from statistics import mean, median
 
 import numpy as np
 import torch
@@ -53,8 +54,6 @@ class Profiled:
     rows: int
     calls: int
     """Different ones of kernels."""
-    programs: int
-    """That told which calls stand beside which layers."""
     factor: float
     """Of the time of whole networks over that of their kernels alone."""
     spread: float
@@ -76,16 +75,10 @@ def profile(config: NetworkConfig, path: Path, rounds: int = ROUNDS) -> Profiled
     _check_integer(keys)
     supernet = random_supernet(config)
     own = {key: layer_call(key) for key in keys}
-    charged: dict[Key, list[list[Call]]] = defaultdict(list)
-    archs = covering(supernet.space)
-    with track("programs", len(archs)) as bar:
-        for done, arch in enumerate(archs, start=1):
-            plan, specs = program(random_graph(supernet, arch, in_brief=True)), supernet.space.layers(arch)
-            for name, calls in charges(plan).items():
-                charged[_shape(keys_of(specs[name])[0][0])].append(calls)
-            bar(done, {})
-    beside = [call for lists in charged.values() for each in lists for call in each]
-    calls = list(dict.fromkeys([*own.values(), *beside]))
+    beside = charges_by_shape(supernet)
+    calls = list(
+        dict.fromkeys([*own.values(), *(call for lists in beside.values() for each in lists for call in each)])
+    )
     rng = np.random.default_rng(0)
     whole = [supernet.space.sample(rng) for _ in range(WHOLE)]
     try:
@@ -98,18 +91,15 @@ def profile(config: NetworkConfig, path: Path, rounds: int = ROUNDS) -> Profiled
     times = microseconds(visits, f"{kernels.path} {calls} {whole}", unfinished, rounds)
     us = dict(zip(calls, times))
 
-    def kernels_of(key: Key) -> float:
-        return us[own[key]] + float(np.mean([sum(us[call] for call in each) for each in charged[_shape(key)]]))
-
-    alone = {key: kernels_of(key) for key in own}
+    alone = {key: us[own[key]] + mean(sum(us[c] for c in each) for each in beside[_shape(key)]) for key in keys}
     sums = [sum(alone[k] for spec in supernet.space.layers(a).values() for k in keys_of(spec)[0]) for a in whole]
-    factors = np.array(times[len(calls) :]) / np.array(sums)
-    factor = float(np.median(factors))
+    factors = [taken / sum_ for taken, sum_ in zip(times[len(calls) :], sums)]
+    factor = median(factors)
     device = device_name(torch.device("cpu")).rpartition(",")[0]
     about = f"{device}, one thread; cc {' '.join(FLAGS)}; oncequant {package_version()}, {datetime.now(UTC):%Y-%m-%d}"
     write_table(path, {key: factor * number for key, number in alone.items()}, "us", [about])
     unfinished.unlink(missing_ok=True)
-    return Profiled(len(own), len(calls), len(archs), factor, float(np.abs(factors / factor - 1).max()), len(whole))
+    return Profiled(len(own), len(calls), factor, max(abs(one / factor - 1) for one in factors), len(whole))
 
 
 # -- networks with random weights
@@ -187,6 +177,19 @@ def layer_call(key: Key) -> Call:
     role, c_in, c_out, kernel, stride, size, groups, bits, in_bits = key
     op = "linear" if role == "classifier" else "depthwise" if groups > 1 else "conv"
     return Call(op, bits, in_bits, size, c_in, kernel, stride, (size - 1) // stride + 1, c_out)
+
+
+def charges_by_shape(supernet: Network) -> dict[Key, list[list[Call]]]:
+    """For every shape of a layer, the calls that are charged to it in each of a few programs that have it."""
+    found: dict[Key, list[list[Call]]] = defaultdict(list)
+    archs = covering(supernet.space)
+    with track("programs", len(archs)) as bar:
+        for done, arch in enumerate(archs, start=1):
+            plan, specs = program(random_graph(supernet, arch, in_brief=True)), supernet.space.layers(arch)
+            for name, calls in charges(plan).items():
+                found[_shape(keys_of(specs[name])[0][0])].append(calls)
+            bar(done, {})
+    return found
 
 
 def charges(plan: Program) -> dict[str, list[Call]]:
