@@ -192,7 +192,7 @@ class Cost:
     num_classes: int | None = None
     """Default: the preset's."""
     costs: tuple[Path, ...] = ()
-    """Table of what layers take on a device, whose cost is printed too; may be given several times."""
+    """Table of what layers take on a device, whose cost is printed too."""
 
 
 @dataclass(frozen=True)

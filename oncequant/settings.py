@@ -80,8 +80,8 @@ class TableOptions:
     """Costs that were measured."""
 
     costs: tuple[Path, ...] = ()
-    """Table of what layers take on a device, CSV or JSON (docs/export.md); its name becomes the name of a cost, for
-    budgets and fronts. May be given several times; the run folder keeps them."""
+    """Table of what layers take on a device, CSV or JSON (docs/export.md); its name becomes the name of a cost for
+    budgets and fronts, and the run folder keeps it."""
 
 
 @dataclass(frozen=True)
