@@ -90,9 +90,8 @@ def check_name(path: Path) -> None:
         )
 
 
-def layer_variants(space: SearchSpace) -> Iterator[tuple[str, np.ndarray, LayerSpec]]:
-    """Every layer of a space with all forms it can have: codes (n, genes) of architectures with them, and a LayerSpec
-    of vectors over these."""
+def layer_variants(space: SearchSpace) -> Iterator[tuple[str, LayerSpec]]:
+    """Every layer of a space with all forms it can have: a LayerSpec of vectors over them."""
     probes = space.sample_codes(np.random.default_rng(0), PROBES)
     probes[:2] = [space.encode(space.smallest()), space.encode(space.largest())]
     depends: dict[str, list[int]] = {name: [] for name in space.layers_batch(probes)}
@@ -107,13 +106,13 @@ def layer_variants(space: SearchSpace) -> Iterator[tuple[str, np.ndarray, LayerS
         combinations = list(product(*(range(space.cardinalities[column]) for column in columns)))
         codes = np.tile(space.encode(space.largest()), (len(combinations), 1))
         codes[:, columns] = np.array(combinations, dtype=np.int64).reshape(len(combinations), len(columns))
-        yield name, codes, space.layers_batch(codes)[name]
+        yield name, space.layers_batch(codes)[name]
 
 
 def layer_rows(space: SearchSpace) -> list[dict[str, Any]]:
     """The layers that networks of a space can have, each once: the rows of a table for it, still without costs."""
     keys: dict[Key, None] = {}
-    for _, _, spec in layer_variants(space):
+    for _, spec in layer_variants(space):
         keys.update(dict.fromkeys(keys_of(spec)[0]))
     return [dict(zip(KEY, key)) for key in keys]
 
@@ -121,7 +120,7 @@ def layer_rows(space: SearchSpace) -> list[dict[str, Any]]:
 def check_layers(space: SearchSpace, cost: Cost) -> None:
     """Raise TableError if a network of the space can have a layer that the table of a cost lacks."""
     if cost.partial:
-        for name, _, spec in layer_variants(space):
+        for name, spec in layer_variants(space):
             cost({name: spec})
 
 

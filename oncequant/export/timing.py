@@ -27,10 +27,7 @@ from oncequant.files import append_line, read_lines
 from oncequant.native import BuildError, built
 from oncequant.progress import track
 
-OPS = (  # as the enum in kernels/profile.c
-    *("depthwise", "conv", "linear", "pixels", "lookup", "add", "multiply", "mean", "maxpool", "subsample"),
-    "pad_channels",
-)
+OPS = "depthwise", "conv", "linear"  # as the enum in kernels/profile.c
 ROUNDS = 51
 VISIT_NS = 50_000  # a call is repeated until a visit takes so long: reading the clock takes time too
 LINE = 64  # bytes of a cache line, on which compilers align large tables: words that lie across two are slow
@@ -44,7 +41,7 @@ class Call:
     op: str
     """One of OPS."""
     bits: int
-    """Of the weights; 0 without."""
+    """Of the weights."""
     in_bits: int
     """Of the input: sums of products of few bits are added up in 16 bits for longer."""
     size: int
@@ -61,14 +58,14 @@ class _Call(ctypes.Structure):
 
 
 class _Memory(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_void_p) for name in ("weights", "bias", "ratio", "table", "arena", "logits")]
+    _fields_ = [(name, ctypes.c_void_p) for name in ("weights", "bias", "ratio", "arena", "logits")]
 
 
 class Kernels:
     """The compiled kernels, and memory for a set of calls. Raises BuildError."""
 
     def __init__(self, calls: Sequence[Call]):
-        bits = sorted({call.bits for call in calls} - {0})  # those alone, as in networks
+        bits = sorted({call.bits for call in calls})  # those alone, as in networks
         source = PREAMBLE + f"#define NETWORK_BITS(CASE) {' '.join(f'CASE({b})' for b in bits)}\n"
         source += f"{kernel_text()}\n{_profile_c()}"
         with tempfile.TemporaryDirectory() as folder:
@@ -90,8 +87,7 @@ class Kernels:
             "weights": _random(rng, weights),
             "bias": np.zeros(outputs, np.int32),
             "ratio": np.full(outputs, 1e-4, np.float32),
-            "table": _random(rng, 256 * max(c.channels for c in calls if c.op == "pixels" or c == calls[0])),
-            "arena": _random(rng, 3 * maps + max(map(_scratch, calls))),
+            "arena": _random(rng, 2 * maps + max(map(_scratch, calls))),
             "logits": np.zeros(outputs, np.float32),
         }
         places = {name: buffer.ctypes.data for name, buffer in self._buffers.items()}
@@ -161,12 +157,10 @@ def _random(rng: np.random.Generator, count: int) -> np.ndarray:
 def _scratch(call: Call) -> int:
     """Bytes of a kernel's own memory, as `place` plans it."""
     is_depthwise, grid = call.op == "depthwise", Grid(1.0, 0, 8)
-    weights = None
-    if call.bits:
-        shape = call.out_channels, 1 if is_depthwise else call.channels, call.kernel, call.kernel
-        groups = call.channels if is_depthwise else 1
-        empty = torch.empty(shape, dtype=torch.int8)
-        weights = Weights(empty, torch.zeros(1), None, call.bits, stride=call.stride, groups=groups)
+    shape = call.out_channels, 1 if is_depthwise else call.channels, call.kernel, call.kernel
+    groups = call.channels if is_depthwise else 1
+    empty = torch.empty(shape, dtype=torch.int8)
+    weights = Weights(empty, torch.zeros(1), None, call.bits, stride=call.stride, groups=groups)
     op = "conv" if is_depthwise else call.op
     maps = {"x": Map(call.size, call.channels, grid), "y": Map(call.out_size, call.out_channels, grid)}
     return scratch_bytes(Step(op, "", ("x",), "y", weights), maps) + SPARE

@@ -10,34 +10,21 @@ typedef struct {
     const uint32_t *weights;
     const int32_t *bias;
     const float *ratio;
-    const uint8_t *table;
     uint8_t *arena;
     float *logits;
 } profile_memory;
 
-enum { DEPTHWISE, CONV, LINEAR, PIXELS, LOOKUP, ADD, MULTIPLY, MEAN, MAXPOOL, SUBSAMPLE, PAD_CHANNELS };
+enum { DEPTHWISE, CONV, LINEAR };
 
 static void call_once(const profile_call *c, const network_layer *l, const profile_memory *m)
 {
-    const int32_t pixels = c->size * c->size, count = pixels * c->channels, before = (c->out_channels - c->channels) / 2;
     /* side by side, as in the arena of a network */
-    const uint8_t *const x = m->arena, *const second = x + (count + 15) / 16 * 16;
-    uint8_t *const y = m->arena + (second - x) * (c->op == ADD || c->op == MULTIPLY ? 2 : 1);
+    uint8_t *const y = m->arena + (c->size * c->size * c->channels + 15) / 16 * 16;
     uint8_t *const scratch = y + (c->out_size * c->out_size * c->out_channels + 15) / 16 * 16;
     switch (c->op) {
-    case DEPTHWISE: depthwise(l, x, y, scratch); break;
-    case CONV: layer(l, x, y, 0, scratch); break;
-    case LINEAR: layer(l, x, y, m->logits, scratch); break;
-    case PIXELS: from_pixels(x, y, pixels, c->channels, m->table); break;
-    case LOOKUP: lookup(x, y, count, m->table); break;
-    case ADD: add(x, second, y, count, 0.5f, 0.25f, 1.0f, 255); break;
-    case MULTIPLY: multiply(x, second, y, pixels, c->channels, 3, 0, 0.01f, 5, 255); break;
-    case MEAN: mean(x, y, pixels, c->channels, 3, 0.01f, 5, 255, scratch); break;
-    case MAXPOOL: maxpool(x, y, c->size, c->channels); break;
-    case SUBSAMPLE: subsample(x, y, c->size, c->channels); break;
-    case PAD_CHANNELS:
-        pad_channels(x, y, pixels, c->channels, before, c->out_channels - c->channels - before, 3);
-        break;
+    case DEPTHWISE: depthwise(l, m->arena, y, scratch); break;
+    case CONV: layer(l, m->arena, y, 0, scratch); break;
+    case LINEAR: layer(l, m->arena, y, m->logits, scratch); break;
     }
 }
 
@@ -51,7 +38,7 @@ int64_t profile_time(const profile_call *c, const profile_memory *m, int32_t rep
     l.ratio = m->ratio;
     l.bits = c->bits;
     l.factor = c->bits == 1 ? 2 : 1; /* one bit is -1 or 1 */
-    l.offset = c->bits == 1 ? 1 : 1 << (c->bits ? c->bits - 1 : 0);
+    l.offset = c->bits == 1 ? 1 : 1 << (c->bits - 1);
     l.size = c->size;
     l.channels = c->channels;
     l.kernel = c->kernel;
