@@ -1,4 +1,4 @@
-"""The command line: `oncequant run | train | search | compare | evaluate | export | report | cost | info`.
+"""The command line: `oncequant run | train | search | compare | evaluate | export | report | cost | profile | info`.
 
 Errors that the user can mend are one line; with ONCEQUANT_TRACEBACK=1 they come with their traceback.
 """
@@ -22,18 +22,33 @@ from oncequant import distributed, runs
 from oncequant.allocator import keep_freed_memory
 from oncequant.arch import Arch
 from oncequant.cost import COSTS
+from oncequant.cost_table import known_costs, run_costs
 from oncequant.export.formats import DEFAULT_FORMATS, FORMATS, exports_table, needed_packages
 from oncequant.files import read_object
 from oncequant.methods import METHODS, method_of
-from oncequant.options import Compare, Cost, Evaluate, Existing, Export, Info, Report, Run, Search, Train, parse
+from oncequant.options import (
+    Compare,
+    Cost,
+    Evaluate,
+    Existing,
+    Export,
+    Info,
+    Profile,
+    Report,
+    Run,
+    Search,
+    Train,
+    parse,
+)
 from oncequant.progress import console
+from oncequant.records import Member
 from oncequant.run_folder import Run as RunValue
 from oncequant.run_folder import commands_of, read_settings, writing
 from oncequant.runs import family_of_run, outdated_exports
 from oncequant.search import SEARCHERS, BudgetOptions
 from oncequant.search.family import family_table
-from oncequant.search.measurements import all_costs
-from oncequant.settings import device_of, presets_table, space_of_all_bits, targets_table
+from oncequant.settings import config_of_bits, device_of, presets_table, space_of_all_bits, targets_table
+from oncequant.tables import check_costs, keep_tables
 from oncequant.train import TrainingError, TrainingOptions
 
 
@@ -86,7 +101,7 @@ def run(options: Run) -> None:
     cfg, found = _prepare(options.train, options.search)
     with writing(found.folder, runs.called_as(), found.data.device):
         METHODS[method_of(cfg)].train(cfg, found)
-        _search(cfg, found, options.search)
+        _tell_chosen(found, METHODS[method_of(cfg)].choose(cfg, options.search, found))
         distributed.leave()
         if not distributed.is_main():
             return
@@ -106,15 +121,16 @@ def train(options: Train) -> None:
 def search(options: Search) -> None:
     """`oncequant search`."""
     cfg, found = _open(options.source)
-    with writing(found.folder, runs.called_as(), found.data.device):
-        _search(cfg, found, options.search)
+    _tell_chosen(found, runs.choose(cfg, options.search, found, options.tables.costs))
 
 
 def compare(options: Compare) -> None:
     """`oncequant compare`."""
     cfg, found = _open(options.source)
     of = options.compare
+    check_costs(cfg, None, found.model, found.folder, options.tables.costs)
     with writing(found.folder, runs.called_as(), found.data.device):
+        keep_tables(options.tables.costs, found.folder)
         found_by = comparing.compare(cfg, found, of.bits, of.deployments, of.ways, of.evaluations, of.front)
     console.print(comparing.totals_table(found_by["totals"], of.bits))
     console.print(comparing.fronts_table(found_by))
@@ -150,14 +166,31 @@ def report(options: Report) -> None:
 def cost(options: Cost) -> None:
     """`oncequant cost`."""
     lines = sys.stdin if options.archs == "-" else Path(options.archs).read_text().splitlines()
-    wanted = {name: value for name, value in vars(options).items() if name != "archs"}
+    wanted = {name: value for name, value in vars(options).items() if name not in ("archs", "costs")}
     space, default = space_of_all_bits(**wanted)
+    costs = known_costs(None, options.costs)
     for number, line in enumerate(lines, start=1):
         if line.strip():
             try:
-                print(json.dumps(all_costs(space, space.complete({**default, **Arch.from_json(line)}))))
+                specs = space.layers(space.complete({**default, **Arch.from_json(line)}))
+                print(json.dumps({name: each(specs) for name, each in costs.items()}))
             except ValueError as error:
                 raise ValueError(f"{options.archs}, line {number}: {error}") from error
+
+
+def profile(options: Profile) -> None:
+    """`oncequant profile`."""
+    from oncequant.export.profile import profile as write_profile
+
+    of = options.profile
+    config = config_of_bits(options.model, of.bits, of.num_classes, of.image_channels)
+    done = write_profile(config, of.out, of.rounds)
+    console.print(
+        f"{of.out}: {done.rows} layers in us. Sums of kernel calls were corrected by a factor of {done.factor:.2f}, "
+        f"with which {done.whole} whole networks agree within {100 * done.spread:.0f} %",
+        soft_wrap=True,
+        highlight=False,
+    )
 
 
 def info(options: Info) -> None:
@@ -179,12 +212,12 @@ def info(options: Info) -> None:
     stages = METHODS[method].stages(cfg)
     done = [stage for stage in stages if (options.run / f"{stage}.safetensors").exists()]
     console.print(f"stages trained: {', '.join(done) or 'none'} of {', '.join(stages)}")
-    console.print(family_table(family_of_run(options.run)))
+    console.print(family_table(family_of_run(options.run), run_costs(options.run)))
 
 
 HANDLERS: dict[type, Callable[[Any], None]] = {
     Run: run, Train: train, Search: search, Compare: compare, Evaluate: evaluate, Export: export, Report: report,
-    Cost: cost, Info: info
+    Cost: cost, Profile: profile, Info: info
 }  # fmt: skip
 
 
@@ -203,7 +236,8 @@ def _prepare(options: Train, search_options: BudgetOptions | None) -> tuple[Trai
         done = keep_freed_memory()
         console.print("allocator: " + ("freed memory is kept" if done else "cannot be tuned here, only with glibc"))
     machine = options.machine
-    return runs.prepare(options.training, options.data, options.model, search_options, machine.device, machine.hours)
+    where = machine.device, machine.hours, options.tables.costs
+    return runs.prepare(options.training, options.data, options.model, search_options, *where)
 
 
 def _open(source: Existing) -> tuple[TrainingOptions, RunValue]:
@@ -211,10 +245,9 @@ def _open(source: Existing) -> tuple[TrainingOptions, RunValue]:
     return runs.open_run(source.run, source.data, source.device)
 
 
-def _search(cfg: TrainingOptions, found: RunValue, options: BudgetOptions) -> None:
-    """Choose members of a run, and print them."""
-    chosen = METHODS[method_of(cfg)].choose(cfg, options, found)
-    console.print(family_table(chosen))
+def _tell_chosen(found: RunValue, chosen: Sequence[Member]) -> None:
+    """Print what a search has chosen."""
+    console.print(family_table(chosen, found.costs))
     stages = Counter(member.stage for member in chosen if member.name[-2:] in ("-S", "-M", "-L"))
     if few := [f"{stage} {count}" for stage, count in stages.items() if count < 3]:
         console.print(

@@ -22,6 +22,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -31,7 +32,7 @@ from rich.table import Table
 
 from oncequant import distributed
 from oncequant.arch import Arch
-from oncequant.cost import COSTS, Budget, Cost, bitops, readable, weight_bytes
+from oncequant.cost import COSTS, Budget, Cost, bitops, find_cost, readable, weight_bytes
 from oncequant.family import ElasticConfig
 from oncequant.files import FileError, read_object, write_csv, write_json
 from oncequant.hand_made import HandMade, hand_made, train_for
@@ -50,7 +51,7 @@ from oncequant.supernet_file import load_supernet, save_supernet
 from oncequant.train import TrainingOptions
 
 Way = Literal["supernet", "nas-then-quantize", "search-then-retrain", "uniform", "hand-made", "hand-made-whole"]
-Front = Literal["bitops", "weight_bytes"]
+FRONTS = ("bitops", "weight_bytes")
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Deployment:
 
     way: str
     budget: float
-    """Of BitOPs, or of bytes of packed weights."""
+    """Of BitOPs, of bytes of packed weights, or of what a table measures."""
     bitops: float
     weight_bytes: float
     top1_validation: float
@@ -90,11 +91,11 @@ def compare(
     deployments: int,
     ways: Sequence[Way] | None = None,
     evaluations: int | None = None,
-    front: Front = "bitops",
+    front: str = "bitops",
 ) -> dict[str, Any]:
     """Make so many deployments at `bits` in every way, by default all that the run allows, for budgets evenly spaced in
-    the log of the cost `front`, along which subnets are searched. Returns what it writes as `compare.json`: they,
-    `totals`, `hypervolumes` and `differences`. The deployments are in `compare.csv`, too.
+    the log of the cost `front` (bitops, weight_bytes or a table), along which subnets are searched. Returns what it
+    writes as `compare.json`: they, `totals`, `hypervolumes` and `differences`. `compare.csv` has the deployments, too.
 
     Needs the float and the b-bit supernet of a run. Networks trained alone are in its folder `compare`; what is there
     is not trained again. Raises FileError if the run has no such supernet, ValueError for impossible numbers.
@@ -103,27 +104,38 @@ def compare(
         raise ValueError(f"{run.folder} is no run of OQAT, whose supernets are compared")
     if bits not in cfg.bit_schedule:
         raise ValueError(f"bits {bits}: {run.folder} holds bit-widths {', '.join(map(str, cfg.bit_schedule))}")
-    ways = allowed_ways(cfg) if ways is None else tuple(dict.fromkeys(ways))
+    costs = run.costs
+    cost = find_cost(front, costs)
+    if front not in FRONTS and not cost.partial:
+        raise ValueError(f"front {front}: use {', '.join(FRONTS)}, or a table of --costs")
+    ways = allowed_ways(cfg, cost) if ways is None else tuple(dict.fromkeys(ways))
     if deployments < 1 or not ways:
         raise ValueError("deployments is at least 1, ways at least one")
-    if foreign := set(ways) - set(allowed_ways(cfg)):
+    if foreign := set(ways) - set(allowed_ways(cfg, cost)):
+        if cost.partial:
+            raise ValueError(f"{foreign.pop()}: the table of {cost} lacks layers of networks in float or made by hand")
         raise ValueError(f"{foreign.pop()} takes subnets of a float supernet: train the run with --float-sandwich")
     stage, run_dir, data = oqat.stage_name(bits), run.folder, run.data
     supernets = {name: load_supernet(run_dir, name, data.device) for name in ("float", stage)}
     shared = shared_effort(cfg, run_dir, bits)
     space, judge = supernets[stage].space, Judge(data, cfg.calibration(data))
     options = oqat.SearchOptions(evaluations=evaluations or oqat.SearchOptions.evaluations)
-    how, cost = (options.searcher, options.evaluations, options.budgets, front), COSTS[front]
+    how = options.searcher, options.evaluations, options.budgets, front
     for name, supernet in supernets.items():
         if name == "float" and "nas-then-quantize" not in ways:
             continue
-        memory = MeasurementFile(run_dir / "measurements.jsonl", name)
+        memory = MeasurementFile(run_dir / "measurements.jsonl", name, supernet.space, costs)
         search_by_measuring(supernet, memory, *how, judge, cfg.seed)
-    measured = distributed.from_main(lambda: read_records(run_dir / "measurements.jsonl", Measurement))
-    found = {name: [m for m in measured if m.stage == name] for name in supernets}
-    costs = [m.costs[front] for m in found[stage]]
-    budgets = [float(limit) for limit in np.geomspace(min(costs), max(costs), deployments + 1)[1:]]
-    hand_scaled, made = uniform_archs(space, cost), hand_made(run.model, bits, cost)
+
+    def read(name: str) -> list[Measurement]:
+        """What was measured of a stage."""
+        return MeasurementFile(run_dir / "measurements.jsonl", name, supernets[name].space, costs).read()
+
+    found = {name: distributed.from_main(partial(read, name)) for name in supernets}
+    spent = [m.costs[front] for m in found[stage]]
+    budgets = [float(limit) for limit in np.geomspace(min(spent), max(spent), deployments + 1)[1:]]
+    hand_scaled = uniform_archs(space, cost)
+    made = [] if cost.partial else hand_made(run.model, bits, cost)
     by_hand = {limit: [one for one in made if one.cost(cost) <= limit][-1:] for limit in budgets}  # none or the widest
     counts = Counter(one[0].widths for one in by_hand.values() if one)
     parts = sum(counts.values())  # of the time; budgets for which no network is small enough get none
@@ -234,9 +246,12 @@ def differences(rows: Sequence[Deployment]) -> dict[str, dict[str, float]]:
     return found
 
 
-def allowed_ways(cfg: oqat.Config) -> tuple[Way, ...]:
-    """The ways that a run with these options can be compared with."""
-    return tuple(way for way in get_args(Way) if way != "nas-then-quantize" or cfg.float_sandwich)
+def allowed_ways(cfg: oqat.Config, cost: Cost = COSTS["bitops"]) -> tuple[Way, ...]:
+    """The ways that a run with these options can be compared with, at budgets of a cost."""
+    excluded: tuple[str, ...] = () if cfg.float_sandwich else ("nas-then-quantize",)
+    if cost.partial:  # a table of the layers of the run's low-bit supernets
+        excluded = ("nas-then-quantize", "hand-made", "hand-made-whole")
+    return tuple(way for way in get_args(Way) if way not in excluded)
 
 
 def totals(rows: Sequence[Deployment], shared: Mapping[str, Effort]) -> list[dict[str, Any]]:

@@ -213,10 +213,11 @@ def find_cost(cost: str | Cost, costs: Mapping[str, Cost] = COSTS) -> Cost:
 def shown_costs(records: Iterable[Mapping[str, float]], costs: Mapping[str, Cost] = COSTS) -> list[Cost]:
     """The costs that tables and pictures show of records of costs by name: those that every record has.
 
-    A file from before a cost was added does not have it.
+    A file from before a cost was added does not have it. Of a table's cost one record is enough: a float network has
+    none where the table is of integer layers.
     """
-    common = set(costs).intersection(*records)
-    return [cost for cost in costs.values() if cost.shown and cost.name in common]
+    rows = list(records)
+    return [c for c in costs.values() if c.shown and (any if c.partial else all)(c.name in row for row in rows)]
 
 
 _SUFFIX = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}

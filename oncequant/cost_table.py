@@ -5,7 +5,8 @@ The file has one row for each layer shape. As CSV, its header is the names in `K
     role,in_channels,out_channels,kernel_size,stride,in_size,groups,weight_bits,act_bits,us
     stem,3,16,3,1,32,1,8,8,41.5
 
-As JSON, it is `{"unit": "us", "layers": [{"role": "stem", ..., "cost": 41.5}, ...]}`; a `"label"` may stand beside.
+Lines that begin with # are comments, such as the device. As JSON, it is
+`{"unit": "us", "layers": [{"role": "stem", ..., "cost": 41.5}, ...]}`; a `"label"` may stand beside.
 The name of the file is the name of the cost: `phone.csv` makes budgets like `phone<=900`.
 
     phone = table_cost("phone.csv")
@@ -20,7 +21,7 @@ import csv
 import io
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -44,6 +45,7 @@ KEY = (
     "weight_bits",  # 32 for float
     "act_bits",  # of the layer's input
 )
+SUFFIXES = ".csv", ".json"
 FOLDER = "costs"  # of a run folder: the tables that its searches used
 PROBES = 64  # architectures that tell which choices a layer depends on
 
@@ -61,11 +63,7 @@ def table_cost(path: Path | str) -> Cost:
     additive and neither monotone nor bilinear: a device is free to be slower with fewer channels or bits.
     """
     path = Path(path)
-    if not re.fullmatch(r"[A-Za-z_]\w*", path.stem) or path.stem in COSTS:
-        raise FileError(
-            f"{path}: its name is the name of the cost, so it has letters, digits and underscores, and is none of "
-            f"{', '.join(COSTS)}"
-        )
+    check_name(path)
     unit, label, rows = _read_json(path) if path.suffix == ".json" else _read_csv(path)
     table: dict[Key, float] = {}
     for place, row in rows:
@@ -81,6 +79,15 @@ def table_cost(path: Path | str) -> Cost:
     if not table:
         raise FileError(f"{path} has no layers")
     return Cost(path.stem, label, unit, partial(_sum, path, table), monotone=False, partial=True)
+
+
+def check_name(path: Path) -> None:
+    """Raise FileError if a file cannot give its name to a cost."""
+    if not re.fullmatch(r"[A-Za-z_]\w*", path.stem) or path.stem in COSTS or path.suffix not in SUFFIXES:
+        raise FileError(
+            f"{path}: its name is the name of the cost, so it has letters, digits and underscores, is none of "
+            f"{', '.join(COSTS)}, and ends with {' or '.join(SUFFIXES)}"
+        )
 
 
 def layer_variants(space: SearchSpace) -> Iterator[tuple[str, LayerSpec]]:
@@ -106,7 +113,7 @@ def layer_rows(space: SearchSpace) -> list[dict[str, Any]]:
     """The layers that networks of a space can have, each once: the rows of a table for it, still without costs."""
     keys: dict[Key, None] = {}
     for _, spec in layer_variants(space):
-        keys.update(dict.fromkeys(_keys(spec)[0]))
+        keys.update(dict.fromkeys(keys_of(spec)[0]))
     return [dict(zip(KEY, key)) for key in keys]
 
 
@@ -133,8 +140,13 @@ def keep_table(path: Path, run_dir: Path) -> None:
 
 def run_costs(run_dir: Path) -> dict[str, Cost]:
     """By name: the costs of `COSTS`, and those of the tables in a run folder. Raises FileError."""
-    paths = sorted(path for path in (run_dir / FOLDER).glob("*") if path.suffix in (".csv", ".json"))
+    paths = sorted(path for path in (run_dir / FOLDER).glob("*") if path.suffix in SUFFIXES)
     return COSTS | {path.stem: table_cost(path) for path in paths}
+
+
+def known_costs(run_dir: Path | None, paths: Iterable[Path]) -> dict[str, Cost]:
+    """By name: the costs of a run folder, if there is one, and those of tables. Raises FileError."""
+    return (run_costs(run_dir) if run_dir else COSTS) | {path.stem: table_cost(path) for path in paths}
 
 
 # -- lookup
@@ -143,7 +155,7 @@ def run_costs(run_dir: Path) -> dict[str, Cost]:
 def _sum(path: Path, table: Mapping[Key, float], specs: Specs) -> Number:
     total: Number = 0.0
     for name, spec in specs.items():
-        keys, place = _keys(spec)
+        keys, place = keys_of(spec)
         if missing := [key for key in keys if key not in table]:
             raise TableError(
                 f"{path} lacks a layer: {name}, {describe(missing[0])}. The nearest that it has: "
@@ -154,7 +166,7 @@ def _sum(path: Path, table: Mapping[Key, float], specs: Specs) -> Number:
     return total
 
 
-def _keys(spec: LayerSpec) -> tuple[list[Key], int | np.ndarray]:
+def keys_of(spec: LayerSpec) -> tuple[list[Key], int | np.ndarray]:
     """Different keys of a layer, and the place among them of each architecture, (n,), or of the one; -1 if absent."""
     if not isinstance(spec.present, np.ndarray) and not any(isinstance(v, np.ndarray) for v in _numbers(spec)):
         return ([(spec.role, *_numbers(spec))], 0) if spec.present else ([], -1)
@@ -200,7 +212,9 @@ def _nearest(key: Key, table: Mapping[Key, float], count: int = 3) -> list[Key]:
 def _read_csv(path: Path) -> tuple[str, str, list[tuple[str, dict[str, Any]]]]:
     """Unit, label, and rows with their places."""
     try:
-        reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline=""))
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        places = [number for number, line in enumerate(lines, start=1) if line.strip() and not line.startswith("#")]
+        reader = csv.DictReader(lines[number - 1] for number in places)
         rows = list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise FileError(f"{path} is not a readable CSV file: {error}") from error
@@ -210,7 +224,18 @@ def _read_csv(path: Path) -> tuple[str, str, list[tuple[str, dict[str, Any]]]]:
         raise FileError(
             f"{path}: its header is {', '.join(header)}; it should be {', '.join(KEY)}, and the unit of costs"
         )
-    return others[0], path.stem, [(f"line {i}", {**row, "cost": row[others[0]]}) for i, row in enumerate(rows, start=2)]
+    numbered = zip(places[1:], rows)
+    return others[0], path.stem, [(f"line {number}", {**row, "cost": row[others[0]]}) for number, row in numbered]
+
+
+def write_table(path: Path, costs: Mapping[Key, float], unit: str, comments: Iterable[str] = ()) -> None:
+    """Write a table as CSV, atomically. Raises FileError."""
+    text = io.StringIO(newline="")
+    text.writelines(f"# {line}\n" for line in comments)
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*KEY, unit])
+    writer.writerows([*key, f"{cost:.6g}"] for key, cost in costs.items())
+    write_atomically(path, text.getvalue().encode())
 
 
 def _read_json(path: Path) -> tuple[str, str, list[tuple[str, dict[str, Any]]]]:

@@ -14,17 +14,17 @@ from typing import Annotated, Any, Literal, NoReturn, get_type_hints
 import tyro
 
 from oncequant.arch import FLOAT_BITS
-from oncequant.compare import Front, Way
-from oncequant.cost import COSTS
+from oncequant.compare import Way
 from oncequant.export.formats import DEFAULT_FORMATS, FORMATS
+from oncequant.export.timing import ROUNDS
 from oncequant.files import FileError
 from oncequant.methods import DEFAULT_METHOD, METHODS
-from oncequant.models import FAMILIES
+from oncequant.models import FAMILIES, PRESETS
 from oncequant.parser import Groups, field_names, merged, one_line
 from oncequant.quantizers import WEIGHT_QUANTIZERS
 from oncequant.run_folder import read_settings
 from oncequant.search import SEARCHERS, BudgetOptions
-from oncequant.settings import DataOptions, Device, Machine, ModelOptions, presets_of
+from oncequant.settings import DataOptions, Device, Machine, ModelOptions, TableOptions, presets_of
 from oncequant.train import TrainingOptions
 
 RunFolder = Annotated[Path, tyro.conf.Positional]
@@ -61,6 +61,7 @@ class Train:
     training: TrainingOptions
     data: DataOptions = field(default_factory=DataOptions)
     model: ModelOptions = field(default_factory=ModelOptions)
+    tables: TableOptions = field(default_factory=TableOptions)
     machine: Machine = field(default_factory=Machine)
 
 
@@ -83,6 +84,7 @@ class Search:
     source: Existing
     machine: Shared
     search: BudgetOptions
+    tables: TableOptions = field(default_factory=TableOptions)
 
 
 @dataclass(frozen=True)
@@ -98,8 +100,9 @@ class CompareOptions:
     own training."""
     evaluations: int | None = None
     """Subnets measured per supernet; default 60."""
-    front: Front = "bitops"
-    """Cost of the budgets, along which subnets are searched and networks are scaled."""
+    front: str = "bitops"
+    """Cost of the budgets, along which subnets are searched and networks are scaled: bitops, weight_bytes, or a table
+    of --costs, which has no layers of networks in float or made by hand."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,7 @@ class Compare:
     source: Existing
     machine: Shared
     compare: CompareOptions
+    tables: TableOptions = field(default_factory=TableOptions)
 
 
 @dataclass(frozen=True)
@@ -187,6 +191,43 @@ class Cost:
     """Bit-width of squeeze-and-excite."""
     num_classes: int | None = None
     """Default: the preset's."""
+    costs: tuple[Path, ...] = ()
+    """Table of what layers take on a device, whose cost is printed too."""
+
+
+@dataclass(frozen=True)
+class ProfiledModel(ModelOptions):
+    """The network: what a run is trained with."""
+
+    preset: str = "resnet-cifar"
+    """Kind and size of the networks, as a run has it."""
+
+
+@dataclass(frozen=True)
+class ProfileOptions:
+    """Options of `oncequant profile`."""
+
+    out: Path = Path("latency_us.csv")
+    """Table to write; its name is the name of the cost, `--budget "latency_us<=300"`."""
+    bits: tuple[int, ...] = (4, 3, 2)
+    """Bit-widths of weights and inputs: every pair of them is measured, with inputs from 2 bits."""
+    num_classes: int | None = None
+    """Default: the preset's."""
+    image_channels: int | None = None
+    """3 for colour, 1 for greyscale; default: the preset's."""
+    rounds: int = ROUNDS
+    """How often everything is timed; medians are taken."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Time every layer of a search space on this machine, in the format c on one thread: a table for --costs.
+
+    Interrupted? The same command goes on. For another device fill in such a table yourself: docs/export.md.
+    """
+
+    model: ProfiledModel
+    profile: ProfileOptions
 
 
 @dataclass(frozen=True)
@@ -201,10 +242,10 @@ class Info:
 
 COMMANDS = {
     "run": Run, "train": Train, "search": Search, "compare": Compare, "evaluate": Evaluate, "export": Export,
-    "report": Report, "cost": Cost, "info": Info,
+    "report": Report, "cost": Cost, "profile": Profile, "info": Info,
 }  # fmt: skip
 CHOICES = {
-    "preset": tuple(presets_of(DEFAULT_METHOD)), "searcher": tuple(SEARCHERS), "front": tuple(COSTS),
+    "preset": tuple(presets_of(DEFAULT_METHOD)), "searcher": tuple(SEARCHERS),
     "weight_quantizer": tuple(WEIGHT_QUANTIZERS), "formats": tuple(FORMATS),
 }  # fmt: skip
 
@@ -225,6 +266,9 @@ def parse(words: Sequence[str]) -> Any:
     kind, program = COMMANDS[name], f"oncequant {name}"
     if name in ("run", "train"):
         return _parse_training(name, rest)
+    if name == "profile":
+        parts = get_type_hints(kind)
+        return kind(**Groups(program, kind.__doc__, parts, choices={**CHOICES, "preset": tuple(PRESETS)}).parse(rest))
     if name in ("report", "cost", "info"):
         return Groups(program, kind.__doc__, {name: kind}, choices=CHOICES).parse(rest)[name]
     parts = get_type_hints(kind)
@@ -241,7 +285,7 @@ def _parse_training(command: str, words: Sequence[str]) -> Run | Train:
         if name not in METHODS:
             _exit(f"there is no method {name!r}; there are {', '.join(METHODS)}")
     method = METHODS[name]
-    parts = dict(data=DataOptions, model=ModelOptions, training=method.Config, machine=Machine)
+    parts = dict(data=DataOptions, model=ModelOptions, training=method.Config, tables=TableOptions, machine=Machine)
     if command == "run":
         parts["search"] = method.SearchOptions
     known = {"preset"}.union(*(field_names(FAMILIES[family].Config) for family in method.families))

@@ -9,12 +9,14 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
 from functools import cache
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import docstring_parser
 import tyro
 
-from oncequant.cost import Budget
+from oncequant.cost import Budget, find_cost
+from oncequant.cost_table import known_costs
 from oncequant.targets import HELP, with_target
 
 
@@ -39,14 +41,19 @@ class Groups:
         config = tyro.conf.OmitArgPrefixes, tyro.conf.DisallowNone, tyro.conf.PositionalMetavarFromFieldName
         flat = make_dataclass("Options", rows)
         found: Any = tyro.cli(flat, prog=self.program, description=wrapped(self.text or ""), args=words, config=config)
-        values = {}
-        for name, kind in self.kinds.items():
-            given = vars(getattr(found, name))
+        groups = {name: dict(vars(getattr(found, name))) for name in self.kinds}
+        given = {name: value for group in groups.values() for name, value in group.items()}
+        if "costs" in given:  # of tables, and those that the run knows
+            costs = known_costs(given.get("run"), given["costs"])
+            for name in {"front", "cost"} & set(given):
+                find_cost(given[name], costs)
             if "budgets" in given:
-                budgets = with_target(tuple(map(Budget.parse, given["budgets"])), given["target"])
-                given = {name: value for name, value in given.items() if name != "target"} | {"budgets": budgets}
-            values[name] = kind(**given)
-        return values
+                bounds = with_target([Budget.parse(text, costs) for text in given["budgets"]], given["target"])
+                for group in groups.values():
+                    if "budgets" in group:
+                        group.pop("target")
+                        group["budgets"] = bounds
+        return {name: kind(**groups[name]) for name, kind in self.kinds.items()}
 
     def _copy(self, kind: type) -> type:
         """A dataclass as `tyro` should see it."""
@@ -62,9 +69,10 @@ class Groups:
                     hint = tuple[one, ...]
                 else:
                     hint = one | None if type(None) in types else one
-            if f.name == "budgets":
-                name = tyro.conf.arg(name="budget", metavar="BOUND")
-                hint = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, name]
+            if f.name in ("budgets", "costs"):
+                of, name, metavar = (str, "budget", "BOUND") if f.name == "budgets" else (Path, "costs", "TABLE")
+                how = tyro.conf.arg(name=name, metavar=metavar)
+                hint = Annotated[tuple[of, ...], tyro.conf.UseAppendAction, how]  # type: ignore[valid-type]
             if bool in types:  # yes, no, or left open
                 hint = Annotated[hint, tyro.conf.FlagConversionOff]
             if f.default is None:  # the text says what that means

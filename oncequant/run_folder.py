@@ -11,6 +11,7 @@ report/             index.html, pictures, tables
 predictor.*         QFA's accuracy predictor and how good it is
 samples*, distribution.jsonl   DNAS's networks and the distribution that they are drawn from
 compare*            what `oncequant compare` found
+costs/              tables of costs that its searches know
 .lock               held by the command that changes the folder
 """
 
@@ -28,6 +29,8 @@ import torch
 from filelock import FileLock, Timeout
 
 from oncequant import distributed
+from oncequant.cost import Cost
+from oncequant.cost_table import run_costs
 from oncequant.data import Data, load_data
 from oncequant.family import NetworkConfig
 from oncequant.files import FileError, package_version, read_object, write_json
@@ -77,6 +80,11 @@ class Run:
     model: NetworkConfig
     """The network in float, for these images."""
     data: Data
+
+    @property
+    def costs(self) -> dict[str, Cost]:
+        """Those that its records have: all of `COSTS`, and of the tables in the folder. Raises FileError."""
+        return run_costs(self.folder)
 
 
 def preset_for(pixels: int) -> str:

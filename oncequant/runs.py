@@ -14,6 +14,7 @@ from typing import Any, Literal
 from oncequant import distributed
 from oncequant.arch import Arch
 from oncequant.cost import Budget
+from oncequant.cost_table import known_costs
 from oncequant.data import Data, check_images, native_size
 from oncequant.data.sources import is_read
 from oncequant.export.formats import DEFAULT_FORMATS, check_tools
@@ -32,6 +33,7 @@ from oncequant.search.family import Pick, hand_out
 from oncequant.search.measurements import all_costs
 from oncequant.settings import DataOptions, Device, ModelOptions, device_of, presets_of, suited
 from oncequant.supernet_file import load_supernet
+from oncequant.tables import check_costs, keep_tables
 from oncequant.train import TrainingOptions, check_shares
 
 # -- making and opening
@@ -50,13 +52,14 @@ def prepare(
     search: BudgetOptions | None = None,
     device: Device = "auto",
     hours: float | None = None,
+    costs: Sequence[Path] = (),
 ) -> tuple[TrainingOptions, Run]:
     """Load the images, choose the network, and make the folder of a run, or go on with the one that is there.
 
     Whatever can be refused is refused here, before training: options that do not fit together, budgets of a later
-    `search` below the cheapest subnet, broken images. With `hours`, schedules are as long as fits (oncequant.hours).
-    Returns the options of the method as the folder keeps them, and the run. Raises ValueError (with BudgetError and
-    DataError) and FileError; nothing is written then.
+    `search` below the cheapest subnet, tables of `costs` that lack layers, broken images. With `hours`, schedules are
+    as long as fits (oncequant.hours). Returns the options of the method as the folder keeps them, and the run. Raises
+    ValueError (with BudgetError and DataError) and FileError; nothing is written then.
     """
     where, options, device_used = where or DataOptions(), options or ModelOptions(), device_of(device)
     name, source = method_of(cfg), Path(where.data)
@@ -81,12 +84,12 @@ def prepare(
         resident_gib=where.resident_gib,
     )
     data = settings.load_data(device_used)
-    settings = _checked(settings, options, data, folder, search)
+    settings = _checked(settings, options, data, folder, search, costs)
     _tell(data, options.preset, pixels, folder)
     settings = _decided(settings, data, folder)
     if hours is not None:
         settings = _timed(settings, data, folder, search, hours)
-    run = _begin(settings, data, folder)
+    run = _begin(settings, data, folder, costs)
     return _config(folder, settings), run
 
 
@@ -96,13 +99,14 @@ def new_run(
     folder: Path | str,
     preset: str = "auto",
     search: BudgetOptions | None = None,
+    costs: Sequence[Path] = (),
     **network: Any,
 ) -> Run:
     """Make the folder of a run on loaded images, or go on with the one that is there; nothing is trained yet.
 
     `network` are the options of the network that differ from the preset's, the fields of ModelOptions: `width=0.5`.
-    Whatever can be refused is refused here, with budgets of a later `search` too. Raises ValueError (with BudgetError
-    and DataError) and FileError; nothing is written then.
+    `costs` are tables of costs, which the folder keeps. Whatever can be refused is refused here, with budgets of a
+    later `search` too. Raises ValueError (with BudgetError and DataError) and FileError; nothing is written then.
     """
     name = method_of(cfg)
     options = suited(name, ModelOptions(preset, **network), data.size)
@@ -112,11 +116,16 @@ def new_run(
     settings = RunSettings(
         data.name, options.preset, model, name, cfg.to_json(), cfg.seed, 0.15, 0.2, data.flip, max_train=None
     )
-    return _begin(_checked(settings, options, data, Path(folder), search), data, Path(folder))
+    return _begin(_checked(settings, options, data, Path(folder), search, costs), data, Path(folder), costs)
 
 
 def _checked(
-    settings: RunSettings, options: ModelOptions, data: Data, folder: Path, search: BudgetOptions | None
+    settings: RunSettings,
+    options: ModelOptions,
+    data: Data,
+    folder: Path,
+    search: BudgetOptions | None,
+    costs: Sequence[Path],
 ) -> RunSettings:
     """The settings with the network for these images; what can be checked before training is."""
     method = METHODS[settings.method]
@@ -126,6 +135,7 @@ def _checked(
             check_shares(cfg.batch(len(data.train)), images)
     settings = replace(settings, model=options.config(len(data.classes), data.channels))
     method.check(cfg, search or method.SearchOptions(), settings.model)
+    check_costs(cfg, search, settings.model, folder, costs)
     if distributed.from_main((folder / "run.json").exists):
         read_config(folder)  # its options must still be there
     else:
@@ -161,9 +171,10 @@ def _timed(settings: RunSettings, data: Data, folder: Path, search: BudgetOption
     return replace(settings, method_config=cfg.to_json())
 
 
-def _begin(settings: RunSettings, data: Data, folder: Path) -> Run:
-    """Write run.json if there is none, or check that its run is the same."""
+def _begin(settings: RunSettings, data: Data, folder: Path, costs: Sequence[Path]) -> Run:
+    """Write run.json if there is none, or check that its run is the same; keep the tables of costs."""
     distributed.from_main(lambda: create_run(folder, settings, data, called_as()))
+    keep_tables(costs, folder)
     return Run(folder, settings.model, data)
 
 
@@ -241,17 +252,27 @@ def train_run(cfg: TrainingOptions, run: Run) -> None:
         METHODS[method_of(cfg)].train(cfg, run)
 
 
-def search_run(cfg: TrainingOptions, run: Run, budgets: Sequence[Budget | str] = (), **options: Any) -> list[Member]:
+def search_run(
+    cfg: TrainingOptions, run: Run, budgets: Sequence[Budget | str] = (), costs: Sequence[Path] = (), **options: Any
+) -> list[Member]:
     """Choose subnets of a trained run, without training: under budgets such as "bitops<=20M" the most accurate, else
-    a few along the front of accuracy and cost. `options` are other fields of the method's SearchOptions.
+    a few along the front of accuracy and cost. `costs` are tables, whose names budgets can have then. `options` are
+    other fields of the method's SearchOptions.
 
     Returns the members, which `family.json` keeps too, with accuracies (0 to 1) on validation and test images. Raises
     BudgetError if no subnet is within the budgets, ValueError for a malformed one, FileError if a stage is missing.
     """
-    method = METHODS[method_of(cfg)]
-    bounds = tuple(Budget.parse(budget) if isinstance(budget, str) else budget for budget in budgets)
+    method, known = METHODS[method_of(cfg)], known_costs(run.folder, costs)
+    bounds = tuple(Budget.parse(budget, known) if isinstance(budget, str) else budget for budget in budgets)
+    return choose(cfg, method.SearchOptions(budgets=bounds, **options), run, costs)
+
+
+def choose(cfg: TrainingOptions, options: BudgetOptions, run: Run, costs: Sequence[Path] = ()) -> list[Member]:
+    """`search_run` with all options of the search in one value."""
+    check_costs(cfg, options, run.model, run.folder, costs)
     with writing(run.folder, called_as(), run.data.device):
-        return method.choose(cfg, method.SearchOptions(budgets=bounds, **options), run)
+        keep_tables(costs, run.folder)
+        return METHODS[method_of(cfg)].choose(cfg, options, run)
 
 
 def export_run(
@@ -332,7 +353,7 @@ def evaluate_run(
     judge = Judge(run.data, cfg.calibration(run.data))
     top1 = judge.test(supernet, values) if split == "test" else judge.validation(supernet, values)
     result = {"stage": stage, "split": split, "images": len(getattr(run.data, split)), "top1": top1}
-    return {**result, **all_costs(supernet.space, values)}
+    return {**result, **all_costs(supernet.space, values, run.costs)}
 
 
 def add_member(cfg: TrainingOptions, run: Run, text: str, stage: str | None = None) -> str:

@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from rich.table import Table
 
-from oncequant.arch import FLOAT_BITS
+from oncequant.arch import FLOAT_BITS, SKIP, pair
 from oncequant.family import NetworkConfig
 from oncequant.methods import METHODS
 from oncequant.models import PRESETS, family_of, space_of
@@ -77,6 +77,15 @@ class ModelOptions:
 
 
 @dataclass(frozen=True)
+class TableOptions:
+    """Costs that were measured."""
+
+    costs: tuple[Path, ...] = ()
+    """Table of what layers take on a device, CSV or JSON (docs/export.md); its name becomes the name of a cost for
+    budgets and fronts, and the run folder keeps it."""
+
+
+@dataclass(frozen=True)
 class Machine:
     """What computes."""
 
@@ -132,6 +141,21 @@ def space_of_all_bits(
     return space, {name: bits for name in space.choices if name.endswith("_bits")} | edges
 
 
+def config_of_bits(
+    options: ModelOptions, bits: tuple[int, ...], num_classes: int | None, image_channels: int | None
+) -> NetworkConfig:
+    """The configuration in which every layer's weights and inputs can have every one of `bits`, inputs from 2, and
+    blocks of DNAS's networks be left out; edges have their own. Raises ValueError for impossible options."""
+    if options.preset == "auto":
+        raise ValueError(f"preset: give one of {', '.join(PRESETS)}")
+    base = PRESETS[options.preset]
+    inputs = tuple(b for b in bits if b >= 2) or bits  # files hold no others
+    config: Any = options.config(num_classes or base.num_classes, image_channels or base.image_channels)
+    if hasattr(config, "precisions"):
+        return replace(config, precisions=(SKIP, *(pair(weight, act) for weight in bits for act in inputs)))
+    return replace(config, weight_bits=bits, act_bits=inputs, steps_per_bits=True)
+
+
 def presets_table() -> Table:
     """All presets, and how many networks each method chooses from, for people."""
     table = Table("preset", "family", "images", "resolutions", "networks to choose from", title="presets")
@@ -139,7 +163,7 @@ def presets_table() -> Table:
         family, colours = family_of(config), "greyscale" if config.image_channels == 1 else "colour"
         span = " to ".join(map(str, sorted({min(config.resolutions), max(config.resolutions)})))
         methods = [(m, method) for m, method in METHODS.items() if family in method.families]
-        sizes = [f"{m} {method.searched_space(method.Config(), config).size():.3g}" for m, method in methods]
+        sizes = [f"{m} {method.searched_spaces(method.Config(), config)[-1].size():.3g}" for m, method in methods]
         table.add_row(name, family, colours, f"{span} px", ", ".join(sizes))
     return table
 

@@ -110,7 +110,7 @@ def test_logits_are_those_of_the_simulator_on_every_backend(name, tmp_path):
 
 @pytest.mark.parametrize("name", ["cifar 3", "pooled", "mixed"])
 def test_maps_larger_than_a_cache_are_computed_row_by_row(name, tmp_path, monkeypatch):
-    monkeypatch.setattr("oncequant.export.c_writer.CACHED", 1)
+    monkeypatch.setattr("oncequant.export.stack.CACHED", 1)
     self_test(written(graph_of(name), tmp_path), "-O1 -Werror -fsanitize=address,undefined -fno-sanitize-recover=all")
 
 

@@ -118,6 +118,8 @@ GOOD = "role,in_channels,out_channels,kernel_size,stride,in_size,groups,weight_b
         ("a.csv", GOOD + "stem,3,16,3,1,32,1,8,8,nan\n", "use a number above 0"),
         ("a.csv", GOOD + "stem,3,16,3,1,32,1,8,x,1\n", "line 2: not a layer"),
         ("a.csv", GOOD + "stem,3,16\n", "line 2: not a layer"),
+        ("a.csv", "# a board\n\n" + GOOD + "# 3x3\nstem,3,16,3,1,32,1,8,8,0\n", "line 5: the cost is 0.0"),
+        ("a.txt", GOOD, "ends with .csv or .json"),
         (
             "a.csv",
             GOOD + 2 * "stem,3,16,3,1,32,1,8,8,1\n" + "stem,3,16,3,1,32,1,8,8,2\n",

@@ -21,7 +21,7 @@ from oncequant.memory import constant_bytes, flash_bytes, packed_words, ram_byte
 from oncequant.models import PRESETS, space_of
 from oncequant.search import SEARCHERS
 from oncequant.search.budget import BudgetError, check_each, check_reachable
-from oncequant.search.measurements import MeasurementFile, all_costs, with_cost
+from oncequant.search.measurements import MeasurementFile, all_costs, with_costs
 from oncequant.structure import CannotRun
 from oncequant.targets import TARGETS, with_target
 
@@ -169,12 +169,11 @@ def test_measurements_from_before_these_costs_go_on(tmp_path):
     other = replace(known, costs={**known.costs, "flash_bytes": 1.0})  # of other kernels
     right = all_costs(space, archs[1])
     for old in (young, other):
-        for name in ("ram_bytes", "flash_bytes"):
-            assert with_cost([old], name, space)[0].costs[name] == right[name]
+        assert with_costs(old, space, COSTS).costs == right
     path.write_text(path.read_text().replace(f'"ram_bytes": {right["ram_bytes"]}', '"ram_bytes": 7'))
-    memory = MeasurementFile(path, "mixed")
+    memory = MeasurementFile(path, "mixed", space)
     assert list(memory.measured(space, lambda arch: 0.1, "nsga2")(archs)) == [0.5, 0.5]
-    assert memory.best_within(space, "ram_bytes", 100) == 0 and memory.best_within(space, "ram_bytes", 10**6) == 0.5
+    assert memory.best_within("ram_bytes", 100) == 0 and memory.best_within("ram_bytes", 10**6) == 0.5
 
 
 # -- targets

@@ -22,7 +22,7 @@ def test_settings_of_old_runs_are_read(method, tmp_path, monkeypatch, capsys):
     assert settings.method == method and family_of(settings.model) in METHODS[method].families
     assert METHODS[method].stages(cfg)[0] == "float" and cfg.optimizer == "adamw" and cfg.duration == 1
     assert getattr(cfg, "float_sandwich", True)  # there was no other way
-    assert METHODS[method].searched_space(cfg, settings.model).size() > 1
+    assert METHODS[method].searched_spaces(cfg, settings.model)[-1].size() > 1
     build_network(settings.model)
     call(monkeypatch, "info", tmp_path)
     assert "stages trained: none" in " ".join(capsys.readouterr().out.split())

@@ -36,7 +36,7 @@ LAYERS = [  # a module may import modules of lines above it, and of its own pack
     {"export"},
     {"report"},
     {"methods"},
-    {"settings", "parser", "hours", "precision"},
+    {"settings", "parser", "hours", "precision", "tables"},
     {"hand_made"},
     {"compare", "runs"},
     {"options"},
@@ -145,25 +145,31 @@ def test_links_and_named_files_exist(text):
         assert (ROOT / path).exists(), path
 
 
-def commands() -> list[list[str]]:
-    """Every `oncequant ...` line of the README's code blocks."""
-    lines = "\n".join(BLOCKS).replace("\\\n", " ").splitlines()
+def commands(page: str) -> list[list[str]]:
+    """Every `oncequant ...` line of the code blocks of a page."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", (ROOT / page).read_text(), re.MULTILINE | re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     lines = [re.sub(r"^torchrun .* -m oncequant -- ", "oncequant ", line) for line in lines]
     return [shlex.split(line, comments=True) for line in lines if line.startswith("oncequant ")]
 
 
-def test_every_readme_command_parses(monkeypatch):
+@pytest.mark.parametrize("page", ["README.md", "docs/export.md"])
+def test_every_command_of_a_page_parses(page, tmp_path, monkeypatch):
     """Names and values of options are right; nothing is run."""
     from oncequant import cli
+    from oncequant.cost_table import write_table
 
+    monkeypatch.chdir(tmp_path)
+    for name in ("latency_us.csv", "pairs_us.csv", "runs/images/costs/latency_us.csv"):
+        write_table(tmp_path / name, {("stem", 3, 16, 3, 1, 32, 1, 8, 8): 41.5}, "us")
     seen = []
     monkeypatch.setattr(cli, "HANDLERS", {kind: seen.append for kind in cli.HANDLERS})
     monkeypatch.setattr(cli.distributed, "launch", pytest.fail)
     monkeypatch.setattr(cli, "_machine", lambda options: (1, None))  # no other processes
-    for command in commands():
+    for command in commands(page):
         monkeypatch.setattr(sys, "argv", command)
         cli.main()
-    assert len(seen) == len(commands()) >= 5
+    assert len(seen) == len(commands(page)) >= 5
 
 
 def test_readme_python_example_runs(tmp_path, monkeypatch):

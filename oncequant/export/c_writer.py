@@ -4,7 +4,7 @@ Everything that depends on the network is a constant table or a number in a call
 `simulate.run_integer`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import resources
 
 import numpy as np
@@ -15,13 +15,12 @@ from oncequant.export.graph import Graph, Grid, Weights
 from oncequant.export.packing import pack_words
 from oncequant.export.program import Placement, Program, Step
 from oncequant.export.simulate import addition, bias_scale, run_integer
-from oncequant.memory import padded_inputs
+from oncequant.export.stack import Sizes, stack_constants
 from oncequant.structure import LOGITS, PIXELS, CannotRun
 
 TESTED = 8  # pictures of the self-test
 MOST = 2**31 - 1  # of a sum
 PER_LINE = 12
-CACHED = 2**15  # bytes, of what is gathered at once
 
 KERNELS = (
     "common.h",
@@ -187,7 +186,6 @@ def _network_c(program: Program, constants: Constants, calls: Sequence[str]) -> 
     bits = sorted({step.weights.bits for step in program.steps if step.weights is not None})
     classes = ", ".join(_string(name) for name in program.graph.classes)
     body = "\n".join(f"    {call}" for call in calls)
-    kernels = "\n".join((resources.files("oncequant.export") / "kernels" / name).read_text() for name in KERNELS)
     return f"""\
 /* A network for images of {program.graph.resolution} x {program.graph.resolution} pixels. Generated: see network.md. */
 #include <float.h>
@@ -197,9 +195,9 @@ def _network_c(program: Program, constants: Constants, calls: Sequence[str]) -> 
 #include "network.h"
 
 #define NETWORK_BITS(CASE) {" ".join(f"CASE({b})" for b in bits)}
-{_most(program)}
+{stack_constants(_sizes(program))}
 
-{kernels}
+{kernel_text()}
 /* ---- this network */
 
 {"".join(constants.text)}
@@ -218,35 +216,18 @@ int network_run(const uint8_t *pixels, float *logits, void *arena)
 """
 
 
-def _most(program: Program) -> str:
-    """What kernels for VNNI have on the stack, for the largest layers: an enum, in bytes but for the kernel size."""
-    most = dict(KERNEL=1, INPUTS=64, ROWS=64, TAPS=64, FOURS=64, TOGETHER=64, CHANNELS=64)
+def _sizes(program: Program) -> Iterator[Sizes]:
     for step in program.steps:
-        if step.weights is None:
-            continue
-        weight, before = step.weights.weight, program.maps[step.inputs[0]]
-        kernel = weight.shape[-1] if step.op == "conv" else 1
-        size = before.size + kernel // 2 * 2
-        needs = dict(KERNEL=kernel)
-        if step.is_depthwise:
-            blocks = -(-before.channels // 16)
-            needs["TAPS"] = kernel * kernel * before.channels
-            needs["FOURS"] = kernel * -(-kernel // 4) * blocks * 64
-            width = program.maps[step.output].size + (kernel - 1) // 4 * 4 // step.weights.stride
-            needs["TOGETHER"] = _some_rows(size, kernel, 64 * width)
-            needs["CHANNELS"] = before.channels
-        else:
-            needs["INPUTS"] = padded_inputs(weight[0].numel(), step.weights.bits)
-        if kernel > 1 or step.is_depthwise:
-            needs["ROWS"] = _some_rows(size, kernel, size * before.channels)
-        for name, value in needs.items():
-            most[name] = max(most[name], value if name == "KERNEL" else -(-value // 64) * 64)
-    return "enum { " + ", ".join(f"NETWORK_MOST_{name} = {value}" for name, value in most.items()) + " };"
+        if step.weights is not None:
+            weights, before = step.weights, program.maps[step.inputs[0]]
+            kernel, out_size = (weights.weight.shape[-1], program.maps[step.output].size) if step.grid else (1, 1)
+            shape = weights.stride, before.size, before.channels, out_size, weights.bits
+            yield Sizes(kernel, *shape, step.is_depthwise)
 
 
-def _some_rows(rows: int, kernel: int, pitch: int) -> int:
-    """Bytes of as many rows of a map as fit into a cache, at least those that an output row needs."""
-    return min(rows * pitch, max(CACHED, kernel * pitch))
+def kernel_text() -> str:
+    """The C of all kernels and backends, behind headers and NETWORK_BITS."""
+    return "\n".join((resources.files("oncequant.export") / "kernels" / name).read_text() for name in KERNELS)
 
 
 def _string(text: str) -> str:

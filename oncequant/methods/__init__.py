@@ -37,8 +37,8 @@ class Method(Protocol):
     def stages(self, cfg: Any) -> Sequence[str]:
         """Names of the stages in training order; a method may have more that only training finds out."""
 
-    def searched_space(self, cfg: Any, model: Any) -> SearchSpace:
-        """The architectures among which it chooses; where each bit-width has a space of its own, that of the lowest."""
+    def searched_spaces(self, cfg: Any, model: Any) -> Sequence[SearchSpace]:
+        """The architectures among which it chooses; where each bit-width has a space of its own, the lowest is last."""
 
     def check(self, cfg: Any, options: Any, model: Any) -> None:
         """Refuse before any training what cannot work for this network. Raises BudgetError (a ValueError) for budgets

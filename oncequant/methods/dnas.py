@@ -30,7 +30,7 @@ from torch.nn import functional as F
 
 from oncequant import distributed
 from oncequant.arch import FLOAT_PAIR, SKIP, Arch
-from oncequant.cost import COSTS, expected_cost
+from oncequant.cost import Cost, expected_cost, find_cost
 from oncequant.data import Data, train_batches
 from oncequant.elastic import Pass
 from oncequant.family import NetworkConfig
@@ -69,11 +69,11 @@ def preset(pixels: int) -> str:
 class Config(TrainingOptions):
     """Options of DNAS training."""
 
-    cost: Literal["weight_bytes", "bitops"] = "weight_bytes"
-    """What the search saves: bytes of weights, or bit operations."""
+    cost: str = "weight_bytes"
+    """What the search saves: weight_bytes, bitops, or what a table of --costs measures."""
     precisions: tuple[int, ...] | None = None
     """Candidates, each 100 x weight bits + input bits, 32 = float, or 0: the block becomes its shortcut. Default: the
-    paper's, 0 132 232 332 432 832 3232, or for bitops 104 204 303 404 808 3232. One alone: trained as quantized."""
+    paper's, 0 132 232 332 432 832 3232; for other costs 104 204 303 404 808, for bitops 3232 too. One: no choice."""
     per_layer: bool = False
     """Every layer chooses its pair, else every block."""
     weight_quantizer: Literal["dorefa", "lsq"] = "dorefa"
@@ -126,10 +126,10 @@ class Config(TrainingOptions):
     def supernet_model(self, model: Any) -> NetworkConfig:
         """`model`, a float network, with the candidates of the search."""
         projections = model.projections if self.projections is None else self.projections
-        default = tuple(p for p in PRECISIONS[self.cost] if p != SKIP or not self.per_layer)
+        default = PRECISIONS.get(self.cost, PRECISIONS["bitops"][:-1])  # tables need not have layers in float
         return replace(
             model,
-            precisions=self.precisions or default,
+            precisions=self.precisions or tuple(p for p in default if p != SKIP or not self.per_layer),
             per_layer=self.per_layer,
             weight_quantizer=self.weight_quantizer,
             act_quantizer=self.act_quantizer,
@@ -188,14 +188,14 @@ class StochasticSupernet(nn.Module):
         logits = (self.arch_logits + gumbel.to(self.arch_logits)) / temperature
         return dict(zip(self.net.space.free, logits.softmax(1)))
 
-    def cost(self, masks: Mapping[str, Tensor], name: str) -> Tensor:
-        """Expected cost `name` of architectures drawn by `masks`, 0-dim, with gradients to them."""
+    def cost(self, masks: Mapping[str, Tensor], cost: str | Cost) -> Tensor:
+        """Expected cost of architectures drawn by `masks`, 0-dim, with gradients to them."""
         nodes = self.net.space.plan(self.net.space.largest()).nodes
         shares = {node.name: masks[node.choice] for node in nodes if node.choice and node.choice in masks}
-        return torch.as_tensor(expected_cost(COSTS[name], self.net.candidates, shares))  # a number without choices
+        return torch.as_tensor(expected_cost(find_cost(cost), self.net.candidates, shares))  # a number without choices
 
 
-def search_step(supernet: StochasticSupernet, cfg: Config, data: Data, schedule: Schedule) -> StepFunction:
+def search_step(supernet: StochasticSupernet, cfg: Config, data: Data, schedule: Schedule, cost: Cost) -> StepFunction:
     """Alternating steps: of the weights, with the distribution as it is; every fifth or so, of the distribution alone.
 
     The images that `fit` passes train the weights, those of `data` the distribution, uniform until the warm-up is over.
@@ -205,7 +205,7 @@ def search_step(supernet: StochasticSupernet, cfg: Config, data: Data, schedule:
     arch_batches: Iterator[tuple[Tensor, Tensor]] | None = None
     with torch.no_grad():
         uniform = {name: row.softmax(0) for name, row in zip(supernet.net.space.free, supernet.arch_logits * 0)}
-        factor = cost_factor(supernet.cost(uniform, cfg.cost), cfg.gamma)
+        factor = cost_factor(supernet.cost(uniform, cost), cfg.gamma)
 
     def is_arch_step(number: int) -> bool:
         due = math.floor((number + 1) * cfg.arch_share) > math.floor(number * cfg.arch_share)
@@ -224,7 +224,7 @@ def search_step(supernet: StochasticSupernet, cfg: Config, data: Data, schedule:
             masks = {name: mask.detach() for name, mask in masks.items()}
         if not cfg.cross_entropy and not is_arch_step(number):
             return torch.zeros(())
-        loss = factor(supernet.cost(masks, cfg.cost))
+        loss = factor(supernet.cost(masks, cost))
         if cfg.cross_entropy:
             how = Pass(compute=getattr(torch, cfg.compute), mixture=masks)
             logits = supernet.net(images, supernet.net.space.largest(), how)  # (N, classes)
@@ -252,9 +252,9 @@ def temperature_at(cfg: Config, done: float) -> float:
 # -- training
 
 
-def searched_space(cfg: Config, model: NetworkConfig) -> SearchSpace:
+def searched_spaces(cfg: Config, model: NetworkConfig) -> list[SearchSpace]:
     """The space from which architectures are drawn."""
-    return space_of(cfg.supernet_model(model))
+    return [space_of(cfg.supernet_model(model))]
 
 
 def train(cfg: Config, run: Run) -> None:
@@ -282,7 +282,7 @@ def train_search(net: Network, cfg: Config, run: Run) -> None:
     arch_data, weight_data = (replace(data, train=data.train.subset(i)) for i in (order[:count], order[count:]))
     supernet = StochasticSupernet(net).to(data.device)
     schedule, judge = cfg.schedule("search", data), Judge(data, cfg.calibration(data))
-    trained = search_step(supernet, cfg, arch_data, schedule)
+    trained = search_step(supernet, cfg, arch_data, schedule, cost := find_cost(cfg.cost, run.costs))
     path, every = run.folder / "distribution.jsonl", max(1, schedule.steps // 40)
 
     def note(number: int) -> None:
@@ -299,9 +299,9 @@ def train_search(net: Network, cfg: Config, run: Run) -> None:
     def evaluate() -> dict[str, float]:
         """Of the distribution: the cost expected of it, and its most probable architecture with the shared weights."""
         probabilities = supernet.arch_logits.detach().softmax(1)
-        cost = float(supernet.cost(dict(zip(space.free, probabilities)), cfg.cost))
+        expected = float(supernet.cost(dict(zip(space.free, probabilities)), cost))
         likely = most_probable(space, probabilities.cpu().numpy())
-        return {"top1_likely": judge.validation(supernet.net, likely), f"expected_{cfg.cost}": cost}
+        return {"top1_likely": judge.validation(supernet.net, likely), f"expected_{cfg.cost}": expected}
 
     fit(
         supernet,
@@ -347,12 +347,12 @@ def train_samples(cfg: Config, config: NetworkConfig, space: SearchSpace, run: R
     archs = distributed.from_main(lambda: sampled_archs(cfg, space, run.folder / "distribution.jsonl"))
     jobs = [job(cfg, config, space.restrict(arch), run, sample_stage(i)) for i, arch in enumerate(archs)]
     train_side_by_side(jobs, run.data, cfg.jobs)
-    judge = Judge(run.data, cfg.calibration(run.data))
+    judge, costs = Judge(run.data, cfg.calibration(run.data)), run.costs
 
     def result(number: int) -> Sample:
         stage, arch = sample_stage(number), archs[number]
-        net = load_supernet(run.folder, stage, run.data.device)
-        return Sample(stage, space.brief(arch), judge.validation(net, net.space.largest()), all_costs(space, arch))
+        net, brief = load_supernet(run.folder, stage, run.data.device), space.brief(arch)
+        return Sample(stage, brief, judge.validation(net, net.space.largest()), all_costs(space, arch, costs))
 
     samples = distributed.shared_map(result, range(len(archs)))
     distributed.from_main(lambda: write_records(run.folder / "samples.json", samples))

@@ -21,7 +21,7 @@ from typing import Any
 
 from oncequant import distributed
 from oncequant.arch import FLOAT_BITS
-from oncequant.cost import Budget
+from oncequant.cost import Budget, find_cost
 from oncequant.data import Data, train_batches
 from oncequant.family import ElasticConfig, with_bits
 from oncequant.measure import Judge, initialise_quantizers
@@ -89,9 +89,9 @@ def stage_name(bits: int) -> str:
     return "float" if bits == FLOAT_BITS else f"{bits}bit"
 
 
-def searched_space(cfg: Config, model: ElasticConfig) -> SearchSpace:
-    """The space of the lowest bit-width."""
-    return space_of(with_bits(model, min(cfg.bit_schedule, default=FLOAT_BITS)))
+def searched_spaces(cfg: Config, model: ElasticConfig) -> list[SearchSpace]:
+    """The spaces of all bit-widths, the lowest last; without any, that in float."""
+    return [space_of(with_bits(model, bits)) for bits in cfg.bit_schedule or (FLOAT_BITS,)]
 
 
 def train(cfg: Config, run: Run, only: Mapping[str, Any] | None = None) -> None:
@@ -188,7 +188,8 @@ def choose(cfg: Config, options: SearchOptions, run: Run) -> list[Member]:
     members are added to `family.json` with their test accuracies, and returned. Bit-widths too large for the budgets
     are left out. Raises BudgetError before any measurement if all are, FileError if no stage is trained.
     """
-    folder, wanted = run.folder, (options.budgets, options.front)
+    folder, wanted, costs = run.folder, (options.budgets, options.front), run.costs
+    find_cost(options.front, costs)
     trained = distributed.from_main(lambda: [s for s in stages(cfg) if (folder / f"{s}.safetensors").exists()])
     supernets = {stage: load_supernet(folder, stage, run.data.device) for stage in trained or stages(cfg)[:1]}
     spaces = {int(stage.removesuffix("bit")): supernets[stage].space for stage in trained if stage != "float"}
@@ -200,7 +201,7 @@ def choose(cfg: Config, options: SearchOptions, run: Run) -> list[Member]:
     for bits, space in spaces.items():
         if bits in widths:
             stage = stage_name(bits)
-            memory = MeasurementFile(folder / "measurements.jsonl", stage)
+            memory = MeasurementFile(folder / "measurements.jsonl", stage, space, costs)
             how = options.searcher, options.evaluations, *wanted
             search_by_measuring(supernets[stage], memory, *how, judge, cfg.seed)
             found = distributed.from_main(partial(chosen_measurements, memory, *wanted, space))

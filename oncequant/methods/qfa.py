@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from oncequant import distributed
 from oncequant.arch import FLOAT_BITS, Arch
+from oncequant.cost import find_cost
 from oncequant.data import Data, train_batches
 from oncequant.elastic import SharedWeights
 from oncequant.family import ElasticConfig
@@ -160,9 +161,9 @@ def mixed_precision(cfg: Config, model: ElasticConfig, with_float: bool = False)
 # -- training
 
 
-def searched_space(cfg: Config, model: ElasticConfig) -> SearchSpace:
+def searched_spaces(cfg: Config, model: ElasticConfig) -> list[SearchSpace]:
     """The space of mixed precision."""
-    return mixed_precision(cfg, model)[1]
+    return [mixed_precision(cfg, model)[1]]
 
 
 def train(cfg: Config, run: Run, only: Mapping[str, Any] | None = None) -> None:
@@ -365,7 +366,8 @@ def choose(cfg: Config, options: SearchOptions, run: Run) -> list[Member]:
     supernet, judge = supernets["mixed"], Judge(data, cfg.calibration(data))
     space = supernet.space
     check_reachable(space, options.budgets)
-    memory = MeasurementFile(run.folder / "measurements.jsonl", "mixed")
+    find_cost(options.front, run.costs)
+    memory = MeasurementFile(run.folder / "measurements.jsonl", "mixed", space, run.costs)
     path = run.folder / "predictor.safetensors"
     evaluations, wanted = options.evaluations or EVALUATIONS, (options.budgets, options.front)
     predictor, learned = None, set()

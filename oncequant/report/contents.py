@@ -8,6 +8,7 @@ from typing import Any
 
 from oncequant.arch import FLOAT_BITS
 from oncequant.cost import Cost, shown_costs
+from oncequant.cost_table import run_costs
 from oncequant.family import ElasticConfig, with_bits
 from oncequant.files import FileError, read_object
 from oncequant.models import config_from_json, space_of
@@ -21,6 +22,7 @@ from oncequant.records import (
     read_records,
 )
 from oncequant.run_folder import commands_of
+from oncequant.search.measurements import with_costs
 from oncequant.space import SearchSpace
 from oncequant.supernet_file import load_space
 
@@ -52,11 +54,13 @@ class Contents:
     """compare.json: networks made in other ways at equal budgets, and what that took."""
     spaces: dict[str, SearchSpace]
     """By stage, of those whose networks are measured or chosen."""
+    known_costs: dict[str, Cost]
+    """By name, with those of the tables in the folder."""
 
     @property
     def costs(self) -> list[Cost]:
         """The costs that tables and pictures show."""
-        return shown_costs([m.costs for m in self.measurements] + [m.costs for m in self.family])
+        return shown_costs([m.costs for m in self.measurements] + [m.costs for m in self.family], self.known_costs)
 
     @property
     def layer_names(self) -> list[str]:
@@ -79,6 +83,7 @@ def read_contents(folder: Path) -> Contents:
         distribution = read_records(folder / "distribution.jsonl", Distribution)
         known = (folder / "predictor.json").exists()
         predictions = read_object(folder / "predictor.json", "points", "kendall_tau", "rmse") if known else None
+        known_costs = run_costs(folder)
         comparison = read_object(folder / "compare.json", "totals") if (folder / "compare.json").exists() else None
     except FileError as error:
         raise ReportError(str(error)) from error
@@ -93,7 +98,12 @@ def read_contents(folder: Path) -> Contents:
     spaces = {stage: _space_of(folder, info, stage, drawn_from) for stage in stages}
     if comparison and "hypervolumes" not in comparison:  # of a version that did not count seconds
         comparison = None
-    rest = (exports, distribution, drawn_from, predictions, comparison, spaces)
+    try:  # those that were measured before a table came
+        measurements = [with_costs(m, spaces[m.stage], known_costs) for m in measurements]
+        family = [with_costs(m, spaces[m.stage], known_costs) for m in family]
+    except ValueError as error:
+        raise ReportError(f"{folder}: an architecture does not belong to its stage: {error}") from error
+    rest = (exports, distribution, drawn_from, predictions, comparison, spaces, known_costs)
     return Contents(folder, info, metrics, measurements, family, *rest)
 
 

@@ -120,7 +120,7 @@ function frame(box, x, y, name) {
 }
 
 function drawPareto() {
-  const cost = state.cost, visible = (item) => !state.hidden.has(item.stage);
+  const cost = state.cost, visible = (item) => !state.hidden.has(item.stage) && item.costs[cost] != null; // float has no cost of a table
   const xs = [...POINTS, ...FAMILY].filter(visible).map((i) => Math.log10(i.costs[cost]));
   const low = xs.length ? xs.reduce((a, b) => Math.min(a, b)) : 0, high = xs.length ? xs.reduce((a, b) => Math.max(a, b)) : 1;
   const margin = 0.04 * (high - low) || 0.1;

@@ -41,7 +41,7 @@ def page_data(run: Contents) -> dict[str, Any]:
         {
             "stage": stages.index(record.stage),
             "top1": record.top1 if isinstance(record, Measurement) else record.top1_validation,
-            "costs": [record.costs[cost] for cost in costs],
+            "costs": [record.costs.get(cost) for cost in costs],
             "arch": [record.arch.get(name) for name in choices],
             "layers": table,
         }
@@ -93,7 +93,7 @@ def stage_styles(stages: list[str]) -> list[dict[str, str]]:
 
 
 def _front(points: list[dict], stage: int, cost: int) -> list[int]:
-    own = [i for i, point in enumerate(points) if point["stage"] == stage]
+    own = [i for i, point in enumerate(points) if point["stage"] == stage and point["costs"][cost] is not None]
     values = np.array([(points[i]["costs"][cost], 1 - points[i]["top1"]) for i in own]).reshape(-1, 2)
     return [own[k] for k in pareto_front(values)]
 
@@ -128,11 +128,12 @@ def compare_searchers(run: Contents) -> list[dict]:
     for index, stage in enumerate(stage_names(run)):
         here = [m for m in run.measurements if m.stage == stage]
         names = list(dict.fromkeys(m.searcher for m in here))
-        values = np.array([[*np.log([m.costs[c] for c in costs]), 1 - m.top1] for m in here])
+        values = np.array([[*np.log([m.costs.get(c, np.nan) for c in costs]), 1 - m.top1] for m in here])
         for name in names if len(names) > 1 else ():
             low, extent = values.min(axis=0), np.ptp(values, axis=0)
             own = (values[[m.searcher == name for m in here]] - low) / np.where(extent > 0, extent, 1)
-            shares = [hypervolume(own[:, [k, -1]], (1, 1)) for k in range(len(costs))]
+            known = ~np.isnan(own).any(axis=0)  # float networks have no cost of a table
+            shares = [hypervolume(own[:, [k, -1]], (1, 1)) if known[k] else None for k in range(len(costs))]
             best = max(m.top1 for m in here if m.searcher == name)
             rows.append({"stage": index, "searcher": name, "measured": len(own), "best": best, "shares": shares})
     return rows

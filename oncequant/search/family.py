@@ -1,6 +1,6 @@
 """Measuring subnets of a supernet for search, and the family of subnets that a search hands out."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,14 +9,15 @@ from rich.table import Table
 
 from oncequant import distributed
 from oncequant.arch import FLOAT_BITS, Arch
-from oncequant.cost import COSTS, Budget, readable, shown_costs
+from oncequant.cost import COSTS, Budget, Cost, find_cost, readable, shown_costs
+from oncequant.cost_table import run_costs
 from oncequant.data import eval_batches
 from oncequant.measure import Judge, accuracy, calibrated_subnet
 from oncequant.network import Network
 from oncequant.progress import track
 from oncequant.records import Measurement, Member, read_records, write_records
 from oncequant.search import SEARCHERS
-from oncequant.search.measurements import MeasurementFile, all_costs, with_cost
+from oncequant.search.measurements import MeasurementFile, all_costs
 from oncequant.search.pareto import best_under, spread
 from oncequant.space import SearchSpace
 
@@ -52,7 +53,7 @@ def search_by_measuring(
             supernet.space,
             all_top1,
             budgets=budgets,
-            cost=front,
+            cost=find_cost(front, memory.costs),
             evaluations=evaluations,
             seed=seed,
             progress=lambda done, total: bar(done, {"best top-1": best}),
@@ -76,9 +77,11 @@ def measure_codes(
 
     def top1(arch: Arch) -> float | None:
         subnet = calibrated_subnet(supernet, arch, judge.calibration)
-        to_beat = 0.0
-        if stop_dominated:
-            to_beat = memory.best_within(space, stop_dominated, COSTS[stop_dominated](space.layers(arch)))
+        to_beat = (
+            memory.best_within(stop_dominated, memory.costs[stop_dominated](space.layers(arch)))
+            if stop_dominated
+            else 0.0
+        )
         images = eval_batches(
             judge.data, judge.data.validation, shuffled=True
         )  # its first part tells something about the whole
@@ -130,7 +133,7 @@ def record_family(
 
     The test accuracy of a subnet is measured once. `replaced` are names of an earlier search that go.
     """
-    path = run_dir / "family.json"
+    path, costs = run_dir / "family.json", run_costs(run_dir)
     family = {member.name: member for member in read_records(path, Member)}
 
     def member(pick: Pick) -> Member:
@@ -143,7 +146,7 @@ def record_family(
             arch=brief,
             top1_validation=pick.top1,
             top1_test=known[0] if known else top1_test(pick),
-            costs=all_costs(pick.space, pick.arch),
+            costs=all_costs(pick.space, pick.arch, costs),
             **(pick.more(pick.arch) if pick.more else {}),
         )
 
@@ -187,7 +190,7 @@ def chosen_measurements(
     everything = memory.read()
     if budgets:
         return {budget_name(budgets): best_under(everything, budgets, space)}
-    members = spread(with_cost(everything, front, space), 3, front)
+    members = spread(everything, 3, front)
     return dict(zip({1: "L", 2: "SL", 3: "SML"}[len(members)], members))
 
 
@@ -196,11 +199,15 @@ def budget_name(budgets: Sequence[Budget]) -> str:
     return "-".join(str(budget).replace("<=", "") for budget in budgets)
 
 
-def family_table(members: Sequence[Member]) -> Table:
+def family_table(members: Sequence[Member], costs: Mapping[str, Cost] = COSTS) -> Table:
     """Members with accuracies and costs, for people."""
-    shown = shown_costs(member.costs for member in members)
+    shown = shown_costs((member.costs for member in members), costs)
     table = Table("subnet", "validation %", "test %", *(cost.title for cost in shown))
+
+    def text(value: float | None) -> str:
+        return "–" if value is None else readable(value)
+
     for member in members:
         accuracies = [f"{100 * top1:.2f}" for top1 in (member.top1_validation, member.top1_test)]
-        table.add_row(member.name, *accuracies, *(readable(member.costs[cost.name]) for cost in shown))
+        table.add_row(member.name, *accuracies, *(text(member.costs.get(cost.name)) for cost in shown))
     return table

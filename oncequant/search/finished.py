@@ -5,10 +5,11 @@ from pathlib import Path
 
 from oncequant import distributed
 from oncequant.cost import Budget
+from oncequant.cost_table import run_costs
 from oncequant.files import FileError
 from oncequant.records import Sample, read_records
 from oncequant.search.budget import BudgetError
-from oncequant.search.measurements import MeasurementFile
+from oncequant.search.measurements import MeasurementFile, with_costs
 from oncequant.space import SearchSpace
 
 
@@ -16,12 +17,13 @@ def trained_samples(run_dir: Path, space: SearchSpace) -> list[Sample]:
     """The samples of a run, which become measurements of `measurements.jsonl`. Raises FileError if none is trained."""
     path = run_dir / "samples.json"
     samples = distributed.from_main(lambda: read_records(path, Sample))
+    costs = run_costs(run_dir)
     if not samples:
         raise FileError(f"{path} does not exist: no sample is trained yet")
     by_arch = {space.complete(sample.arch): sample for sample in samples}
-    memory = MeasurementFile(run_dir / "measurements.jsonl", "samples")
+    memory = MeasurementFile(run_dir / "measurements.jsonl", "samples", space, costs)
     list(memory.measured(space, lambda arch: by_arch[arch].top1_validation, "dnas")(list(by_arch)))
-    return samples
+    return [with_costs(sample, space, costs) for sample in samples]
 
 
 def best_within(samples: Sequence[Sample], budgets: Sequence[Budget], space: SearchSpace) -> Sample:

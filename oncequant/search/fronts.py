@@ -9,7 +9,7 @@ import numpy as np
 
 from oncequant import distributed
 from oncequant.arch import Arch
-from oncequant.cost import Budget
+from oncequant.cost import Budget, find_cost
 from oncequant.files import write_json
 from oncequant.measure import Judge
 from oncequant.network import Network
@@ -18,7 +18,7 @@ from oncequant.records import Measurement
 from oncequant.search import PredictedOptions
 from oncequant.search.bits import bit_choices, with_uniform_bits
 from oncequant.search.family import measure_codes
-from oncequant.search.measurements import MeasurementFile, with_cost
+from oncequant.search.measurements import MeasurementFile
 from oncequant.search.pareto import hypervolume
 from oncequant.search.predictor import AccuracyPredictor, fit_predictor, load_predictor, quality, save_predictor
 from oncequant.space import SearchSpace
@@ -54,7 +54,7 @@ def measure_predicted(
     predictor = distributed.from_main(
         lambda: fit_predictor(space, *seen, seed=seed) if fit_again else load_predictor(path, space)[0]
     )
-    front_of = partial(predicted.search, space, predictor, cost=cost, first=seen[0], seed=seed)
+    front_of = partial(predicted.search, space, predictor, cost=find_cost(cost, memory.costs), first=seen[0], seed=seed)
     population, generations = options.population, options.generations
 
     def measured(front: np.ndarray, most: int, name: str, stop_dominated: str | None = None) -> None:
@@ -109,7 +109,7 @@ def keep_predictor(used: AccuracyPredictor, memory: MeasurementFile, path: Path,
         return
     top1 = used.top1(np.array([space.encode(space.complete(m.arch)) for m in fronts]))
     points = [dict(searcher=m.searcher, predicted=float(t), measured=m.top1) for m, t in zip(fronts, top1)]
-    volumes = dict(cost=cost, hypervolume=compare_fronts(with_cost(here, cost, space), cost))
+    volumes = dict(cost=cost, hypervolume=compare_fronts(here, cost))
     write_json(path.with_suffix(".json"), asdict(found) | volumes | dict(points=points))
 
 

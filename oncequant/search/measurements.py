@@ -4,19 +4,19 @@ Searchers are deterministic in their seed, so the file is all there is to resumi
 on the same file is answered from it up to the point of the kill, and at most one measurement per process is lost.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-
-import numpy as np
+from typing import TypeVar
 
 from oncequant.arch import Arch
-from oncequant.cost import COSTS
+from oncequant.cost import COSTS, Cost
+from oncequant.cost_table import TableError
 from oncequant.distributed import is_main, shared_map, world_size
-from oncequant.records import Measurement, append_record, read_records
-from oncequant.search.budget import cost_batch
+from oncequant.records import Measurement, Member, Sample, append_record, read_records
 from oncequant.space import SearchSpace
 
+R = TypeVar("R", Measurement, Member, Sample)
 MeasureAll = Callable[[Sequence[Arch]], Iterable[float]]
 """Top-1 in [0, 1] of architectures, in order, measured as the result is iterated."""
 
@@ -24,11 +24,14 @@ MeasureAll = Callable[[Sequence[Arch]], Iterable[float]]
 class MeasurementFile:
     """Append-only file of measurements, and the memory of one stage's results in it.
 
+    With the `space` of the stage, measurements have all `costs`, also those of tables that are younger than they are.
     Raises FileError for a corrupt file, see `read_records`.
     """
 
-    def __init__(self, path: Path | str, stage: str):
-        self.path, self.stage = Path(path), stage
+    def __init__(
+        self, path: Path | str, stage: str, space: SearchSpace | None = None, costs: Mapping[str, Cost] = COSTS
+    ):
+        self.path, self.stage, self.space, self.costs = Path(path), stage, space, costs
         self._by_arch: dict[Arch, Measurement] = {}
         self._credited: set[tuple[Arch, str]] = set()
         for measurement in self.read():
@@ -36,12 +39,12 @@ class MeasurementFile:
 
     def read(self) -> list[Measurement]:
         """What the file holds of this stage, in its order: each searcher's own list. Raises FileError."""
-        return [m for m in read_records(self.path, Measurement) if m.stage == self.stage]
+        found = [m for m in read_records(self.path, Measurement) if m.stage == self.stage]
+        return [with_costs(m, self.space, self.costs) for m in found] if self.space else found
 
-    def best_within(self, space: SearchSpace, cost: str, limit: float) -> float:
-        """The highest top-1 measured at this stage with at most this cost in `space`; 0 if there is none."""
-        known = with_cost(list(self._by_arch.values()), cost, space)
-        return max((m.top1 for m in known if m.costs[cost] <= limit), default=0.0)
+    def best_within(self, cost: str, limit: float) -> float:
+        """The highest top-1 measured at this stage with at most this cost; 0 if there is none."""
+        return max((m.top1 for m in self._by_arch.values() if m.costs[cost] <= limit), default=0.0)
 
     def measured(
         self, space: SearchSpace, measure: Callable[[Arch], float | None], searcher: str
@@ -65,7 +68,7 @@ class MeasurementFile:
                 group = archs[start : start + world_size()]
                 for arch, top1 in zip(group, shared_map(top1_of, group)):
                     if top1 is not None:
-                        costs = all_costs(space, arch)
+                        costs = all_costs(space, arch, self.costs)
                         self._note(Measurement(space.brief(arch), float(top1), costs, self.stage, searcher))
                     yield top1
 
@@ -83,7 +86,7 @@ class MeasurementFile:
     def _check_same_network(self, known: Measurement, costs: dict[str, float]) -> None:
         """In another space a brief architecture means another network; its costs give it away."""
         # costs that are younger than the file are not in it, and structural ones may have been other numbers
-        for name in known.costs.keys() & {name for name in costs if not COSTS[name].structural}:
+        for name in known.costs.keys() & {name for name in costs if not self.costs[name].structural}:
             if known.costs[name] != costs[name]:
                 raise ValueError(
                     f"{self.path} was measured in another search space: {name} of {known.arch} is "
@@ -95,19 +98,21 @@ class MeasurementFile:
         self._credited.add((measurement.arch, measurement.searcher))
 
 
-def all_costs(space: SearchSpace, arch: Arch) -> dict[str, float]:
-    """Every cost of an architecture by name."""
-    specs = space.layers(arch)
-    return {name: cost(specs) for name, cost in COSTS.items()}
+def all_costs(space: SearchSpace, arch: Arch, costs: Mapping[str, Cost] = COSTS) -> dict[str, float]:
+    """Every cost of an architecture by name, without those of tables that lack its layers, as of float networks."""
+    specs, found = space.layers(arch), {}
+    for name, cost in costs.items():
+        try:
+            found[name] = cost(specs)
+        except TableError:
+            continue
+    return found
 
 
-def with_cost(measurements: Sequence[Measurement], cost: str, space: SearchSpace) -> list[Measurement]:
-    """The measurements with a cost, by name, as `space` has it: a file may be older than the cost, or than kernels that
-    a structural one follows."""
-    if not COSTS[cost].structural and all(cost in m.costs for m in measurements) or not measurements:
-        return list(measurements)
-    codes = np.array([space.encode(space.complete(m.arch)) for m in measurements])
-    return [
-        replace(m, costs={**m.costs, cost: number})
-        for m, number in zip(measurements, cost_batch(space, cost, codes).tolist())
-    ]
+def with_costs(record: R, space: SearchSpace, costs: Mapping[str, Cost]) -> R:
+    """A measurement, member or sample with the costs that it lacks: it may be older than a cost or a table, or than the
+    kernels that a structural cost follows."""
+    lacking = {name: cost for name, cost in costs.items() if cost.structural or name not in record.costs}
+    if not lacking:
+        return record
+    return replace(record, costs={**record.costs, **all_costs(space, space.complete(record.arch), lacking)})
