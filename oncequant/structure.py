@@ -156,7 +156,7 @@ def needs_grid(graph: Sequence[AnyNode]) -> set[str]:
 def grid_owners(graph: Sequence[Operation], names: Set[str]) -> dict[str, str]:
     """By node of `names`, which get a grid each, whose grid that is: what only moves codes keeps theirs."""
     nodes, owners = {node.name: node for node in graph}, {}
-    for name in names:
+    for name in (node.name for node in graph if node.name in names):  # in order, for equal files of equal networks
         source = name
         while nodes[source].op in MOVES:
             source = nodes[source].inputs[0]

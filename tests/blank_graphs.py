@@ -29,7 +29,8 @@ def blank_graph(space, arch, rng):
     """A graph of an architecture all of whose layers are quantized."""
     plan, generator = space.plan(arch), torch.Generator().manual_seed(int(rng.integers(2**31)))
 
-    steps = itertools.cycle(0.02 * 1.06 ** rng.permutation(30))
+    # layers that read one map are at most three apart: their steps differ by half, so their tables do
+    steps = itertools.cycle(0.02 * 1.06 ** ((7 * np.arange(30) + int(rng.integers(30))) % 30))
 
     def grid(bits, zero_point=0):
         return Grid(float(np.float32(next(steps))), zero_point, bits)
