@@ -3,15 +3,21 @@
     python benchmarks/c.py [--out results/NAME.csv]
 
 Networks have random weights and calibrated grids. C, the integer ONNX file and the float file of the same architecture
-take turns, one image and one thread; medians. What a call from Python costs is in all three. Instructions are counted
-under emulation (`oncequant/export/cortex_m.py`), where its tools are installed.
+take turns, one image and one thread; medians. What a call from Python costs is in all of them. Where OpenVINO is
+installed it runs both files too. On processors with VNNI, `peak_share` is the MACs of a second over those of a loop of
+nothing but VNNI instructions. Instructions are counted under emulation (`oncequant/export/cortex_m.py`), where its tools
+are installed.
 """
 
+import ctypes
 import statistics
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -81,26 +87,68 @@ def graphs(config: Any, which: str) -> tuple[Network, Arch, Graph, Graph]:
     return subnet, arch, *written
 
 
-def calls_of(folder: Path, graph: Graph) -> list[Callable[[], Any]]:
-    """One image by C, by the integer file and by the float file."""
+def calls_of(folder: Path, graph: Graph) -> dict[str, Callable[[], Any]]:
+    """One image by C, and by the integer and the float file in every runtime that is installed."""
     image = torch.full((1, graph.channels, graph.resolution, graph.resolution), 127, dtype=torch.uint8)
     integer, in_float = (session(folder / f"{kind}.onnx") for kind in ("integer", "float"))
     feed = {"pixels": image.numpy().astype(np.float32)}
-    run = load_compiled(folder, 1).prepared(image)
-    return [run, lambda: integer.run(None, feed), lambda: in_float.run(None, feed)]
+    calls: dict[str, Callable[[], Any]] = {"c": load_compiled(folder, 1).prepared(image)}
+    calls["onnx_integer"] = lambda: integer.run(None, feed)
+    calls["onnx_float"] = lambda: in_float.run(None, feed)
+    if find_spec("openvino"):
+        import openvino
+
+        core = openvino.Core()
+        for kind in ("integer", "float"):
+            options = {"INFERENCE_NUM_THREADS": 1, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+            request = core.compile_model(folder / f"{kind}.onnx", "CPU", options).create_infer_request()
+            calls[f"openvino_{kind}"] = partial(request.infer, feed)
+    return calls
 
 
-def latencies(calls: list[Callable[[], Any]]) -> list[float]:
+PEAK = """
+#include <immintrin.h>
+#include <stdint.h>
+void peak(int64_t rounds)
+{
+    __m512i sums[12] = {0};
+    const __m512i a = _mm512_set1_epi8(1);
+    for (int64_t i = 0; i < rounds; i++)
+#pragma GCC unroll 12
+        for (int j = 0; j < 12; j++) __asm__ volatile("vpdpbusd %1, %1, %0" : "+v"(sums[j]) : "v"(a));
+}
+"""
+
+
+def peak_macs() -> float:
+    """MACs in a second of nothing but VNNI instructions, 64 each; 0 without them."""
+    if "avx512_vnni" not in Path("/proc/cpuinfo").read_text():
+        return 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        source, library = Path(folder) / "peak.c", Path(folder) / "peak.so"
+        source.write_text(PEAK)
+        subprocess.run(["cc", "-O2", "-march=native", "-shared", "-fPIC", source, "-o", library], check=True)
+        run, rounds = ctypes.CDLL(str(library)).peak, 100_000
+    run.argtypes = [ctypes.c_int64]
+    times = []
+    for _ in range(50):
+        start = time.perf_counter()
+        run(rounds)
+        times.append(time.perf_counter() - start)
+    return 12 * 64 * rounds / statistics.median(times)
+
+
+def latencies(calls: dict[str, Callable[[], Any]]) -> dict[str, float]:
     """Median milliseconds of each; they take turns."""
-    times: list[list[float]] = [[] for _ in calls]
+    times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(ROUNDS):
-        for call, seen in zip(calls, times):
+        for call, seen in zip(calls.values(), times.values()):
             for repeat in range(REPEATS + 2):
                 start = time.perf_counter()
                 call()
                 if repeat >= 2:  # the first two refill the caches
                     seen.append((time.perf_counter() - start) * 1e3)
-    return [statistics.median(seen) for seen in times]
+    return {name: statistics.median(seen) for name, seen in times.items()}
 
 
 def main(options: Options) -> None:
@@ -121,9 +169,11 @@ def main(options: Options) -> None:
                 write_c(graph, folder)
                 write_onnx(graph, folder / "integer.onnx")
                 write_onnx(in_float, folder / "float.onnx")
-                times = latencies(calls_of(folder, graph))
-                row |= {f"{kind}_ms": round(ms, 4) for kind, ms in zip(("c", "onnx_integer", "onnx_float"), times)}
-                row["float_over_c"] = round(times[2] / times[0], 2)
+                peak, times = peak_macs(), latencies(calls_of(folder, graph))
+                row |= {f"{kind}_ms": round(ms, 4) for kind, ms in times.items()}
+                row["float_over_c"] = round(times["onnx_float"] / times["c"], 2)
+                if peak:
+                    row["peak_share"] = round(1e3 * count / times["c"] / peak, 3)
                 if not missing_tools():
                     core = emulate(folder)
                     row |= dict(m4_flash_bytes=core.flash_bytes, m4_stack_bytes=core.stack_bytes)

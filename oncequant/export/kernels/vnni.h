@@ -15,10 +15,24 @@
 
 enum { VNNI_PIXELS = 8, VNNI_BLOCKS = 4 }; /* output pixels, and blocks of channels, computed together, at most */
 
+/* What the codes of a layer's output are clamped to; read once, since bytes that are written might be anything. */
+typedef struct {
+    __m512 low, high;
+    __m512i zero;
+} vnni_range;
+
+INLINE vnni_range vnni_range_of(const network_layer *l)
+{
+    const vnni_range range = {_mm512_set1_ps((float)-l->zero), _mm512_set1_ps((float)(l->max - l->zero)),
+                              _mm512_set1_epi32(l->zero)};
+    return range;
+}
+
 /* How codes become weights: their parts are rotated to where they belong and masked; then the offset is subtracted. */
 typedef struct {
     __m512i rotate[4], mask[4]; /* of the parts of 8, 4, 2 and 1 bits */
     __m512i offset;
+    vnni_range range;
 } vnni_codes;
 
 /* Whether signed bytes cannot hold weights, such as odd ones of 8 bits. */
@@ -35,6 +49,7 @@ INLINE vnni_codes vnni_codes_of(const int bits, const network_layer *l)
         c.mask[i] = _mm512_set1_epi8((char)(((1 << width[i]) - 1) << low));
         if (bits & width[i]) low += width[i];
     }
+    c.range = vnni_range_of(l);
     c.offset = _mm512_set1_epi8((char)(l->offset << l->shift));
     return c;
 }
@@ -70,19 +85,17 @@ INLINE __m512i vnni_weights(const int bits, const vnni_codes *c, network_words p
     return _mm512_sub_epi8(code, c->offset);
 }
 
-/* Codes, or logits, of up to 16 channels, whose accumulators are given. */
-INLINE void vnni_results(const network_layer *l, __m512i accumulators, int32_t channel, __mmask16 there, uint8_t *codes,
+/* Codes, or logits, of up to 16 channels, whose accumulators and ratios are given. */
+INLINE void vnni_results(vnni_range range, __m512i accumulators, __m512 ratio, __mmask16 there, uint8_t *codes,
                          float *logits)
 {
-    const __m512 ratio = _mm512_maskz_loadu_ps(there, l->ratio + channel);
     __m512 value = _mm512_mul_ps(_mm512_cvtepi32_ps(accumulators), ratio);
     if (logits) {
         _mm512_mask_storeu_ps(logits, there, value);
         return;
     }
-    value = _mm512_max_ps(value, _mm512_set1_ps((float)-l->zero));
-    value = _mm512_min_ps(value, _mm512_set1_ps((float)(l->max - l->zero)));
-    const __m512i code = _mm512_add_epi32(_mm512_cvtps_epi32(value), _mm512_set1_epi32(l->zero));
+    value = _mm512_min_ps(_mm512_max_ps(value, range.low), range.high);
+    const __m512i code = _mm512_add_epi32(_mm512_cvtps_epi32(value), range.zero);
     _mm_mask_storeu_epi8(codes, there, _mm512_cvtepi32_epi8(code));
 }
 
@@ -111,6 +124,7 @@ INLINE void vnni_block(const int bits, const int count, const int blocks, const 
     const __m512i odd = _mm512_or_si512(even, _mm512_set1_epi32(1));
     const int chunk = bits == 8 ? 2 : chunk_steps(bits);
     const int32_t steps = (l->kernel * l->kernel * l->channels + 3) / 4, block = block_words(bits, LANES, steps);
+    const int32_t outputs = l->out_channels;
     network_words part[VNNI_BLOCKS];
     __m512i sum[VNNI_PIXELS][VNNI_BLOCKS];
     UNROLL for (int b = 0; b < blocks; b++) {
@@ -134,12 +148,14 @@ INLINE void vnni_block(const int bits, const int count, const int blocks, const 
     }
     UNROLL for (int b = 0; b < blocks; b += 2) {
         const int32_t first = channel + b * LANES;
+        const __mmask16 there = blocks > 1 ? 0xffff : 0xff;
+        const __m512 ratio = _mm512_maskz_loadu_ps(there, l->ratio + first);
         UNROLL for (int p = 0; p < count; p++) {
             const __m512i other = blocks > 1 ? sum[p][b + 1] : sum[p][b];
             const __m512i s0 = _mm512_permutex2var_epi32(sum[p][b], even, other);
             const __m512i s1 = _mm512_permutex2var_epi32(sum[p][b], odd, other);
-            vnni_results(l, _mm512_add_epi32(s0, s1), first, blocks > 1 ? 0xffff : 0xff,
-                         y + p * l->out_channels + first, logits ? logits + first : 0);
+            vnni_results(c->range, _mm512_add_epi32(s0, s1), ratio, there, y + p * outputs + first,
+                         logits ? logits + first : 0);
         }
     }
 }

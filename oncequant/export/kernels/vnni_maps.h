@@ -74,18 +74,21 @@ INLINE void vnni_taps(const network_layer *l, const int kernel, const uint8_t *t
     const int32_t next = 64 * 4 / l->stride;
     const __mmask16 there = vnni_there(l->channels - 16 * block);
     const __m512i bias = _mm512_maskz_loadu_epi32(there, l->bias + 16 * block);
+    const __m512 ratio = _mm512_maskz_loadu_ps(there, l->ratio + 16 * block);
+    const vnni_range range = vnni_range_of(l);
+    const int32_t out_size = l->out_size, channels = l->channels, stride = l->stride;
     __m512i weights[14]; /* of 7 x 7 taps */
     UNROLL for (int i = 0; i < kernel * fours; i++) weights[i] = _mm512_loadu_si512(taps + (i * blocks + block) * 64);
     for (int32_t row = 0; row < rows; row++)
-        for (int32_t pixel = 0; pixel < l->out_size; pixel++) {
-            const uint8_t *in = together + (row * l->stride * width + pixel) * 64;
+        for (int32_t pixel = 0; pixel < out_size; pixel++) {
+            const uint8_t *in = together + (row * stride * width + pixel) * 64;
             __m512i sum = bias;
             UNROLL for (int i = 0; i < kernel; i++, in += 64 * width)
                 UNROLL for (int four = 0; four < fours; four++) {
                     const __m512i inputs = _mm512_loadu_si512(in + four * next);
                     sum = _mm512_dpbusd_epi32(sum, inputs, weights[i * fours + four]);
                 }
-            vnni_results(l, sum, 16 * block, there, y + (row * l->out_size + pixel) * l->channels + 16 * block, 0);
+            vnni_results(range, sum, ratio, there, y + (row * out_size + pixel) * channels + 16 * block, 0);
         }
 }
 
