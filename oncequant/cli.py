@@ -23,7 +23,7 @@ from oncequant.allocator import keep_freed_memory
 from oncequant.arch import Arch
 from oncequant.cost import COSTS
 from oncequant.cost_table import known_costs, run_costs
-from oncequant.export.formats import DEFAULT_FORMATS, FORMATS, exports_table, needed_packages
+from oncequant.export.formats import DEFAULT_FORMATS, FORMATS, check_tools, exports_table, needed_packages
 from oncequant.files import read_object
 from oncequant.methods import METHODS, method_of
 from oncequant.options import (
@@ -97,7 +97,9 @@ def _end(error: Exception) -> None:
 def run(options: Run) -> None:
     """`oncequant run`."""
     options.train.training.check_files()
-    _check_packages(*needed_packages(DEFAULT_FORMATS), "matplotlib")
+    formats = (*DEFAULT_FORMATS, "c") if any(budget.target for budget in options.search.budgets) else DEFAULT_FORMATS
+    check_tools(formats)
+    _check_packages(*needed_packages(formats), "matplotlib")
     cfg, found = _prepare(options.train, options.search)
     with writing(found.folder, runs.called_as(), found.data.device):
         METHODS[method_of(cfg)].train(cfg, found)
@@ -105,7 +107,7 @@ def run(options: Run) -> None:
         distributed.leave()
         if not distributed.is_main():
             return
-        problems = _export(cfg, found, (), None)
+        problems = _export(cfg, found, (), None, formats)
         report(Report(found.folder))
     if problems:
         raise ValueError(problems)

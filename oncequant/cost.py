@@ -13,7 +13,7 @@ the command line take it from there. A cost that was measured on a device is a f
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 
 from oncequant.arch import LayerSpec, Number
@@ -229,6 +229,8 @@ class Budget:
 
     cost: Cost
     limit: float
+    target: str = field(default="", compare=False)
+    """The board that it is of, or ""."""
 
     @staticmethod
     def parse(text: str, costs: Mapping[str, Cost] = COSTS) -> "Budget":

@@ -33,8 +33,8 @@ class Target:
     def budgets(self) -> tuple[Budget, ...]:
         """What it has, less the reserve."""
         return (
-            Budget(COSTS["ram_bytes"], 1024 * self.ram_kib - RAM_RESERVE),
-            Budget(COSTS["flash_bytes"], 1024 * self.flash_kib - FLASH_RESERVE),
+            Budget(COSTS["ram_bytes"], 1024 * self.ram_kib - RAM_RESERVE, self.name),
+            Budget(COSTS["flash_bytes"], 1024 * self.flash_kib - FLASH_RESERVE, self.name),
         )
 
 
@@ -54,7 +54,7 @@ TARGETS = (
 
 HELP = (
     "A board, whose RAM and flash less a reserve become budgets of ram_bytes and flash_bytes; a budget of the "
-    "same cost goes before. `oncequant info --targets` lists them."
+    "same cost goes before. `oncequant info --targets` lists them. `run` writes C, too."
 )
 
 

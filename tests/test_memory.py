@@ -205,7 +205,7 @@ def test_a_run_for_a_target_fits_it(tmp_path, monkeypatch):
     folder, wanted = tmp_path / "run", ("--target", "stm32f103", "--budget", "flash_bytes<=28k")
     call(monkeypatch, "run", "--run", folder, *small, "--evaluations", "6", *wanted)
     chosen = [member for member in read_json(folder / "family.json") if member["bits"] != 32]
-    assert chosen and all("flash_bytes28k-ram_bytes16.384k" in member["name"] for member in chosen)
+    assert chosen and all("flash_bytes28k-stm32f103" in member["name"] for member in chosen)
     call(monkeypatch, "export", folder, chosen[0]["name"], "--formats", "c")
     (row,) = (row for row in read_json(folder / "exports.json") if row["name"] == chosen[0]["name"])
     costs = chosen[0]["costs"]

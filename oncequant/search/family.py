@@ -195,8 +195,8 @@ def chosen_measurements(
 
 
 def budget_name(budgets: Sequence[Budget]) -> str:
-    """Name of the subnet that is chosen under budgets."""
-    return "-".join(str(budget).replace("<=", "") for budget in budgets)
+    """Name of the subnet that is chosen under budgets: those of a target by its name."""
+    return "-".join(dict.fromkeys(budget.target or str(budget).replace("<=", "") for budget in budgets))
 
 
 def family_table(members: Sequence[Member], costs: Mapping[str, Cost] = COSTS) -> Table:
