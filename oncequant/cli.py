@@ -142,7 +142,7 @@ def evaluate(options: Evaluate) -> None:
     """`oncequant evaluate`."""
     cfg, found = _open(options.source)
     of = options.evaluate
-    print(json.dumps(runs.evaluate_run(cfg, found, of.arch, of.stage, of.split)))
+    print(json.dumps(runs.evaluate_run(cfg, found, of.arch, of.stage, of.split, of.compiled)))
 
 
 def export(options: Export) -> None:

@@ -133,6 +133,8 @@ class EvaluateOptions:
     """float, 4bit, mixed, ...; default: the named subnet's own, or the last supernet (the lowest bit-width)."""
     split: Literal["validation", "test"] = "validation"
     """Images to measure on; the test split is for final figures."""
+    compiled: bool = False
+    """Run the exported C of a chosen subnet instead of the trained network, and say how long an image takes."""
 
 
 @dataclass(frozen=True)

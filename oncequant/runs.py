@@ -120,12 +120,7 @@ def new_run(
 
 
 def _checked(
-    settings: RunSettings,
-    options: ModelOptions,
-    data: Data,
-    folder: Path,
-    search: BudgetOptions | None,
-    costs: Sequence[Path],
+    settings: RunSettings, options: ModelOptions, data: Data, folder: Path, search: Any, costs: Sequence[Path]
 ) -> RunSettings:
     """The settings with the network for these images; what can be checked before training is."""
     method = METHODS[settings.method]
@@ -347,12 +342,22 @@ def evaluate_run(
     arch: str,
     stage: str | None = None,
     split: Literal["validation", "test"] = "validation",
+    compiled: bool = False,
 ) -> dict[str, Any]:
-    """Accuracy (0 to 1) and costs of one subnet, named as for `subnet`, on one of the splits."""
+    """Accuracy (0 to 1) and costs of one subnet, named as for `subnet`, on one of the splits.
+
+    With `compiled` those of its exported C, with the milliseconds of an image, see `evaluate_compiled`.
+    """
     stage, supernet, values = subnet(cfg, run, arch, stage)
-    judge = Judge(run.data, cfg.calibration(run.data))
-    top1 = judge.test(supernet, values) if split == "test" else judge.validation(supernet, values)
-    result = {"stage": stage, "split": split, "images": len(getattr(run.data, split)), "top1": top1}
+    images = getattr(run.data, split)
+    if compiled:
+        from oncequant.export.compiled import evaluate_compiled
+
+        found = evaluate_compiled(run.folder / "exports" / arch, run.data, images)
+    else:
+        judge = Judge(run.data, cfg.calibration(run.data))
+        found = {"top1": judge.test(supernet, values) if split == "test" else judge.validation(supernet, values)}
+    result = {"stage": stage, "split": split, "images": len(images), **found}
     return {**result, **all_costs(supernet.space, values, run.costs)}
 
 
@@ -372,20 +377,16 @@ def add_member(cfg: TrainingOptions, run: Run, text: str, stage: str | None = No
 
 
 def export_members(
-    cfg: TrainingOptions,
-    run: Run,
-    names: Sequence[str] = (),
-    stage: str | None = None,
-    formats: Sequence[str] = DEFAULT_FORMATS,
+    cfg: TrainingOptions, run: Run, names: Sequence[str] = (), stage: str | None = None, formats: Sequence[str] = ()
 ) -> list[Export]:
-    """Export chosen subnets and verify their files, by default all in `DEFAULT_FORMATS`; the entries of `exports.json`.
+    """Export chosen subnets and verify their files, by default all in DEFAULT_FORMATS; the entries of `exports.json`.
 
     A name may also be that of a JSON file with an architecture, "largest" or "smallest": it is measured and chosen
     first, at `stage` or the last one. Raises ValueError for unknown names.
     """
     from oncequant.export.chosen import export_chosen
 
-    check_tools(formats)
+    check_tools(formats := formats or DEFAULT_FORMATS)
     known = {member.name for member in family_of_run(run.folder)}
     own = [name for name in names if name not in known and is_arch(name)]
     if stage and not own:

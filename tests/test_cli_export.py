@@ -47,6 +47,21 @@ def test_evaluate_prints_one_json_line(digits_run, monkeypatch, capsys):
     assert json.loads(capsys.readouterr().out)["split"] == "validation"
 
 
+def test_evaluate_runs_the_exported_c(digits_run, monkeypatch, capsys):
+    name = next(e for e in read_json(digits_run / "family.json") if e["stage"] == "2bit")["name"]
+    for of in ("smallest", name):
+        assert "export" in fails(monkeypatch, capsys, "evaluate", digits_run, of, "--compiled")
+    call(monkeypatch, "export", digits_run, name, "--formats", "c")
+    (row,) = (row for row in read_json(digits_run / "exports.json") if row["name"] == name)
+    capsys.readouterr()
+    call(monkeypatch, "evaluate", digits_run, name, "--compiled", "--split", "test")
+    found = json.loads(capsys.readouterr().out)
+    assert found["top1"] == row["top1_c"] and 0 < found["compiled_ms"] < 100 and found["ram_bytes"] > 0
+    file = digits_run / "exports" / name / "network.c"
+    file.write_text(file.read_text() + "/* changed */")
+    assert "does not match its hash" in fails(monkeypatch, capsys, "evaluate", digits_run, name, "--compiled")
+
+
 def test_an_architecture_in_a_file_is_measured_and_exported(digits_run, tmp_path, monkeypatch, capsys):
     space = space_of(with_bits(model_of(digits_run), 4))
     arch = space.sample(np.random.default_rng(5))

@@ -102,6 +102,11 @@ class Data:
             # cuDNN would round the operands of convolutions to 10 bits, by default and in what is called float32 here
             torch.backends.cudnn.allow_tf32 = False
 
+    def raw(self, normalised: Tensor) -> Tensor:  # (N, C, H, W)
+        """Pixels 0 to 255, of normalised images."""
+        mean, std = (normalised.new_tensor(v).view(1, -1, 1, 1) for v in (self.mean, self.std))
+        return (normalised * std + mean) * 255
+
     def on(self, device: torch.device) -> Data:
         """The same data set for training on another device."""
 

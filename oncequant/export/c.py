@@ -6,8 +6,6 @@ and asking it about every test image.
 """
 
 import hashlib
-import statistics
-import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,7 +26,6 @@ from oncequant.structure import CannotRun
 
 FILES = ("network.c", "network.h", "network_test.c", "network.mk", "network.md")
 HASHES = "network.sha256"
-ROUNDS, REPEATS = 15, 10  # of the latency
 
 
 @dataclass(frozen=True)
@@ -133,22 +130,13 @@ def judge(exported: Exported, counts: Counter[str], common: Common) -> CJudgemen
             console.print(f"{exported.folder.name} was not run on an emulated Cortex-M4: {error}", soft_wrap=True)
     if on_core and not on_core.equal:
         problems.append("a Cortex-M4 computes other logits than the integer simulator")
-    network = load_compiled(exported.folder, 1)
-    image = torch.full((1, network.channels, network.resolution, network.resolution), 127, dtype=torch.uint8)
-    run = network.prepared(image)
-    times = []
-    for _ in range(ROUNDS):
-        start = time.perf_counter()
-        for _ in range(REPEATS):
-            run()
-        times.append((time.perf_counter() - start) / REPEATS * 1e3)
     return CJudgement(
         bytes=sum((exported.folder / name).stat().st_size for name in (*FILES, HASHES)),
         constant_bytes=sources(plan, placement)[1],
         arena_bytes=placement.bytes,
         top1=counts["correct"] / common.images,
         different_images=counts["different"],
-        latency_ms=statistics.median(times),
+        latency_ms=load_compiled(exported.folder, 1).milliseconds(),
         cortex_m4_flash_bytes=on_core.flash_bytes if on_core else None,
         cortex_m4_stack_bytes=on_core.stack_bytes if on_core else None,
         cortex_m4_instructions=on_core.instructions if on_core else None,

@@ -1,6 +1,8 @@
 """A network in C, compiled for this machine and called from Python."""
 
 import ctypes
+import statistics
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,11 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from oncequant.export.c import check_files
+from oncequant.data import Data, eval_batches
+from oncequant.data.images import resize
+from oncequant.data.splits import Split
+from oncequant.export.c import FILES, check_files
+from oncequant.files import FileError
 from oncequant.memory import ALIGNMENT
 from oncequant.native import BuildError, built
 
 FLAGS = ("-std=c99", "-O3", "-march=native", "-ffp-contract=off", "-shared", "-fPIC")
+ROUNDS, REPEATS = 15, 10  # of the latency
 BATCH_C = Path(__file__).parent / "kernels" / "batch.c"
 
 
@@ -52,6 +59,18 @@ class CompiledNetwork:
         """A function that classifies these images on its caller's thread, in buffers that are there: for timing."""
         return self._call(*self._buffers(pixels))
 
+    def milliseconds(self) -> float:
+        """The median time of one image on this thread."""
+        size = self.channels, self.resolution, self.resolution
+        run = self.prepared(torch.full((1, *size), 127, dtype=torch.uint8))
+        times = []
+        for _ in range(ROUNDS):
+            start = time.perf_counter()
+            for _ in range(REPEATS):
+                run()
+            times.append((time.perf_counter() - start) / REPEATS * 1e3)
+        return statistics.median(times)
+
     def _buffers(self, pixels: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """Images with channels last, and room for their logits."""
         images = np.ascontiguousarray(pixels.permute(0, 2, 3, 1).numpy())
@@ -85,3 +104,21 @@ def load_compiled(folder: Path | str, threads: int | None = None) -> CompiledNet
         return CompiledNetwork(path, threads or torch.get_num_threads())
     except OSError as error:
         raise BuildError(f"{path} cannot be loaded: {error}") from error
+
+
+def evaluate_compiled(folder: Path, data: Data, split: Split) -> dict[str, float]:
+    """Top-1 (0 to 1) of the C of an exported folder, and the milliseconds of an image on one thread of this machine.
+
+    Raises FileError if there is no C, or it cannot be compiled.
+    """
+    if not (folder / FILES[0]).exists():
+        raise FileError(f"{folder} has no C: `oncequant export` with --formats c writes that of chosen subnets")
+    try:
+        network = load_compiled(folder)
+    except BuildError as error:
+        raise FileError(f"{folder / FILES[0]} cannot be compiled: {error}") from error
+    correct = 0
+    for images, labels in eval_batches(data, split):
+        pixels = data.raw(resize(images.cpu(), network.resolution)).round().clamp(0, 255)
+        correct += int((network(pixels.to(torch.uint8)).argmax(1) == labels.cpu()).sum())
+    return {"top1": correct / len(split), "compiled_ms": network.milliseconds()}
