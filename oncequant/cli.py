@@ -22,7 +22,7 @@ from oncequant import distributed, runs
 from oncequant.allocator import keep_freed_memory
 from oncequant.arch import Arch
 from oncequant.cost import COSTS
-from oncequant.cost_table import known_costs, run_costs
+from oncequant.cost_table import known_costs
 from oncequant.export.formats import DEFAULT_FORMATS, FORMATS, check_tools, exports_table, needed_packages
 from oncequant.files import read_object
 from oncequant.methods import METHODS, method_of
@@ -44,7 +44,7 @@ from oncequant.progress import console
 from oncequant.records import Member
 from oncequant.run_folder import Run as RunValue
 from oncequant.run_folder import commands_of, read_settings, writing
-from oncequant.runs import family_of_run, outdated_exports
+from oncequant.runs import outdated_exports
 from oncequant.search import SEARCHERS, BudgetOptions
 from oncequant.search.family import family_table
 from oncequant.settings import config_of_bits, device_of, presets_table, space_of_all_bits, targets_table
@@ -168,8 +168,7 @@ def report(options: Report) -> None:
 def cost(options: Cost) -> None:
     """`oncequant cost`."""
     lines = sys.stdin if options.archs == "-" else Path(options.archs).read_text().splitlines()
-    wanted = {name: value for name, value in vars(options).items() if name not in ("archs", "costs")}
-    space, default = space_of_all_bits(**wanted)
+    space, default = space_of_all_bits(options)
     costs = known_costs(None, options.costs)
     for number, line in enumerate(lines, start=1):
         if line.strip():
@@ -197,6 +196,8 @@ def profile(options: Profile) -> None:
 
 def info(options: Info) -> None:
     """`oncequant info`."""
+    from oncequant.report.contents import read_contents
+
     if options.targets:
         console.print(targets_table())
         return
@@ -214,7 +215,8 @@ def info(options: Info) -> None:
     stages = METHODS[method].stages(cfg)
     done = [stage for stage in stages if (options.run / f"{stage}.safetensors").exists()]
     console.print(f"stages trained: {', '.join(done) or 'none'} of {', '.join(stages)}")
-    console.print(family_table(family_of_run(options.run), run_costs(options.run)))
+    contents = read_contents(options.run)  # members have the costs of tables that are younger than they are
+    console.print(family_table(contents.family, contents.known_costs))
 
 
 HANDLERS: dict[type, Callable[[Any], None]] = {

@@ -84,6 +84,24 @@ class Effort:
         return Effort(self.images + other.images, self.seconds + other.seconds)
 
 
+@dataclass(frozen=True)
+class CompareOptions:
+    """Options of `oncequant compare`."""
+
+    bits: int = 2
+    """Bit-width of all networks, one that the run has trained."""
+    deployments: int = 10
+    """Budgets, spread over what the supernet reaches of the cost of the front."""
+    ways: tuple[Way, ...] | None = None
+    """Which of these to compare; default all that the run allows. Each of the hand-made ones takes as long as the run's
+    own training."""
+    evaluations: int | None = None
+    """Subnets measured per supernet; default 60."""
+    front: str = "bitops"
+    """Cost of the budgets, along which subnets are searched and networks are scaled: bitops, weight_bytes, or a table
+    of --costs, which has no layers of networks in float or made by hand."""
+
+
 def compare(
     cfg: TrainingOptions,
     run: Run,

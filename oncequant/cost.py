@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal
 
 from oncequant.arch import LayerSpec, Number
-from oncequant.memory import flash_bytes, ram_bytes
+from oncequant.memory import flash_bytes, float_layers, ram_bytes
 
 Specs = Mapping[str, LayerSpec]
 
@@ -244,8 +244,10 @@ class Budget:
         return Budget(costs[match[1]], float(Decimal(match[2]) * _SUFFIX[match[3]]))
 
     def holds(self, specs: Specs) -> Number:
-        """True where the architecture (or each of a batch) is within the budget."""
-        return self.cost(specs) <= self.limit
+        """True where the architecture (or each of a batch) is within the budget. Budgets of structural costs, such as a
+        board's, are for networks in C: one with a layer in float is within none."""
+        fits = self.cost(specs) <= self.limit
+        return fits & (float_layers(specs) == 0) if self.cost.structural else fits
 
     def __str__(self) -> str:
         return f"{self.cost}<={readable(self.limit, digits=12)}"

@@ -129,24 +129,36 @@ def check_layers(space: SearchSpace, cost: Cost) -> None:
 
 def keep_table(path: Path, run_dir: Path) -> None:
     """Copy a table to a run folder, for later searches. Raises FileError if another one of its name is there."""
-    kept, content = run_dir / FOLDER / path.name, path.read_bytes()
-    if kept.exists() and kept.read_bytes() != content:
-        raise FileError(
-            f"{kept} is another table than {path}: costs of one name must stay comparable; rename {path.name}"
-        )
-    if not kept.exists():
-        write_atomically(kept, content)
+    table_costs([*kept_tables(run_dir), path])
+    if not (kept := run_dir / FOLDER / path.name).exists():
+        write_atomically(kept, path.read_bytes())
+
+
+def kept_tables(run_dir: Path) -> list[Path]:
+    """The tables in a run folder."""
+    return sorted(path for path in (run_dir / FOLDER).glob("*") if path.suffix in SUFFIXES)
+
+
+def table_costs(paths: Iterable[Path]) -> dict[str, Cost]:
+    """By name: the costs of tables. Raises FileError, also for two tables of one name."""
+    found: dict[str, tuple[Path, Cost]] = {}
+    for path in paths:
+        other, _ = found.setdefault(path.stem, (path, table_cost(path)))
+        if other.read_bytes() != path.read_bytes():
+            raise FileError(
+                f"{other} is another table than {path}: costs of one name must stay comparable; rename {path.name}"
+            )
+    return {name: cost for name, (_, cost) in found.items()}
 
 
 def run_costs(run_dir: Path) -> dict[str, Cost]:
     """By name: the costs of `COSTS`, and those of the tables in a run folder. Raises FileError."""
-    paths = sorted(path for path in (run_dir / FOLDER).glob("*") if path.suffix in SUFFIXES)
-    return COSTS | {path.stem: table_cost(path) for path in paths}
+    return COSTS | table_costs(kept_tables(run_dir))
 
 
 def known_costs(run_dir: Path | None, paths: Iterable[Path]) -> dict[str, Cost]:
     """By name: the costs of a run folder, if there is one, and those of tables. Raises FileError."""
-    return (run_costs(run_dir) if run_dir else COSTS) | {path.stem: table_cost(path) for path in paths}
+    return COSTS | table_costs([*(kept_tables(run_dir) if run_dir else ()), *paths])
 
 
 # -- lookup

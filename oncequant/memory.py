@@ -157,10 +157,15 @@ def _shape(shape: Shape, specs: Specs) -> tuple[Number, Number]:
     return shape.of(first.in_size, first.in_channels)
 
 
+def float_layers(specs: Specs) -> Number:
+    """How many layers with weights or inputs in float an architecture has, or each of a batch."""
+    floats = [s.present * ((s.weight_bits == FLOAT_BITS) | (s.act_bits == FLOAT_BITS)) for s in specs.values()]
+    return np.sum(np.stack(np.broadcast_arrays(*floats)), axis=0)
+
+
 def _value_bytes(specs: Specs) -> Number:
     """Of a code; four of a network with a layer in float, which computes in float."""
-    floats = [s.present * ((s.weight_bits == FLOAT_BITS) | (s.act_bits == FLOAT_BITS)) for s in specs.values()]
-    return 1 + 3 * np.max(np.stack(np.broadcast_arrays(*floats)), axis=0)
+    return 1 + 3 * (float_layers(specs) > 0)
 
 
 # -- the costs

@@ -13,10 +13,8 @@ from typing import Annotated, Any, Literal, NoReturn, get_type_hints
 
 import tyro
 
-from oncequant.arch import FLOAT_BITS
-from oncequant.compare import Way
+from oncequant.compare import CompareOptions
 from oncequant.export.formats import DEFAULT_FORMATS, FORMATS
-from oncequant.export.timing import ROUNDS
 from oncequant.files import FileError
 from oncequant.methods import DEFAULT_METHOD, METHODS
 from oncequant.models import FAMILIES, PRESETS
@@ -24,7 +22,17 @@ from oncequant.parser import Groups, field_names, merged, one_line
 from oncequant.quantizers import WEIGHT_QUANTIZERS
 from oncequant.run_folder import read_settings
 from oncequant.search import SEARCHERS, BudgetOptions
-from oncequant.settings import DataOptions, Device, Machine, ModelOptions, TableOptions, presets_of
+from oncequant.settings import (
+    AllBits,
+    DataOptions,
+    Device,
+    Machine,
+    ModelOptions,
+    ProfiledModel,
+    ProfileOptions,
+    TableOptions,
+    presets_of,
+)
 from oncequant.train import TrainingOptions
 
 RunFolder = Annotated[Path, tyro.conf.Positional]
@@ -85,24 +93,6 @@ class Search:
     machine: Shared
     search: BudgetOptions
     tables: TableOptions = field(default_factory=TableOptions)
-
-
-@dataclass(frozen=True)
-class CompareOptions:
-    """Options of `oncequant compare`."""
-
-    bits: int = 2
-    """Bit-width of all networks, one that the run has trained."""
-    deployments: int = 10
-    """Budgets, spread over what the supernet reaches of the cost of the front."""
-    ways: tuple[Way, ...] | None = None
-    """Which of these to compare; default all that the run allows. Each of the hand-made ones takes as long as the run's
-    own training."""
-    evaluations: int | None = None
-    """Subnets measured per supernet; default 60."""
-    front: str = "bitops"
-    """Cost of the budgets, along which subnets are searched and networks are scaled: bitops, weight_bytes, or a table
-    of --costs, which has no layers of networks in float or made by hand."""
 
 
 @dataclass(frozen=True)
@@ -174,51 +164,15 @@ class Report:
     """Run folder made by `oncequant train` or `oncequant run`."""
 
 
-@dataclass(frozen=True)
-class Cost:
+@dataclass(frozen=True, kw_only=True)
+class Cost(AllBits):
     """Costs of architectures: one JSON object in, one JSON object out a line."""
 
     archs: Annotated[str, tyro.conf.Positional]
     """File with one architecture a line, or - for standard input. Choices with one value and the bits of absent
     blocks may be left out; missing bit-widths are --bits."""
-    preset: str = "imagenet"
-    """Kind and size of the networks."""
-    width: float = 1.0
-    """Multiplies all channel counts, 1.2 in OQA's larger space."""
-    bits: int = FLOAT_BITS
-    """Bit-width of weights and activations that an architecture does not name."""
-    edge_bits: int = FLOAT_BITS
-    """The same for the first convolution and the classifier."""
-    se_bits: int = FLOAT_BITS
-    """Bit-width of squeeze-and-excite."""
-    num_classes: int | None = None
-    """Default: the preset's."""
     costs: tuple[Path, ...] = ()
     """Table of what layers take on a device, whose cost is printed too."""
-
-
-@dataclass(frozen=True)
-class ProfiledModel(ModelOptions):
-    """The network: what a run is trained with."""
-
-    preset: str = "resnet-cifar"
-    """Kind and size of the networks, as a run has it."""
-
-
-@dataclass(frozen=True)
-class ProfileOptions:
-    """Options of `oncequant profile`."""
-
-    out: Path = Path("latency_us.csv")
-    """Table to write; its name is the name of the cost, `--budget "latency_us<=300"`."""
-    bits: tuple[int, ...] = (4, 3, 2)
-    """Bit-widths of weights and inputs: every pair of them is measured, with inputs from 2 bits."""
-    num_classes: int | None = None
-    """Default: the preset's."""
-    image_channels: int | None = None
-    """3 for colour, 1 for greyscale; default: the preset's."""
-    rounds: int = ROUNDS
-    """How often everything is timed; medians are taken."""
 
 
 @dataclass(frozen=True)
@@ -239,7 +193,7 @@ class Info:
     run: Annotated[Path | None, tyro.conf.Positional] = None
     """Run folder made by `oncequant train` or `oncequant run`."""
     targets: bool = False
-    """The boards that --target knows, and their budgets."""
+    """The boards that --target knows, and their budgets, instead."""
 
 
 COMMANDS = {

@@ -126,19 +126,72 @@ def device_of(name: Device) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def space_of_all_bits(
-    preset: str, width: float, bits: int, edge_bits: int, se_bits: int, num_classes: int | None
-) -> tuple[SearchSpace, dict[str, int]]:
+@dataclass(frozen=True)
+class ProfiledModel(ModelOptions):
+    """The network: what a run is trained with."""
+
+    preset: str = "resnet-cifar"
+    """Kind and size of the networks, as a run has it."""
+
+
+@dataclass(frozen=True)
+class ProfileOptions:
+    """Options of `oncequant profile`."""
+
+    out: Path = Path("latency_us.csv")
+    """Table to write; its name is the name of the cost, `--budget "latency_us<=300"`."""
+    bits: tuple[int, ...] = (4, 3, 2)
+    """Bit-widths of weights and inputs: every pair of them is measured, with inputs from 2 bits."""
+    num_classes: int | None = None
+    """Default: the preset's."""
+    image_channels: int | None = None
+    """3 for colour, 1 for greyscale; default: the preset's."""
+    rounds: int = 51
+    """How often everything is timed; medians are taken."""
+
+    def __post_init__(self) -> None:
+        """Refuse impossible numbers before any work."""
+        if self.rounds < 1:
+            raise ValueError(f"rounds {self.rounds}: use at least 1")
+
+
+@dataclass(frozen=True)
+class AllBits:
+    """A space in which every bit-width can be chosen, and those of architectures that do not name them."""
+
+    preset: str = "imagenet"
+    """Kind and size of the networks."""
+    width: float = 1.0
+    """Multiplies all channel counts, 1.2 in OQA's larger space."""
+    bits: int = FLOAT_BITS
+    """Bit-width of weights and activations that an architecture does not name."""
+    edge_bits: int = FLOAT_BITS
+    """The same for the first convolution and the classifier."""
+    se_bits: int = FLOAT_BITS
+    """Bit-width of squeeze-and-excite."""
+    num_classes: int | None = None
+    """Default: the preset's."""
+
+
+def _given(num_classes: int | None, default: int) -> int:
+    if num_classes is not None and num_classes < 2:
+        raise ValueError(f"num_classes {num_classes}: use at least 2")
+    return num_classes or default
+
+
+def space_of_all_bits(of: AllBits) -> tuple[SearchSpace, dict[str, int]]:
     """The space of a preset in which every bit-width can be chosen, also of the edges; and, by choice, the bit-widths
     that an architecture has which does not name them. Raises ValueError if a bit-width is none of 1 to 8 and 32."""
-    base, every = PRESETS[preset], tuple(sorted({*range(1, 9), FLOAT_BITS}))
+    base, every = PRESETS[of.preset], tuple(sorted({*range(1, 9), FLOAT_BITS}))
     known = {field.name for field in fields(base)}
-    own = {name: value for name, value in dict(width=width, se_bits=se_bits).items() if name in known}
-    config = replace(base, num_classes=num_classes or base.num_classes, weight_bits=every, act_bits=every, **own)
+    own = {name: getattr(of, name) for name in ("width", "se_bits") if name in known}
+    config = replace(
+        base, num_classes=_given(of.num_classes, base.num_classes), weight_bits=every, act_bits=every, **own
+    )
     space = space_of(config)
-    edges = {f"{layer}.{what}_bits": edge_bits for layer in ("stem", "classifier") for what in ("weight", "act")}
+    edges = {f"{layer}.{what}_bits": of.edge_bits for layer in ("stem", "classifier") for what in ("weight", "act")}
     space = replace(space, choices={**space.choices, **{name: every for name in edges}})
-    return space, {name: bits for name in space.choices if name.endswith("_bits")} | edges
+    return space, {name: of.bits for name in space.choices if name.endswith("_bits")} | edges
 
 
 def config_of_bits(
@@ -150,7 +203,8 @@ def config_of_bits(
         raise ValueError(f"preset: give one of {', '.join(PRESETS)}")
     base = PRESETS[options.preset]
     inputs = tuple(b for b in bits if b >= 2) or bits  # files hold no others
-    config: Any = options.config(num_classes or base.num_classes, image_channels or base.image_channels)
+    classes = _given(num_classes, base.num_classes)
+    config: Any = options.config(classes, image_channels or base.image_channels)
     if hasattr(config, "precisions"):
         return replace(config, precisions=(SKIP, *(pair(weight, act) for weight in bits for act in inputs)))
     return replace(config, weight_bits=bits, act_bits=inputs, steps_per_bits=True)

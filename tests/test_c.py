@@ -144,10 +144,21 @@ def test_microcontrollers_compute_the_same_in_little_memory(name, core, tmp_path
 def test_whole_numbers_scale_as_float_does(tmp_path):
     folder = written(graph_of("mixed"), tmp_path)
     shutil.copy(Path(__file__).with_name("scales.c"), folder)
-    flags = ["-O2", *STRICT, "-Wno-unused", "-DNETWORK_PORTABLE", "-DNETWORK_INTEGER", "-fsanitize=undefined"]
+    flags = [
+        "-O2",
+        *STRICT,
+        "-Wno-unused",
+        "-DNETWORK_PORTABLE",
+        "-DNETWORK_INTEGER",
+        "-fsanitize=undefined",
+        "-fno-sanitize-recover=all",
+    ]
     assert run("gcc", *flags, "scales.c", "-o", "scales", cwd=folder).returncode == 0
-    found = run("./scales", cwd=folder).stdout
-    assert found.startswith("0 wrong") and float(found.split()[2]) > 0.5, found  # else float would do the work
+    done = run("./scales", cwd=folder)
+    found = done.stdout
+    assert done.returncode == 0 and found.startswith("0 wrong") and float(found.split()[2]) > 0.5, (
+        found
+    )  # else float would do the work
 
 
 def test_what_fails_under_emulation_is_said(tmp_path):

@@ -13,7 +13,7 @@ from test_cost_table import write_table
 
 from oncequant import runs
 from oncequant.cost import COSTS, Budget
-from oncequant.cost_table import keep_table, layer_rows, table_cost
+from oncequant.cost_table import KEY, keep_table, layer_rows, table_cost
 from oncequant.data import load_data
 from oncequant.family import with_bits
 from oncequant.files import read_json, read_lines
@@ -116,12 +116,27 @@ def test_what_cannot_work_is_one_line_before_any_work(run, phone, tmp_path, monk
     keep_table(phone, run)
     phone.write_text(phone.read_text().replace("us\n", "ms\n"))
     assert "is another table than" in refused("search", run, "--costs", phone)
+    assert "is another table than" in refused("search", run, "--costs", json_of(phone))
+    twice = tmp_path / "elsewhere" / "phone.csv"
+    twice.parent.mkdir()
+    twice.write_text(phone.read_text())
+    phone.write_text(phone.read_text() + "# of another day\n")
     fresh = tmp_path / "fresh"
+    assert "is another table than" in refused("train", "--run", fresh, "--costs", phone, "--costs", twice)
+    assert not fresh.exists()
     for command in ("run", "train"):
         assert "lacks a layer" in refused(
             command, "--run", fresh, "--costs", other, *(QUICK if command == "run" else ())
         )
     assert not fresh.exists()
+
+
+def json_of(table):
+    """The same table as JSON, of which the name is the same."""
+    file = table.with_suffix(".json")
+    rows = [dict(zip(KEY, key)) for key in (("stem", 1, 16, 3, 1, 8, 1, 8, 8),)]
+    file.write_text(json.dumps({"unit": "us", "layers": [{**row, "cost": 1.0} for row in rows]}))
+    return file
 
 
 def test_qfa_predicts_within_a_table_s_budget(tmp_path):

@@ -10,7 +10,7 @@ from blank_graphs import blank_graph, mixed
 from commands import TRAINING, call, fails
 from small_export import lowered, preset, subnet_of
 
-from oncequant.arch import SKIP
+from oncequant.arch import SKIP, Arch
 from oncequant.cost import COSTS, Budget
 from oncequant.export.c_writer import sources
 from oncequant.export.cortex_m import CORES, FLAGS
@@ -197,6 +197,23 @@ def test_targets_on_the_command_line(tmp_path, monkeypatch, capsys):
     assert "use one of cortex-m4, nano-33-ble" in fails(monkeypatch, capsys, *words, "--target", "toaster")
     photo = *words, "--preset", "cifar", "--width", "4", "--resolutions", "32", "--target", "stm32f103"
     assert "that was found is" in fails(monkeypatch, capsys, *photo) and not (tmp_path / "run").exists()
+
+
+def test_networks_in_float_fit_no_board(tmp_path, monkeypatch, capsys):
+    budgets = with_target((), "nano-33-ble")
+    in_float = space_of(replace(PRESETS["resnet-nano"], weight_bits=(4,), act_bits=(4,), edge_bits=32))
+    for check in (check_reachable, check_each):
+        with pytest.raises(BudgetError, match="nano-33-ble: networks with a layer in float cannot run in C, and stem"):
+            check(in_float, budgets)
+    some = space_of(replace(PRESETS["resnet20"], precisions=(232, 404), edge_bits=8))
+    arch, other = ({n: p if n.endswith("precision") else v[0] for n, v in some.choices.items()} for p in (232, 404))
+    assert not any(budget.holds(some.layers(Arch(arch))) for budget in budgets)
+    assert all(budget.holds(some.layers(Arch(other))) for budget in budgets)
+    codes = np.stack([some.encode(arch), some.encode(other)])
+    assert budgets[0].holds(some.layers_batch(codes)).tolist() == [False, True]
+    check_each(some, budgets)
+    words = "--run", tmp_path / "run", "--edge-bits", "32", "--target", "cortex-m4"
+    assert "cannot run in C" in fails(monkeypatch, capsys, "run", *words) and not (tmp_path / "run").exists()
 
 
 def test_a_run_for_a_target_fits_it(tmp_path, monkeypatch):

@@ -61,6 +61,8 @@ def profile(config: NetworkConfig, path: Path, rounds: int = ROUNDS) -> Profiled
     float and others that integer kernels cannot run; FileError for a path that names no cost, or cannot be written.
     """
     check_name(path)
+    if path.suffix != ".csv":
+        raise FileError(f"{path}: a profile is CSV, so its name ends with .csv")
     if lacks := missing_compiler():
         raise ValueError(lacks)
     keys = [tuple(row.values()) for row in layer_rows(space_of(config))]

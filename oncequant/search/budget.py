@@ -14,9 +14,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from oncequant.arch import Arch
+from oncequant.arch import FLOAT_BITS, Arch
 from oncequant.cost import Budget, Cost, find_cost
-from oncequant.cost_table import check_layers
+from oncequant.cost_table import check_layers, layer_variants
+from oncequant.memory import float_layers
 from oncequant.space import SearchSpace
 
 REJECTION_BATCHES = 16  # uniform draws before the rest is shrunk into the budget
@@ -30,9 +31,21 @@ class BudgetError(ValueError):
 
 def check_reachable(space: SearchSpace, budgets: Sequence[Budget]) -> None:
     """Raise BudgetError if no architecture keeps all budgets, TableError if a budget's table lacks a layer."""
+    check_in_c(space, budgets)
     for budget in budgets:
         check_layers(space, budget.cost)
     smallest_codes(space, budgets)
+
+
+def check_in_c(space: SearchSpace, budgets: Sequence[Budget]) -> None:
+    """Raise BudgetError for budgets of structural costs if some layer of the space can be in float only."""
+    wanted = [budget for budget in budgets if budget.cost.structural]
+    for name, spec in layer_variants(space) if wanted else ():
+        if np.all((spec.weight_bits == FLOAT_BITS) | (spec.act_bits == FLOAT_BITS)):
+            raise BudgetError(
+                f"{wanted[0].target or wanted[0]}: networks with a layer in float cannot run in C, and {name} has no "
+                "other bit-widths here"
+            )
 
 
 def smallest_codes(space: SearchSpace, budgets: Sequence[Budget]) -> np.ndarray:
@@ -78,6 +91,7 @@ def check_each(space: SearchSpace, budgets: Sequence[Budget]) -> None:
     """Raise BudgetError if a budget is below the cheapest architecture of a space whose choices add up (`cheapest`).
 
     The least of costs that are no sums over layers is looked for as in other spaces."""
+    check_in_c(space, budgets)
     for budget in budgets:
         if not budget.cost.additive and not budget.cost.monotone:
             check_reachable(space, [budget])
@@ -107,9 +121,13 @@ def cost_batch(space: SearchSpace, cost: str | Cost, codes: np.ndarray) -> np.nd
 
 
 def slack(space: SearchSpace, budgets: Sequence[Budget], codes: np.ndarray) -> np.ndarray:
-    """log(limit / cost) of the tightest budget, shape (n,); negative is over budget, infinite without budgets."""
+    """log(limit / cost) of the tightest budget, shape (n,); negative is over budget, infinite without budgets. Where a
+    budget is for networks in C, every layer in float takes much away."""
     slacks = [np.log(budget.limit / cost_batch(space, budget.cost, codes)) for budget in budgets]
-    return np.min(slacks, axis=0) if slacks else np.full(len(codes), np.inf)
+    least = np.min(slacks, axis=0) if slacks else np.full(len(codes), np.inf)
+    if any(budget.cost.structural for budget in budgets):
+        least = least - 1000 * float_layers(space.layers_batch(codes))
+    return least
 
 
 def within(space: SearchSpace, budgets: Sequence[Budget], codes: np.ndarray) -> np.ndarray:

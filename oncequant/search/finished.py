@@ -7,6 +7,7 @@ from oncequant import distributed
 from oncequant.cost import Budget
 from oncequant.cost_table import run_costs
 from oncequant.files import FileError
+from oncequant.memory import float_layers
 from oncequant.records import Sample, read_records
 from oncequant.search.budget import BudgetError
 from oncequant.search.measurements import MeasurementFile, with_costs
@@ -33,6 +34,8 @@ def best_within(samples: Sequence[Sample], budgets: Sequence[Budget], space: Sea
     if not fitting:
         wanted = ", ".join(map(str, budgets))
         least = ", ".join(f"{b.cost} {min(map(b.cost, specs)):.6g}" for b in budgets)
+        if any(budget.cost.structural for budget in budgets) and all(map(float_layers, specs)):
+            least += ", and all of them have layers in float, which cannot run in C"
         raise BudgetError(
             f"none of the {len(samples)} trained networks keeps {wanted}; the least are {least}. "
             "DNAS cannot make others without training: use another gamma"

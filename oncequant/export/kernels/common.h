@@ -96,8 +96,9 @@ INLINE int32_t accumulator(int32_t sum, int32_t shift, int32_t bias)
 
 #ifdef NETWORK_INTEGER
 /* value / 2^shift, rounded to whole steps, in float and in whole numbers alike: unless it lies within 2^-14 of the middle
- * between two, where the roundings of float decide. Float errs by less, two roundings of numbers below 1024, where the
- * result is a code; other results, where it errs by more, are clamped. Returns whether `steps` were found. */
+ * between two, where the roundings of float decide. A result that is a code, and what it is summed of, is below 1024:
+ * its two roundings in float err by less than 2^-14. Larger results are clamped either way. Returns whether `steps` were
+ * found. */
 KERNEL int whole_steps(int64_t value, int32_t shift, int32_t *steps)
 {
     const int64_t parts = (value + ((int64_t)1 << (shift - 1))) >> (shift - 14); /* of 2^-14 steps, from the middle on */

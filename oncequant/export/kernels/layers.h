@@ -306,9 +306,9 @@ KERNEL void add(const uint8_t *a, const uint8_t *b, uint8_t *y, int32_t count, f
         return;
     })
 #ifdef NETWORK_INTEGER
-    const float whole = 1099511627776.0f; /* 2^40: what is lost is less than 2^-30 */
-    const int64_t by_a = (int64_t)(ratio_a * whole), by_b = (int64_t)(ratio_b * whole), from = (int64_t)(offset * whole);
     const int is_small = ratio_a < 2.0f && ratio_b < 2.0f && offset > -512.0f && offset < 512.0f;
+    const float whole = is_small ? 1099511627776.0f : 0.0f; /* 2^40: what is lost is less than 2^-30 */
+    const int64_t by_a = (int64_t)(ratio_a * whole), by_b = (int64_t)(ratio_b * whole), from = (int64_t)(offset * whole);
 #endif
     for (int32_t i = 0; i < count; i++) {
 #ifdef NETWORK_INTEGER
