@@ -9,12 +9,12 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, get_type_hints
+from typing import Annotated, Any, NoReturn, get_type_hints
 
 import tyro
 
 from oncequant.compare import CompareOptions
-from oncequant.export.formats import DEFAULT_FORMATS, FORMATS
+from oncequant.export.formats import FORMATS
 from oncequant.files import FileError
 from oncequant.methods import DEFAULT_METHOD, METHODS
 from oncequant.models import FAMILIES, PRESETS
@@ -25,38 +25,21 @@ from oncequant.search import SEARCHERS, BudgetOptions
 from oncequant.settings import (
     AllBits,
     DataOptions,
-    Device,
+    EvaluateOptions,
+    Existing,
+    ExportOptions,
     Machine,
     ModelOptions,
     ProfiledModel,
     ProfileOptions,
+    RunFolder,
+    Shared,
     TableOptions,
     presets_of,
 )
 from oncequant.train import TrainingOptions
 
-RunFolder = Annotated[Path, tyro.conf.Positional]
 DESCRIPTION = "Train one quantization-aware supernet on your images; deploy compact 4/3/2-bit networks for any budget."
-
-
-@dataclass(frozen=True)
-class Existing:
-    """A run that is there."""
-
-    run: RunFolder
-    """Run folder made by `oncequant train` or `oncequant run`."""
-    data: str | None = None
-    """Where the run's images are now, if they have moved."""
-    device: Device = "auto"
-    """auto takes a GPU if there is one."""
-
-
-@dataclass(frozen=True)
-class Shared:
-    """Work on a run by several processes."""
-
-    devices: int = 1
-    """Processes that share the work on this machine."""
 
 
 @dataclass(frozen=True)
@@ -114,38 +97,11 @@ class Compare:
 
 
 @dataclass(frozen=True)
-class EvaluateOptions:
-    """Options of `oncequant evaluate`."""
-
-    arch: Annotated[str, tyro.conf.Positional]
-    """Name of a chosen subnet (as `oncequant info RUN` lists them), a JSON file, or largest | smallest."""
-    stage: str | None = None
-    """float, 4bit, mixed, ...; default: the named subnet's own, or the last supernet (the lowest bit-width)."""
-    split: Literal["validation", "test"] = "validation"
-    """Images to measure on; the test split is for final figures."""
-    compiled: bool = False
-    """Run the exported C of a chosen subnet instead of the trained network, and say how long an image takes."""
-
-
-@dataclass(frozen=True)
 class Evaluate:
     """Measure one architecture of a trained run."""
 
     source: Existing
     evaluate: EvaluateOptions
-
-
-@dataclass(frozen=True)
-class ExportOptions:
-    """Options of `oncequant export`."""
-
-    names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """Names of chosen subnets; default all of them. A JSON file with an architecture (as the report shows it), largest
-    or smallest is measured, chosen as STAGE-NAME and exported."""
-    formats: tuple[str, ...] = DEFAULT_FORMATS
-    """Files to write; c needs a C compiler. Those of other formats, from an export before, are removed."""
-    stage: str | None = None
-    """For those: float, 4bit, mixed, ...; default the last supernet (the lowest bit-width)."""
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,14 @@
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+import tyro
 from rich.table import Table
 
 from oncequant.arch import FLOAT_BITS, SKIP, pair
+from oncequant.export.formats import DEFAULT_FORMATS
 from oncequant.family import NetworkConfig
 from oncequant.methods import METHODS
 from oncequant.models import PRESETS, family_of, space_of
@@ -124,6 +126,56 @@ def device_of(name: Device) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("device cuda: this machine has no usable GPU; use cpu or auto")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+RunFolder = Annotated[Path, tyro.conf.Positional]
+
+
+@dataclass(frozen=True)
+class Existing:
+    """A run that is there."""
+
+    run: RunFolder
+    """Run folder made by `oncequant train` or `oncequant run`."""
+    data: str | None = None
+    """Where the run's images are now, if they have moved."""
+    device: Device = "auto"
+    """auto takes a GPU if there is one."""
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Work on a run by several processes."""
+
+    devices: int = 1
+    """Processes that share the work on this machine."""
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """Options of `oncequant evaluate`."""
+
+    arch: Annotated[str, tyro.conf.Positional]
+    """Name of a chosen subnet (as `oncequant info RUN` lists them), a JSON file, or largest | smallest."""
+    stage: str | None = None
+    """float, 4bit, mixed, ...; default: the named subnet's own, or the last supernet (the lowest bit-width)."""
+    split: Literal["validation", "test"] = "validation"
+    """Images to measure on; the test split is for final figures."""
+    compiled: bool = False
+    """Run the exported C of a chosen subnet instead of the trained network, and say how long an image takes."""
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Options of `oncequant export`."""
+
+    names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """Names of chosen subnets; default all of them. A JSON file with an architecture (as the report shows it), largest
+    or smallest is measured, chosen as STAGE-NAME and exported."""
+    formats: tuple[str, ...] = DEFAULT_FORMATS
+    """Files to write; c needs a C compiler. Those of other formats, from an export before, are removed."""
+    stage: str | None = None
+    """For those: float, 4bit, mixed, ...; default the last supernet (the lowest bit-width)."""
 
 
 @dataclass(frozen=True)
