@@ -118,7 +118,7 @@ def self_test(folder, flags, compiler="gcc"):
     """Compiles a network and runs its own test; without clang there is nothing to run."""
     if compiler == "gcc" or not missing([compiler]):
         found = run("make", "-f", "network.mk", "test", f"CC={compiler}", f"CFLAGS={flags}", cwd=folder)
-        assert found.returncode == 0 and "8 of 8 pictures equal" in found.stdout, found.stderr[-2000:]
+        assert found.returncode == 0 and "20 of 20 pictures equal" in found.stdout, found.stderr[-2000:]
 
 
 @pytest.mark.skipif(bool(missing_tools()), reason=f"needs {', '.join(missing_tools())}")
@@ -138,7 +138,7 @@ def test_microcontrollers_compute_the_same_in_little_memory(name, core, tmp_path
         for step in plan.steps
         if step.weights
     )
-    assert 1 < found.instructions / macs < (15 if core == "cortex-m3" else 10)  # the M3 has no floating-point unit
+    assert 1 < found.instructions / macs < (17 if core == "cortex-m3" else 10)  # the M3 has no floating-point unit
 
 
 def test_whole_numbers_scale_as_float_does(tmp_path):
@@ -178,7 +178,7 @@ def test_aarch64_computes_the_same(name, march, tmp_path):
     files = ["-O2", f"-march={march}", *STRICT, "-static", "network.c", "network_test.c", "-o", "test"]
     built = run(AARCH64[0], *files, cwd=folder)
     assert built.returncode == 0, built.stderr[-2000:]
-    assert "8 of 8 pictures equal" in run(AARCH64[1], "-cpu", "max", "./test", cwd=folder).stdout
+    assert "20 of 20 pictures equal" in run(AARCH64[1], "-cpu", "max", "./test", cwd=folder).stdout
 
 
 # -- memory

@@ -18,7 +18,7 @@ from oncequant.export.simulate import addition, bias_scale, run_integer
 from oncequant.export.stack import Sizes, stack_constants
 from oncequant.structure import LOGITS, PIXELS, CannotRun
 
-TESTED = 8  # pictures of the self-test
+TESTED = 20  # pictures of the self-test
 MOST = 2**31 - 1  # of a sum
 PER_LINE = 12
 
