@@ -47,7 +47,8 @@ def test_evaluate_prints_one_json_line(digits_run, monkeypatch, capsys):
     assert json.loads(capsys.readouterr().out)["split"] == "validation"
 
 
-def test_evaluate_runs_the_exported_c(digits_run, monkeypatch, capsys):
+def test_evaluate_runs_the_exported_c(digits_run, tmp_path, monkeypatch, capsys):
+    digits_run = shutil.copytree(digits_run, tmp_path / "run")
     name = next(e for e in read_json(digits_run / "family.json") if e["stage"] == "2bit")["name"]
     for of in ("smallest", name):
         assert "export" in fails(monkeypatch, capsys, "evaluate", digits_run, of, "--compiled")

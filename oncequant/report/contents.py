@@ -1,7 +1,7 @@
 """What the files of a run folder say, as one value. Whatever is not there yet is empty."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from oncequant.records import (
     read_records,
 )
 from oncequant.run_folder import commands_of
-from oncequant.search.measurements import with_costs
+from oncequant.search.measurements import R, with_costs
 from oncequant.space import SearchSpace
 from oncequant.supernet_file import load_space
 
@@ -98,13 +98,18 @@ def read_contents(folder: Path) -> Contents:
     spaces = {stage: _space_of(folder, info, stage, drawn_from) for stage in stages}
     if comparison and "hypervolumes" not in comparison:  # of a version that did not count seconds
         comparison = None
-    try:  # those that were measured before a table came
-        measurements = [with_costs(m, spaces[m.stage], known_costs) for m in measurements]
-        family = [with_costs(m, spaces[m.stage], known_costs) for m in family]
-    except ValueError as error:
-        raise ReportError(f"{folder}: an architecture does not belong to its stage: {error}") from error
+    measurements = [_with_costs(folder, m, spaces[m.stage], known_costs) for m in measurements]
+    family = [_with_costs(folder, m, spaces[m.stage], known_costs) for m in family]
     rest = (exports, distribution, drawn_from, predictions, comparison, spaces, known_costs)
     return Contents(folder, info, metrics, measurements, family, *rest)
+
+
+def _with_costs(folder: Path, record: R, space: SearchSpace, costs: Mapping[str, Cost]) -> R:
+    """With those of tables that came later. Raises ReportError for an architecture of another space."""
+    try:
+        return with_costs(record, space, costs)
+    except ValueError as error:
+        raise ReportError(f"{folder}, stage {record.stage}: {error}") from error
 
 
 def _check_costs(path: Path, costs: Iterable[dict[str, float]]) -> None:
