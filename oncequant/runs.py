@@ -36,6 +36,8 @@ from oncequant.supernet_file import load_supernet
 from oncequant.tables import check_costs, keep_tables
 from oncequant.train import TrainingOptions, check_shares
 
+Paths = Sequence[Path]
+
 # -- making and opening
 
 
@@ -120,7 +122,7 @@ def new_run(
 
 
 def _checked(
-    settings: RunSettings, options: ModelOptions, data: Data, folder: Path, search: Any, costs: Sequence[Path]
+    settings: RunSettings, options: ModelOptions, data: Data, folder: Path, search: BudgetOptions | None, costs: Paths
 ) -> RunSettings:
     """The settings with the network for these images; what can be checked before training is."""
     method = METHODS[settings.method]
@@ -348,8 +350,7 @@ def evaluate_run(
 
     With `compiled` those of its exported C, with the milliseconds of an image, see `evaluate_compiled`.
     """
-    stage, supernet, values = subnet(cfg, run, arch, stage)
-    images = getattr(run.data, split)
+    (stage, supernet, values), images = subnet(cfg, run, arch, stage), getattr(run.data, split)
     if compiled:
         from oncequant.export.compiled import evaluate_compiled
 

@@ -1,9 +1,9 @@
 """Microcontroller boards as budgets: `--target NAME` is a bound on `ram_bytes` and one on `flash_bytes`.
 
-What a board has is from the data sheet of its chip. The budgets are less: the reserve is for the stack, which takes
-about 500 bytes in the network on a Cortex-M4, for a picture of up to 32 x 32 in colour, for the start-up code of C, and
-for a small program around the network. Whose pictures or program need more gives budgets of its own (`--budget
-"ram_bytes<=40k"`).
+What a board has is as commonly published, not measured here: look into the data sheet of yours. The budgets are less:
+the reserve is for the stack, which takes about 500 bytes in the network on a Cortex-M4, for a picture of up to 32 x 32
+in colour, for the start-up code of C, and for a small program around the network. Whose pictures or program need more
+gives budgets of its own (`--budget "ram_bytes<=40k"`).
 """
 
 from collections.abc import Sequence
