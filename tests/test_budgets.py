@@ -24,12 +24,12 @@ from oncequant.search.budget import (
 @pytest.mark.parametrize("space", [NANO, MIXED, IMAGENET], ids=["nano", "nano mixed", "imagenet"])
 @settings(max_examples=12, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1))
-def test_every_cost_grows_with_every_choice(space, seed):
+def test_every_monotone_cost_grows_with_every_choice(space, seed):
     codes = space.sample_codes(np.random.default_rng(seed), 1)
     larger = np.repeat(codes, len(space.free), axis=0) + np.eye(len(space.free), dtype=np.int64)
     larger = space.canonical(larger[(larger < space.cardinalities).all(axis=1)])
     same_resolution = larger[:, space.free.index("resolution")] == codes[:, space.free.index("resolution")]
-    for cost in COSTS:
+    for cost in (name for name, one in COSTS.items() if one.monotone):  # others say that they may fall
         grows = cost_batch(space, cost, larger) >= cost_batch(space, cost, codes)
         assert (grows | ~same_resolution if cost == "qfa_mflops" else grows).all(), cost
         assert cost_batch(space, cost, codes) >= COSTS[cost](space.layers(space.smallest())), cost
