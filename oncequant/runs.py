@@ -16,7 +16,7 @@ from oncequant.arch import Arch
 from oncequant.cost import Budget
 from oncequant.cost_table import known_costs
 from oncequant.data import Data, check_images, native_size
-from oncequant.data.sources import is_read
+from oncequant.data.folders import is_read
 from oncequant.export.formats import DEFAULT_FORMATS, check_tools
 from oncequant.files import FileError
 from oncequant.hours import fitted

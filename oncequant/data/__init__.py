@@ -1,6 +1,7 @@
 """A user's labelled images in, training batches out.
 
-`sources` opens what the user names, `images` decodes one image, `splits` makes the three splits, `batches` augments.
+`sources` opens what the user names (`folders`, `tables`) as `rows`, `images` decodes one image, `splits` makes the
+three splits, `batches` augments.
 """
 
 from oncequant.data.batches import calibration_batches, eval_batches, steps_per_epoch, train_batches

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from oncequant.data.images import DataError
-from oncequant.data.sources import CHUNK
+from oncequant.data.rows import CHUNK
 from oncequant.data.splits import Data, ResidentSplit, Split, generator_of
 
 CROPS = ("auto", "pad", "resized", "none")

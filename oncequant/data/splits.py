@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from oncequant.data.images import GREY_MODES, DataError, check_whole, random_boxes
-from oncequant.data.sources import CHUNK, Records, decode, open_source
+from oncequant.data.rows import CHUNK, Records, decode
+from oncequant.data.sources import open_source
 from oncequant.distributed import rank, world_size
 from oncequant.progress import console, track
 
