@@ -20,7 +20,7 @@ from pathlib import Path
 import tyro
 from rows import measured, save
 
-from oncequant.records import Member, Metrics, read_records
+from oncequant.records import Member, read_metrics, read_records
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def main(options: Options) -> None:
                 env=environment,
             )
             seconds = time.perf_counter() - start
-            lines = read_records(run / "metrics.jsonl", Metrics)
+            lines = read_metrics(run)
             stages = {line.stage: line.time_s for line in lines}  # the last line of each
             family, best = read_records(run / "family.json", Member), {}
             for bits in sorted({member.bits for member in family}, reverse=True):

@@ -43,7 +43,7 @@ from oncequant.options import (
 from oncequant.progress import console
 from oncequant.records import Member
 from oncequant.run_folder import Run as RunValue
-from oncequant.run_folder import commands_of, read_settings, writing
+from oncequant.run_folder import commands_of, date_of, read_settings, writing
 from oncequant.runs import outdated_exports
 from oncequant.search import SEARCHERS, BudgetOptions
 from oncequant.search.family import family_table
@@ -208,7 +208,7 @@ def info(options: Info) -> None:
     settings = read_settings(options.run)
     values = read_object(options.run / "run.json")
     console.print(f"{options.run}: {settings.method} on {values['data'].get('name')}, preset {settings.preset}")
-    console.print(f"made {values['date']} on {values['device']} by: {values['command']}", soft_wrap=True)
+    console.print(f"made {date_of(options.run)} on {values['device']} by: {values['command']}", soft_wrap=True)
     for later in commands_of(options.run)[1:]:
         console.print(f"then: {later}", soft_wrap=True)
     method, cfg = runs.read_config(options.run)

@@ -41,7 +41,7 @@ from oncequant.methods import oqat
 from oncequant.models import extract_subnet
 from oncequant.network import Network
 from oncequant.progress import console, track
-from oncequant.records import Measurement, Metrics, read_records
+from oncequant.records import Measurement, read_metrics
 from oncequant.run_folder import Run
 from oncequant.search.family import search_by_measuring
 from oncequant.search.measurements import MeasurementFile
@@ -312,10 +312,12 @@ def shared_effort(cfg: oqat.Config, run_dir: Path, bits: int) -> dict[str, Effor
 def training_effort(run_dir: Path) -> dict[str, Effort]:
     """By stage, the images that training has seen, once for each subnet of a step, and its seconds with validation.
     Raises FileError."""
-    last = {row.stage: row for row in read_records(run_dir / "metrics.jsonl", Metrics)}
+    last = {row.stage: row for row in read_metrics(run_dir)}
     if not last or any("images" not in row.values for row in last.values()):
         raise FileError(f"{run_dir / 'metrics.jsonl'} does not count training images: a run of an older version?")
-    return {stage: Effort(int(row.values["images"]), row.time_s) for stage, row in last.items()}
+    if missing := [stage for stage, row in last.items() if row.time_s is None]:
+        raise FileError(f"{run_dir / 'times.jsonl'} does not say how long {', '.join(missing)} was trained")
+    return {stage: Effort(int(row.values["images"]), row.time_s or 0.0) for stage, row in last.items()}
 
 
 def uniform_archs(space: SearchSpace, cost: Cost) -> list[tuple[Arch, float]]:

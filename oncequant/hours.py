@@ -17,7 +17,7 @@ import torch
 from oncequant import distributed
 from oncequant.methods import METHODS, method_of
 from oncequant.progress import console
-from oncequant.records import Metrics, read_records
+from oncequant.records import Metrics, read_metrics
 from oncequant.run_folder import Run
 from oncequant.search import BudgetOptions
 from oncequant.train import TrainingOptions
@@ -98,7 +98,7 @@ def rehearse(cfg: TrainingOptions, options: BudgetOptions | None, run: Run, **ho
     folder = distributed.from_main(lambda: Path(place.name if place else ""))
     try:
         method.train(short, Run(folder, run.model, few), **how)
-        rows = distributed.from_main(lambda: read_records(folder / "metrics.jsonl", Metrics))
+        rows = distributed.from_main(lambda: read_metrics(folder))
     finally:
         if place:
             place.cleanup()
@@ -121,7 +121,7 @@ def _times(rows: list[Metrics]) -> dict[str, tuple[float, float, int]]:
     for stage, own in by_stage.items():
         steps, validations, count = [], [], 1
         for before, row in zip(own, own[1:]):
-            seconds = row.time_s - before.time_s
+            seconds = (row.time_s or 0.0) - (before.time_s or 0.0)
             if measured := [name for name in row.values if name.startswith("top1")]:
                 validations.append(seconds)
                 count = len(measured)

@@ -7,13 +7,13 @@ Accuracies are shares in [0, 1]; costs are those of `cost.COSTS` by name, withou
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin
 
 from oncequant.arch import Arch
-from oncequant.files import FileError, append_line, read_json, read_lines, write_atomically, write_json
+from oncequant.files import FileError, append_line, read_json, read_lines, read_object, write_atomically, write_json
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Command:
     commit: str | None
     """Of the checkout that ran it; None for an installed package."""
     device: str
-    date: str
-    """Year-month-day, UTC."""
+    date: str | None = None
+    """Year-month-day, UTC; of older versions, others have it in `times.jsonl`."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,28 @@ class Metrics:
     step: int
     steps: int
     """Of the whole stage."""
-    time_s: float
-    """Seconds of training so far, without interruptions."""
+    time_s: float | None = None
+    """Seconds of training so far, without interruptions. In the file only of older versions: `read_metrics` takes it
+    from `times.jsonl`."""
     values: dict[str, float] = field(default_factory=dict, metadata={"rest": True})
     """Everything else in the line, by name. `loss` and `lr`; `images` that training has seen, once for each subnet of a
     step (not in the first folders); at some steps what was measured on the validation images: `top1_largest`,
     `top1_smallest`, `top1`, `top1_likely`, `expected_COST`."""
+
+
+@dataclass(frozen=True)
+class Time:
+    """A line of `times.jsonl`: when, or how long; what no two runs of the same commands have alike."""
+
+    command: int | None = None
+    """Number of the line in `commands.jsonl`, from 1; 0 is the making of the folder. Its date:"""
+    date: str | None = None
+    """Year-month-day, UTC."""
+    stage: str | None = None
+    """Of a line in `metrics.jsonl`, with its step. Its seconds:"""
+    step: int | None = None
+    time_s: float | None = None
+    """See `Metrics`."""
 
 
 @dataclass(frozen=True)
@@ -127,19 +143,21 @@ class Export:
     """In brief."""
     found: dict[str, float] = field(default_factory=dict, metadata={"rest": True})
     """Everything else in the entry, by name: numbers that all formats share, such as `images` and `top1_plain`, and the
-    judgement of each format (its `Format.keys`). Of formats that were not exported there is nothing."""
+    judgement of each format (its `Format.keys`). Of formats that were not exported there is nothing. Times are in the
+    file only of older versions: `read_exports` takes them from the `times.json` beside the exported files."""
 
     def is_of(self, member: Member | None) -> bool:
         """Whether the files are those of a member; its name may stand for another network after a new search."""
         return member is not None and self.arch == member.arch
 
 
-Record = Command | Metrics | Measurement | Member | Sample | Distribution | Export
+Record = Command | Metrics | Time | Measurement | Member | Sample | Distribution | Export
 R = TypeVar("R", bound=Record)
 
 RECORDS: dict[str, type[Record]] = {  # file in a run folder -> what it holds
     "commands.jsonl": Command,
     "metrics.jsonl": Metrics,
+    "times.jsonl": Time,
     "measurements.jsonl": Measurement,
     "family.json": Member,
     "exports.json": Export,
@@ -163,6 +181,22 @@ def read_records(path: Path, kind: type[R]) -> list[R]:
         except ValueError as error:
             raise FileError(f"{path}, {'line' if is_lines else 'record'} {number}: {error}") from error
     return records
+
+
+def read_metrics(run_dir: Path) -> list[Metrics]:
+    """The lines of `metrics.jsonl` with their times. Raises FileError."""
+    times = {(t.stage, t.step): t.time_s for t in read_records(run_dir / "times.jsonl", Time) if t.stage is not None}
+    rows = read_records(run_dir / "metrics.jsonl", Metrics)
+    return [row if row.time_s is not None else replace(row, time_s=times.get((row.stage, row.step))) for row in rows]
+
+
+def read_exports(run_dir: Path) -> list[Export]:
+    """The entries of `exports.json` with their times. Raises FileError."""
+    found = []
+    for one in read_records(run_dir / "exports.json", Export):
+        times = run_dir / one.folder / "times.json"
+        found.append(replace(one, found=one.found | read_object(times)) if times.exists() else one)
+    return found
 
 
 def write_records(path: Path, records: Sequence[Record]) -> None:

@@ -2,6 +2,7 @@
 
 run.json            settings and provenance (this file writes it)
 commands.jsonl      the commands that changed the folder (so does it)
+times.jsonl         when they did, and how long training took
 metrics.jsonl       training and validation metrics as they come; tensorboard/ the same
 <stage>.safetensors supernet of each stage, float, 4bit, ...; <stage>.resume.pt while it trains
 measurements.jsonl  every subnet that a search measured
@@ -13,6 +14,11 @@ samples*, distribution.jsonl   DNAS's networks and the distribution that they ar
 compare*            what `oncequant compare` found
 costs/              tables of costs that its searches know
 .lock               held by the command that changes the folder
+
+Equal commands write equal files: the same commands on the same machine, with the same images, package and torch, leave
+folders that are equal to the last byte. No two runs have these files alike: times.* (here, beside exported files, in
+report/ and beside DNAS's samples); TensorBoard's events, which hold the time; what `oncequant compare` writes, whose
+subject is time, and the report of it. Timing decides two options, which run.json keeps: `--precision auto`, `--hours`.
 """
 
 import json
@@ -36,7 +42,7 @@ from oncequant.family import NetworkConfig
 from oncequant.files import FileError, package_version, read_object, write_json
 from oncequant.models import config_from_json, config_to_json, family_of
 from oncequant.progress import console
-from oncequant.records import Command, append_record, read_records
+from oncequant.records import Command, Time, append_record, read_records
 
 LOCK_SECONDS = 10  # as long as a folder may stay locked after a kill: loader workers outlive their process by five
 
@@ -127,6 +133,7 @@ def create_run(run_dir: Path, settings: RunSettings, data: Data, command: str) -
                 place["method_config"] = {**place["method_config"], **newer}
             write_json(path, found)
         return
+    _note_date(run_dir, 0)
     write_json(
         path,
         {
@@ -135,7 +142,6 @@ def create_run(run_dir: Path, settings: RunSettings, data: Data, command: str) -
             "version": package_version(),
             "commit": _commit(),
             "device": device_name(data.device),
-            "date": datetime.now(UTC).strftime("%Y-%m-%d"),
             "torch": torch.__version__,
             "python": platform.python_version(),
             "processes": distributed.world_size(),
@@ -175,7 +181,7 @@ def read_settings(run_dir: Path) -> RunSettings:
     """Settings of an existing run. Raises FileError naming the folder if it holds none."""
     if not (run_dir / "run.json").exists():
         raise FileError(f"{run_dir} is not a run folder: it has no run.json (make one with `oncequant train`)")
-    values = read_object(run_dir / "run.json", "settings", "data", "date", "device", "command")["settings"]
+    values = read_object(run_dir / "run.json", "settings", "data", "device", "command")["settings"]
     if missing := {f.name for f in fields(RunSettings) if f.default is MISSING} - set(values):
         raise FileError(f"{run_dir / 'run.json'}: settings lack {', '.join(sorted(missing))}")
     try:
@@ -217,10 +223,20 @@ def writing(run_dir: Path, command: str, device: torch.device) -> Iterator[None]
 def _note_command(run_dir: Path, command: str, device: torch.device) -> None:
     """Append a command to commands.jsonl, unless it is the one before again (a run that goes on). Raises FileError."""
     path = run_dir / "commands.jsonl"
-    today = datetime.now(UTC).strftime("%Y-%m-%d")
-    new = Command(command, package_version(), _commit(), device_name(device), today)
-    if [replace(before, date=today) for before in read_records(path, Command)[-1:]] != [new]:
+    new, before = Command(command, package_version(), _commit(), device_name(device)), read_records(path, Command)
+    if [replace(last, date=None) for last in before[-1:]] != [new]:
+        _note_date(run_dir, len(before) + 1)
         append_record(path, new)
+
+
+def _note_date(run_dir: Path, command: int) -> None:
+    append_record(run_dir / "times.jsonl", Time(command=command, date=datetime.now(UTC).strftime("%Y-%m-%d")))
+
+
+def date_of(run_dir: Path) -> str:
+    """When a run folder was made, year-month-day, "" if that is not known. Raises FileError."""
+    dates = [time.date for time in read_records(run_dir / "times.jsonl", Time) if time.command == 0]
+    return str(read_object(run_dir / "run.json").get("date") or (dates or [None])[-1] or "")
 
 
 def commands_of(run_dir: Path) -> list[str]:

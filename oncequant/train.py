@@ -22,7 +22,7 @@ from oncequant import distributed
 from oncequant.data import Data, calibration_batches, steps_per_epoch, train_batches
 from oncequant.files import FileError, write_atomically
 from oncequant.progress import track
-from oncequant.records import Metrics, append_record, read_records, write_records
+from oncequant.records import Metrics, Time, append_record, read_metrics, read_records, write_records
 from oncequant.schedule import OPTIMIZERS, Schedule, make_optimizers
 
 PRECISIONS = ("auto", "float32", "bfloat16")
@@ -308,22 +308,23 @@ def fit(
 
 
 class _MetricsLog:
-    """metrics.jsonl and TensorBoard of one stage; lines beyond the step resumed from are dropped."""
+    """metrics.jsonl, its times and TensorBoard of one stage; lines beyond the step resumed from are dropped."""
 
     def __init__(self, run_dir: Path, stage: str, start: int):
         from torch.utils.tensorboard import SummaryWriter
 
         self.path, self.stage = run_dir / "metrics.jsonl", stage
         kept = [row for row in read_records(self.path, Metrics) if row.stage != stage or row.step <= start]
-        mine = [row.time_s for row in kept if row.stage == stage]
-        self.began = time.monotonic() - (mine[-1] if mine else 0.0)
+        mine = [row.time_s for row in read_metrics(run_dir) if row.stage == stage and row.step <= start]
+        self.began = time.monotonic() - ((mine[-1] if mine else None) or 0.0)
         write_records(self.path, kept)
         self.board = SummaryWriter(run_dir / "tensorboard" / stage, purge_step=start)
 
     def write(self, step: int, steps: int, values: dict[str, float]) -> None:
         """One line; numbers by name."""
         elapsed = round(time.monotonic() - self.began, 4)
-        append_record(self.path, Metrics(self.stage, step, steps, elapsed, values))
+        append_record(self.path.parent / "times.jsonl", Time(stage=self.stage, step=step, time_s=elapsed))
+        append_record(self.path, Metrics(self.stage, step, steps, values=values))
         for name, value in values.items():
             self.board.add_scalar(name, value, step)
         self.board.flush()

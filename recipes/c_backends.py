@@ -22,6 +22,7 @@ from oncequant.export.c import FILES
 from oncequant.export.cortex_m import CORES, emulate, missing_tools
 from oncequant.files import read_json, write_csv
 from oncequant.records import Export, Member, read_records
+from oncequant.run_folder import date_of
 from oncequant.runs import open_run
 
 BACKENDS = {
@@ -70,7 +71,7 @@ def rows_of(run: Path) -> Iterator[dict[str, Any]]:
             row |= {f"{core}_equal": on_core.equal, f"{core}_instructions": on_core.instructions}
         row |= {key: export.found[key] for key in ("top1_c", "c_arena_bytes", "cortex_m4_flash_bytes")}
         print(row, flush=True)
-        yield row | {key: info[key] for key in ("commit", "device", "date")}
+        yield row | {key: info[key] for key in ("commit", "device")} | {"date": date_of(run)}
 
 
 def main(options: Options) -> None:

@@ -10,6 +10,7 @@ from typing import Annotated
 import tyro
 
 from oncequant.files import read_json, write_csv
+from oncequant.run_folder import date_of
 
 
 @dataclass(frozen=True)
@@ -27,10 +28,11 @@ def main(options: Options) -> None:
     for path in options.found:
         found, info = read_json(path), read_json(path.parent / "run.json")
         about = {"data": info["data"]["name"], "seed": info["seed"], "bits": found["bits"]}
+        origin = {key: info[key] for key in ("commit", "device")} | {"date": date_of(path.parent)}
         about["front"] = found["front"]
         for row in found["deployments"]:
             arch = " ".join(f"{name}={value}" for name, value in row.pop("arch").items())
-            rows.append(about | row | {"arch": arch} | {key: info[key] for key in ("commit", "device", "date")})
+            rows.append(about | row | {"arch": arch} | origin)
         for total in found["totals"]:
             way = total["way"]
             if total["deployments"] < sum(row["way"] == way for row in found["deployments"]):

@@ -13,7 +13,8 @@ import numpy as np
 import tyro
 
 from oncequant.files import read_json, write_csv
-from oncequant.records import Export, Measurement, Member, read_records
+from oncequant.records import Measurement, Member, read_exports, read_records
+from oncequant.run_folder import date_of
 from oncequant.search.pareto import pareto_front
 
 
@@ -32,7 +33,7 @@ def main(options: Options) -> None:
     rows, best = [], defaultdict(list)
     for run in options.runs:
         info = read_json(run / "run.json")
-        exports = {one.name: one.found for one in read_records(run / "exports.json", Export)}
+        exports = {one.name: one.found for one in read_exports(run)}
         family = read_records(run / "family.json", Member)
         predictor = read_json(run / "predictor.json") if (run / "predictor.json").exists() else {}
         volumes = {f"hypervolume_{name}": round(v, 4) for name, v in predictor.get("hypervolume", {}).items()}
@@ -54,7 +55,7 @@ def main(options: Options) -> None:
                     **volumes,
                     "commit": info["commit"],
                     "device": info["device"],
-                    "date": info["date"],
+                    "date": date_of(run),
                 }
             )
         labels = {m.name: f"{m.bits} bits" if m.bits else m.name for m in family}

@@ -167,11 +167,12 @@ FORMAT = Format(
     columns={
         "C: constants kB": lambda row: text(row.get("c_constant_bytes"), lambda n: f"{n / 1000:.1f}"),
         "C: arena kB": lambda row: text(row.get("c_arena_bytes"), lambda n: f"{n / 1000:.1f}"),
-        "C ms": lambda row: text(row.get("c_latency_ms"), "{:.3f}".format),
         "M4: flash kB": lambda row: text(row.get("cortex_m4_flash_bytes"), lambda n: f"{n / 1000:.1f}"),
         "M4: stack kB": lambda row: text(row.get("cortex_m4_stack_bytes"), lambda n: f"{n / 1000:.1f}"),
         "M4: instructions": lambda row: text(row.get("cortex_m4_instructions"), lambda n: f"{n / 1e6:.2f} M"),
     },
+    times=("c_latency_ms",),
+    time_columns={"C ms": lambda row: text(row.get("c_latency_ms"), "{:.3f}".format)},
     brief=("C: constants kB", "C: arena kB", "C ms"),
     notes="C: constants are what flash holds beside the code, the arena is all working memory but the stack, "
     "milliseconds are of one image on one thread of this machine, compiled for it. M4: cross-compiled for a Cortex-M4; "

@@ -1,11 +1,12 @@
 """Exporting the chosen subnets of a run folder."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 from oncequant.data import Data, eval_batches
-from oncequant.export.formats import DEFAULT_FORMATS, FORMATS
+from oncequant.export.formats import DEFAULT_FORMATS, FORMATS, time_keys
 from oncequant.export.verify import VerificationError, export_network
 from oncequant.measure import Batches, calibrated_subnet
 from oncequant.network import Network
@@ -17,13 +18,15 @@ from oncequant.supernet_file import load_supernet
 def export_chosen(
     run_dir: Path, names: Sequence[str], calibration: Batches, data: Data, formats: Sequence[str] = DEFAULT_FORMATS
 ) -> list[Export]:
-    """Export and verify members of the family by name, in some formats; the entries of `exports.json` about them.
+    """Export and verify members of the family by name, in some formats; the entries of `exports.json` about them, with
+    times.
 
     Files of other formats, from an export before, are removed: they may hold another network. An entry is written as
     soon as it is known, `problems` say what is wrong with its files. Raises FileError.
     """
     family = {member.name: member for member in read_records(run_dir / "family.json", Member)}
     path = run_dir / "exports.json"
+    new: dict[str, Export] = {}  # with times
     exports = {one.name: one for one in read_records(path, Export) if one.is_of(family.get(one.name))}
 
     @cache
@@ -52,7 +55,9 @@ def export_chosen(
                 found = export_network(subnet, arch, *preprocessing, calibration, images, folder, formats)
             except VerificationError as error:  # its findings are in the file and in the entry
                 found = error.found
-            about = list(found.problems), member.stage, member.arch, found.flat()
-            exports[name] = Export(name, f"exports/{name}", *about)
+            about, numbers = (list(found.problems), member.stage, member.arch), found.flat()
+            new[name] = Export(name, f"exports/{name}", *about, numbers)
+            lasting = {key: value for key, value in numbers.items() if key not in time_keys()}
+            exports[name] = replace(new[name], found=lasting)
             write_records(path, list(exports.values()))
-    return [exports[name] for name in names]
+    return [new[name] for name in names]

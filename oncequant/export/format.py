@@ -100,6 +100,10 @@ class Format:
     """The fields of its judgement without `problems`, and their keys in flat files. Keys are of one format only."""
     columns: Mapping[str, Callable[[Row], str]] = field(default_factory=dict)
     """What tables say of the files, by title: a text made of a row, "–" where the row lacks a key."""
+    times: tuple[str, ...] = ()
+    """Keys of times, which no two verifications find alike: files have them in `times.json`, apart from the rest."""
+    time_columns: Mapping[str, Callable[[Row], str]] = field(default_factory=dict)
+    """Columns that are made of times."""
     brief: tuple[str, ...] = ()
     """The columns that fit on a terminal."""
     notes: str = ""

@@ -186,12 +186,15 @@ FORMAT = Format(
         "ONNX top-1": lambda row: text(row.get("top1_deployed"), "{:.2%}".format),
         "ONNX kB": lambda row: text(row.get("onnx_bytes"), lambda n: f"{n / 1000:.1f}"),
         "Float kB": lambda row: text(row.get("float_onnx_bytes"), lambda n: f"{n / 1000:.1f}"),
-        "Latency": lambda row: text(row.get("latency_ms"), _ms),
-        "Float latency": lambda row: text(row.get("float_latency_ms"), _ms),
-        "Speed-up": _speed_up,
         "Integer layers": _integer_layers,
         "Verified": _verified,
         "Same as trained": _same,
+    },
+    times=("latency_ms", "float_latency_ms"),
+    time_columns={
+        "Latency": lambda row: text(row.get("latency_ms"), _ms),
+        "Float latency": lambda row: text(row.get("float_latency_ms"), _ms),
+        "Speed-up": _speed_up,
     },
     brief=("ONNX top-1", "ONNX kB", "Latency", "Float latency"),
     notes=(

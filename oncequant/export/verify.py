@@ -1,6 +1,7 @@
 """Export one subnet and prove on images that the files do what the trained network does.
 
-`export_network` writes the files of every format that is asked for, and `verification.json`. The accuracy to report for
+`export_network` writes the files of every format that is asked for, `verification.json`, and `times.json` with what no
+two verifications find alike. The accuracy to report for
 a deployed network is `top1` of a format's judgement: the files as they are meant to be run, on the test images.
 """
 
@@ -13,7 +14,7 @@ import torch
 
 from oncequant.arch import Arch
 from oncequant.export.format import Batch, Common, Exported, Judgement
-from oncequant.export.formats import DEFAULT_FORMATS, FORMATS
+from oncequant.export.formats import DEFAULT_FORMATS, FORMATS, time_keys
 from oncequant.export.graph import Graph
 from oncequant.export.lower import lower, network_input
 from oncequant.export.simulate import float_parameters, run_float, run_integer
@@ -45,7 +46,8 @@ class Verification:
         )
 
     def flat(self) -> dict[str, float]:
-        """As `verification.json` and `exports.json` have it, one number for each key; without the problems."""
+        """One number for each key, without the problems: as `verification.json` and `exports.json` have it, and the
+        times of `times.json`."""
         found: dict[str, float] = asdict(self.common)
         for name, judgement in self.judgements.items():
             found |= FORMATS[name].flat(judgement)
@@ -97,7 +99,10 @@ def export_network(
     found = verify(subnet, exported, test, able)
     if not able:
         found = replace(found, refused="no format that was asked for can hold it")
-    write_json(out_dir / "verification.json", {**found.flat(), "problems": list(found.problems)})
+    numbers, keys = found.flat(), time_keys()
+    write_json(out_dir / "times.json", {key: value for key, value in numbers.items() if key in keys})
+    numbers = {key: value for key, value in numbers.items() if key not in keys}
+    write_json(out_dir / "verification.json", {**numbers, "problems": list(found.problems)})
     if found.problems:
         raise VerificationError(f"{out_dir} cannot be trusted: {'; '.join(found.problems)}", found)
     return found

@@ -1,24 +1,27 @@
 """A run folder as pictures, CSV files and one page that needs neither network nor library.
 
 Everything is made from the files of the run, so the report of a half-finished run shows what there is. Files hold
-fractions, people read percent.
+fractions, people read percent. Equal runs have equal reports: dates and times are in files of their own, times.html and
+times.csv.
 """
 
 from pathlib import Path
 from typing import Any
 
+from oncequant.export.formats import time_keys
 from oncequant.files import write_csv
 from oncequant.records import to_json
 from oncequant.report.contents import ReportError, read_contents
 from oncequant.report.page import write_page
 from oncequant.report.pictures import draw_pictures
 from oncequant.report.sections import page_data
+from oncequant.report.times import write_times
 
 __all__ = ["ReportError", "write_report"]
 
 
 def write_report(run_dir: Path) -> Path:
-    """Write index.html, pictures and CSV files to `run_dir/report`; returns the page. Raises ReportError."""
+    """Write two pages, pictures and CSV files to `run_dir/report`; returns index.html. Raises ReportError."""
     contents = read_contents(Path(run_dir))
     data = page_data(contents)
     folder = contents.folder / "report"
@@ -26,10 +29,12 @@ def write_report(run_dir: Path) -> Path:
     for name in ("metrics", "measurements", "family", "exports"):
         if records := getattr(contents, name):
             write_csv(folder / f"{name}.csv", [_flat(to_json(one)) for one in records])
+    write_times(contents, folder)
     drawn = draw_pictures(data, contents.layer_names, folder)
     return write_page(data, drawn, folder / "index.html")
 
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:
-    """A record in which each cost has a name of its own, so that it gets a column."""
-    return {key: value for key, value in (row | row.get("costs", {})).items() if key != "costs"}
+    """A record in which each cost has a name of its own, so that it gets a column; without times."""
+    hidden = {"costs", "time_s", *time_keys()}
+    return {key: value for key, value in (row | row.get("costs", {})).items() if key not in hidden}

@@ -19,9 +19,11 @@ from oncequant.records import (
     Measurement,
     Member,
     Metrics,
+    read_exports,
+    read_metrics,
     read_records,
 )
-from oncequant.run_folder import commands_of
+from oncequant.run_folder import commands_of, date_of
 from oncequant.search.measurements import R, with_costs
 from oncequant.space import SearchSpace
 from oncequant.supernet_file import load_space
@@ -39,12 +41,14 @@ class Contents:
 
     folder: Path
     info: dict[str, Any]
-    """run.json, and all `commands` that have changed the folder."""
+    """run.json, and all `commands` that have changed the folder; without the date."""
+    date: str
+    """When the folder was made, "" if that is not known."""
     metrics: list[Metrics]
     measurements: list[Measurement]
     family: list[Member]
     exports: list[Export]
-    """Of networks that are still in the family."""
+    """With times; of networks that are still in the family."""
     distribution: list[Distribution]
     drawn_from: SearchSpace | None
     """The space of the distribution."""
@@ -76,10 +80,12 @@ def read_contents(folder: Path) -> Contents:
     try:
         info = read_object(folder / "run.json")
         info["commands"] = commands_of(folder)
-        metrics = read_records(folder / "metrics.jsonl", Metrics)
+        date = date_of(folder)
+        info.pop("date", None)
+        metrics = read_metrics(folder)
         measurements = read_records(folder / "measurements.jsonl", Measurement)
         family = read_records(folder / "family.json", Member)
-        exports = read_records(folder / "exports.json", Export)
+        exports = read_exports(folder)
         distribution = read_records(folder / "distribution.jsonl", Distribution)
         known = (folder / "predictor.json").exists()
         predictions = read_object(folder / "predictor.json", "points", "kendall_tau", "rmse") if known else None
@@ -101,7 +107,7 @@ def read_contents(folder: Path) -> Contents:
     measurements = [_with_costs(folder, m, spaces[m.stage], known_costs) for m in measurements]
     family = [_with_costs(folder, m, spaces[m.stage], known_costs) for m in family]
     rest = (exports, distribution, drawn_from, predictions, comparison, spaces, known_costs)
-    return Contents(folder, info, metrics, measurements, family, *rest)
+    return Contents(folder, info, date, metrics, measurements, family, *rest)
 
 
 def _with_costs(folder: Path, record: R, space: SearchSpace, costs: Mapping[str, Cost]) -> R:

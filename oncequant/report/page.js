@@ -242,7 +242,7 @@ function fromAddress() {
 function about() {
   const { run } = DATA, data = run.data ?? {}, model = run.model ?? {}, classes = data.classes ?? [];
   $("title").textContent = [run.method ?? "run", data.name].filter(Boolean).join(" on ");
-  $("subtitle").textContent = [run.date, run.device, run.version && `oncequant ${run.version}`].filter(Boolean).join(" · ");
+  $("subtitle").textContent = [run.device, run.version && `oncequant ${run.version}`].filter(Boolean).join(" · ");
   const size = data.size && `${data.size}×${data.size} px, ${data.channels === 1 ? "grey" : "colour"}`;
   const splits = ["train", "validation", "test"].filter((s) => data[s] != null).map((s) => `${data[s]} ${s}`).join(", ");
   const names = classes.slice(0, 20).join(", ") + (classes.length > 20 ? ` and ${classes.length - 20} more` : "");
@@ -255,7 +255,7 @@ function about() {
     $("about").append(el("details", {}, el("summary", { class: "soft" }, "All settings of the method and the model"),
       el("pre", {}, JSON.stringify({ method: run.method_config, model: model.config }, null, 1))));
   }
-  $("made").textContent = [run.version && `Made by oncequant ${run.version}`, run.commit && `commit ${run.commit}`, run.date].filter(Boolean).join(", ");
+  $("made").textContent = [run.version && `Made by oncequant ${run.version}`, run.commit && `commit ${run.commit}`].filter(Boolean).join(", ") + ". Dates and times, among them the latency of files: times.html, beside this page.";
 }
 function familyTable() {
   const pick = (item) => el("button", { type: "button", onclick: () => { select(item); $("pareto").scrollIntoView(); } }, item.name);

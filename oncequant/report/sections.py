@@ -64,7 +64,7 @@ def page_data(run: Contents) -> dict[str, Any]:
         "points": points,
         "fronts": fronts,  # [cost][stage] -> indices of points, by rising cost
         "family": family,
-        "exports": {"names": [one.name for one in run.exports], **exports_table(found)._asdict()},
+        "exports": {"names": [one.name for one in run.exports], **exports_table(found, part="rest")._asdict()},
         "searchers": compare_searchers(run),
         "curves": training_curves(run),
         "top1_axis": top1_axis(on_fronts + [f["top1"] for f in family]),
