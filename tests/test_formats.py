@@ -136,10 +136,10 @@ def test_damaged_files_are_named(name, file, damage, tmp_path):
 def test_formats_do_not_share_files_or_keys():
     files = [file for one in FORMATS.values() for file in one.files]
     keys = [*Common.__dataclass_fields__, "problems", *(key for one in FORMATS.values() for key in one.keys.values())]
-    titles = [title for one in FORMATS.values() for title in one.columns]
+    titles = [title for one in FORMATS.values() for title in (*one.columns, *one.time_columns)]
     for names in (files, keys, titles):
         assert len(set(names)) == len(names)
-    assert all(name == one.name and set(one.brief) <= set(one.columns) for name, one in FORMATS.items())
+    assert all(name == one.name and set(one.brief) <= {*one.columns, *one.time_columns} for name, one in FORMATS.items())
     assert all({"bytes", "top1"} <= set(one.keys) for one in FORMATS.values())
     assert needed_packages(FORMATS) == ["onnx", "onnxruntime"] and needed_packages(["package"]) == []
 
@@ -189,7 +189,7 @@ def exported(tmp_path_factory):
 def test_a_trained_network_is_exported_and_verified(exported):
     folder, _, _, result = exported
     files = [file for one in FORMATS.values() for file in one.files]
-    assert {path.name for path in folder.iterdir()} == {*files, "verification.json"}
+    assert {path.name for path in folder.iterdir()} == {*files, "verification.json", "times.json"}
     written = json.loads((folder / "verification.json").read_text())
     onnx, common = result.judgements["onnx"], result.common
     assert written["top1_deployed"] == onnx.top1 and written["problems"] == []
@@ -257,7 +257,7 @@ def test_one_format_alone(name, exported, tmp_path):
     images, labels = digits(1)
     test = [(images[300:], labels[300:])]
     found = export_network(net, arch, *preprocessing(1), [(images[:300], None)], test, tmp_path, [name])
-    assert {path.name for path in tmp_path.iterdir()} == {*FORMATS[name].files, "verification.json"}
+    assert {path.name for path in tmp_path.iterdir()} == {*FORMATS[name].files, "verification.json", "times.json"}
     assert list(found.judgements) == [name] and found.common == every.common
     assert found.judgements[name].top1 == every.judgements[name].top1
 

@@ -16,6 +16,7 @@ from oncequant.records import (
     Member,
     Metrics,
     Sample,
+    Time,
     append_record,
     from_json,
     read_records,
@@ -27,13 +28,16 @@ ARCH = Arch({"resolution": 8, "stage1.depth": 2})
 MEMBER = dict(name="2bit-L", stage="2bit", bits=2, arch=ARCH, top1_validation=0.9, top1_test=0.88, costs={"macs": 10})
 EXAMPLES = {  # a record as it is in memory, and its JSON in the file
     Command: (
-        Command("oncequant run", "0.1.0", None, "CPU, 2 threads", "2026-11-28"),
-        '{"command": "oncequant run", "version": "0.1.0", "commit": null, "device": "CPU, 2 threads", '
-        '"date": "2026-11-28"}',
+        Command("oncequant run", "0.1.0", None, "CPU, 2 threads"),
+        '{"command": "oncequant run", "version": "0.1.0", "commit": null, "device": "CPU, 2 threads"}',
+    ),
+    Time: (
+        Time(stage="float", step=20, time_s=1.5),
+        '{"stage": "float", "step": 20, "time_s": 1.5}',
     ),
     Metrics: (
-        Metrics("float", 20, 100, 1.5, {"loss": 2.25, "lr": 0.1, "images": 1280}),
-        '{"stage": "float", "step": 20, "steps": 100, "time_s": 1.5, "loss": 2.25, "lr": 0.1, "images": 1280}',
+        Metrics("float", 20, 100, values={"loss": 2.25, "lr": 0.1, "images": 1280}),
+        '{"stage": "float", "step": 20, "steps": 100, "loss": 2.25, "lr": 0.1, "images": 1280}',
     ),
     Measurement: (
         Measurement(ARCH, 0.75, {"macs": 10, "weight_bytes": 2.5}, "4bit", "random"),

@@ -116,8 +116,8 @@ def lines_of(folder):
 
 def test_page_and_files_are_written(run_folder):
     names = {path.name for path in (run_folder / "report").iterdir()}
-    tables = {f"{name}.csv" for name in ("metrics", "measurements", "family", "exports")}
-    assert names == {"index.html", "pareto.png", "training.png", *tables}
+    tables = {f"{name}.csv" for name in ("metrics", "measurements", "family", "exports", "times")}
+    assert names == {"index.html", "times.html", "pareto.png", "training.png", *tables}
     assert (run_folder / "report/index.html").stat().st_size < 1_000_000
 
 
@@ -141,7 +141,17 @@ def test_page_has_every_measurement_network_and_export(run_folder):
     assert [f["name"] for f in data["family"]] == ["float-max", *exports["names"]]
     shown = [dict(zip(exports["columns"], texts)) for texts in exports["texts"]]
     assert shown[4]["Verified"].startswith("✗ differs on 2") and shown[0]["Verified"] == "✓ all 360 images"
-    assert shown[0]["Speed-up"] == "1.73×" and shown[0]["Same as trained"] == "–"
+    assert shown[0]["Same as trained"] == "–"
+
+
+def test_dates_and_times_are_on_a_page_of_their_own(run_folder):
+    page, times = ((run_folder / "report" / name).read_text() for name in ("index.html", "times.html"))
+    for text in ("2025-11-21", "1.73×", "0.110 ms", "<td>2bit</td><td>24.0</td>"):  # of a folder of an older version
+        assert text in times and text not in page
+    with (run_folder / "report/exports.csv").open() as file:
+        assert not [name for name in next(csv.reader(file)) if name.endswith("_ms")]
+    with (run_folder / "report/times.csv").open() as file:
+        assert next(csv.reader(file)) == ["name", "latency_ms", "float_latency_ms"]
 
 
 def test_exports_of_networks_that_are_no_longer_chosen_are_left_out(run_folder, tmp_path):
@@ -232,7 +242,7 @@ def test_half_finished_runs(run_folder, tmp_path, there, written):
     for name in ("run.json", *there):
         (tmp_path / name).write_bytes((run_folder / name).read_bytes())
     page = write_report(tmp_path)
-    assert {path.name for path in page.parent.iterdir()} == {"index.html", *written}
+    assert {path.name for path in page.parent.iterdir()} == {"index.html", "times.html", *written}
 
 
 def test_other_ways_are_drawn_and_listed(run_folder, tmp_path):
