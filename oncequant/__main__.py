@@ -1,6 +1,9 @@
 """Start of the command line: what must be set before torch is imported."""
 
 import os
+import sys
+
+from oncequant.version import package_version
 
 # Threads that wait at the end of a parallel region spin for milliseconds by default; where another job wants the cores,
 # a training step then takes several times longer. Not spinning at all doubles the time of small layers on idle cores.
@@ -8,7 +11,16 @@ import os
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
-from oncequant.cli import main  # noqa: E402
+
+def main() -> None:
+    """Entry point of the `oncequant` command."""
+    if sys.argv[1:] == ["--version"]:  # before what takes seconds to import
+        print(f"oncequant {package_version()}")
+        return
+    from oncequant import cli
+
+    cli.main()
+
 
 if __name__ == "__main__":
     main()

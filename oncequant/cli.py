@@ -5,6 +5,7 @@ Errors that the user can mend are one line; with ONCEQUANT_TRACEBACK=1 they come
 
 import json
 import os
+import shlex
 import sys
 import time
 import traceback
@@ -216,7 +217,15 @@ def info(options: Info) -> None:
     done = [stage for stage in stages if (options.run / f"{stage}.safetensors").exists()]
     console.print(f"stages trained: {', '.join(done) or 'none'} of {', '.join(stages)}")
     contents = read_contents(options.run)  # members have the costs of tables that are younger than they are
-    console.print(family_table(contents.family, contents.known_costs))
+    if contents.family:
+        console.print(family_table(contents.family, contents.known_costs))
+    elif done == list(stages):
+        console.print(
+            f"no networks chosen yet; this does it: oncequant search {shlex.quote(str(options.run))}", soft_wrap=True
+        )
+    else:
+        left = [stage for stage in stages if stage not in done]
+        console.print(f"not trained yet: {', '.join(left)}; this goes on: {values['command']}", soft_wrap=True)
 
 
 HANDLERS: dict[type, Callable[[Any], None]] = {
@@ -284,13 +293,15 @@ def _export(
 
 
 def _machine(options: object) -> tuple[int, torch.device]:
-    """Processes and device that a command asks for. Raises ValueError if there cannot be so many."""
+    """Processes and device that a command asks for. Raises ValueError if the machine has too few cores or GPUs."""
     asked = options.train if isinstance(options, Run) else options
     places = [getattr(asked, name) for name in ("source", "machine") if hasattr(asked, name)]
     given = {name: value for place in places for name, value in vars(place).items()}
     devices, device = given.get("devices", 1), device_of(given.get("device", "cpu"))
-    if devices < 1:
-        raise ValueError(f"--devices {devices}: use a number from 1")
-    if device.type == "cuda" and devices > torch.cuda.device_count():
-        raise ValueError(f"--devices {devices}: this machine has {torch.cuda.device_count()} GPUs")
+    there = torch.cuda.device_count() if device.type == "cuda" else distributed.cores()
+    asked_for = {"devices": devices, "jobs": getattr(getattr(asked, "training", None), "jobs", None) or 1}
+    for name, count in asked_for.items():
+        if count > there:
+            kind = "GPUs" if device.type == "cuda" else "CPU cores that this process may use"
+            raise ValueError(f"--{name} {count}: use 1 to {there}, the number of {kind}")
     return devices, device

@@ -36,6 +36,7 @@ from oncequant.cost import COSTS, Budget, Cost, bitops, find_cost, readable, wei
 from oncequant.family import ElasticConfig
 from oncequant.files import FileError, read_object, write_csv, write_json
 from oncequant.hand_made import HandMade, hand_made, train_for
+from oncequant.limits import check_ranges
 from oncequant.measure import Judge
 from oncequant.methods import oqat
 from oncequant.models import extract_subnet
@@ -100,6 +101,10 @@ class CompareOptions:
     front: str = "bitops"
     """Cost of the budgets, along which subnets are searched and networks are scaled: bitops, weight_bytes, or a table
     of --costs, which has no layers of networks in float or made by hand."""
+
+    def __post_init__(self) -> None:
+        """Refuse impossible numbers before any work."""
+        check_ranges(self, bits=(2, 8), deployments=(1, 1000), evaluations=(1, 1_000_000))
 
 
 def compare(

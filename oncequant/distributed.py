@@ -6,6 +6,7 @@ must be on a file system that all hosts see.
 """
 
 import contextlib
+import math
 import os
 import socket
 import subprocess
@@ -115,8 +116,12 @@ def leave() -> None:
 
 
 def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """CPU cores that this process may use: those it may run on, or fewer if its cgroup has a smaller share of time."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):  # "max", or no cgroups
+        quota, period = map(int, Path("/sys/fs/cgroup/cpu.max").read_text().split())
+        count = min(count, max(1, math.ceil(quota / period)))
+    return count
 
 
 def launch(processes: int, arguments: Sequence[str], device: torch.device) -> int:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 import numpy as np
 
 from oncequant.arch import FLOAT_BITS, Number
+from oncequant.limits import Range, check_ranges
 from oncequant.plan import Plan
 from oncequant.quantizers import INPUT_QUANTIZERS, WEIGHT_QUANTIZERS
 from oncequant.space import SearchSpace
@@ -86,6 +87,10 @@ class Family:
         return SearchSpace(choices, partial(self.describe, config), self.gate)
 
 
+RESOLUTIONS: Range = (4, 2048)  # pixels
+WIDTHS: Range = (0.01, 16)
+
+
 @dataclass(frozen=True)
 class ElasticConfig:
     """Configuration of a family that OQAT and QFA train: groups of blocks with elastic depth, kernel size, expand ratio
@@ -120,21 +125,16 @@ class ElasticConfig:
     def __post_init__(self) -> None:
         """Refuse impossible options, naming the field and its allowed values."""
         rules: dict[str, tuple[Callable[[int], bool], str]] = {
-            "kernel_sizes": (lambda v: v % 2 == 1 and v > 0, "odd numbers"),
-            "expand_ratios": (lambda v: v >= 1, "whole numbers from 1"),
-            "depths": (lambda v: 1 <= v <= 9, "whole numbers from 1 to 9"),
-            "resolutions": (lambda v: v >= 4, "pixels from 4"),
             "weight_bits": (lambda v: 1 <= v <= 8 or v == FLOAT_BITS, "1 to 8, or 32 for float"),
             "act_bits": (lambda v: 1 <= v <= 8 or v == FLOAT_BITS, "1 to 8, or 32 for float"),
         }
+        check_numbers(self)
         for name, (allowed, text) in rules.items():
             values = getattr(self, name)
             if not values or not all(map(allowed, values)):
-                raise ValueError(f"{name} = {list(values)}: use {text}")
+                raise ValueError(f"{name} {list(values)}: use {text}")
             if len(set(values)) < len(values):
-                raise ValueError(f"{name} = {list(values)}: name every value once")
-        if self.width <= 0:
-            raise ValueError(f"width = {self.width}: use a number above 0")
+                raise ValueError(f"{name} {list(values)}: name every value once")
         if len(self.stage_widths) != len(self.stage_strides):
             raise ValueError(f"stage_strides = {list(self.stage_strides)}: use one for each of stage_widths")
         check_common(self)
@@ -148,15 +148,28 @@ class ElasticConfig:
 AnyElastic = TypeVar("AnyElastic", bound=ElasticConfig)
 
 
+def check_numbers(options: Any) -> None:
+    """Raise ValueError, naming the field, for numbers that no elastic family allows. `options` has these fields of
+    ElasticConfig; None is left open."""
+    ranges: dict[str, Range] = dict(kernel_sizes=(1, 31), expand_ratios=(1, 32), depths=(1, 9), resolutions=RESOLUTIONS)
+    check_ranges(options, width=WIDTHS, **ranges)
+    for name in ranges:
+        values = getattr(options, name)
+        if values is not None and (not values or len(set(values)) < len(values)):
+            raise ValueError(f"{name} {list(values)}: name at least one value, and every value once")
+    if any(size % 2 == 0 for size in options.kernel_sizes or ()):
+        raise ValueError(f"kernel_sizes {list(options.kernel_sizes)}: use odd numbers from 1 to 31")
+
+
 def check_common(config: NetworkConfig) -> None:
     """Raise ValueError, naming the field, for values that no family allows."""
     if config.edge_bits not in (8, FLOAT_BITS):
-        raise ValueError(f"edge_bits = {config.edge_bits}: use 8, or 32 for float")
+        raise ValueError(f"edge_bits {config.edge_bits}: use 8, or 32 for float")
     kinds: Sequence[tuple[str, Iterable[str]]]
     kinds = (("weight_quantizer", WEIGHT_QUANTIZERS), ("act_quantizer", INPUT_QUANTIZERS))
     for name, allowed in kinds:
         if getattr(config, name) not in allowed:
-            raise ValueError(f"{name} = {getattr(config, name)!r}: use {', '.join(allowed)}")
+            raise ValueError(f"{name} {getattr(config, name)!r}: use {', '.join(allowed)}")
 
 
 def with_bits(config: AnyElastic, bits: int) -> AnyElastic:

@@ -4,11 +4,11 @@ import csv
 import io
 import json
 import os
+import re
 import tempfile
 from collections.abc import Callable, Sequence
-from importlib import metadata
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Annotated, Any, BinaryIO
 
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
@@ -20,14 +20,28 @@ class FileError(OSError):
     """A file cannot be written or is not what it should be; the message names it."""
 
 
+MAY_BE_PATH = "may be a path"
+PathText = Annotated[str, MAY_BE_PATH]
+"""Of an option: a path or something else, such as a name. The command line replaces `~` and `$NAME` in it."""
+VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})", re.ASCII)
+
+
 def user_path(text: str | os.PathLike[str]) -> Path:
-    """A path as a user writes it: `~`, `~name` and `$NAME` stand for what they do in a shell. Raises FileError."""
-    if not (written := os.fspath(text)):
-        raise FileError("a path is empty text: give a file or a folder")
-    path = os.path.expanduser(os.path.expandvars(written))
-    if path.startswith("~") and not os.path.exists(path):
-        raise FileError(f"{written}: there is no user of this name")
-    return Path(path)
+    """The path that a user's text means: `~`, `~name`, `$NAME` and `${NAME}` stand for what a shell puts there.
+
+    Text that names an existing file or folder as it is may hold names that stand for nothing. Raises ValueError for
+    other such names, and for empty text."""
+    text = os.fspath(text)
+    if not text.strip():
+        raise ValueError("an empty text is no path")
+    unset = [a or b for a, b in VARIABLE.findall(text) if (a or b) not in os.environ]
+    found = os.path.expanduser(text if unset else os.path.expandvars(text))
+    if not os.path.exists(text):
+        if unset:
+            raise ValueError(f"{text}: there is no environment variable {unset[0]}")
+        if found.startswith("~"):
+            raise ValueError(f"{text}: there is no user {found[1:].partition('/')[0]!r}")
+    return Path(found)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -61,14 +75,6 @@ def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     for row in rows:
         writer.writerow({k: json.dumps(v) if isinstance(v, (dict, list)) else v for k, v in row.items()})
     write_atomically(path, text.getvalue().encode())
-
-
-def package_version() -> str:
-    """Version of the oncequant that writes a file."""
-    try:
-        return metadata.version("oncequant")
-    except metadata.PackageNotFoundError:  # run from a source tree that is not installed
-        return "unknown"
 
 
 def read_json(path: Path) -> Any:

@@ -4,21 +4,24 @@ The word after `run` or `train` picks a method, and a parser is built for it: it
 dataclasses side by side, among them the method's own Config, without those that nothing of the method would read.
 """
 
+import contextlib
+import difflib
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, make_dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 import tyro
 
 from oncequant.compare import CompareOptions
 from oncequant.export.formats import FORMATS
-from oncequant.files import FileError
+from oncequant.files import FileError, PathText, user_path
+from oncequant.help_text import help_page
 from oncequant.methods import DEFAULT_METHOD, METHODS
 from oncequant.models import FAMILIES, PRESETS
-from oncequant.parser import Groups, field_names, merged, one_line
+from oncequant.parser import Groups, field_names, merged, one_line, wrong
 from oncequant.quantizers import WEIGHT_QUANTIZERS
 from oncequant.run_folder import read_settings
 from oncequant.search import SEARCHERS, BudgetOptions
@@ -37,7 +40,7 @@ from oncequant.settings import (
     TableOptions,
     presets_of,
 )
-from oncequant.train import TrainingOptions
+from oncequant.train import SupernetOptions, TrainingOptions
 
 DESCRIPTION = "Train one quantization-aware supernet on your images; deploy compact 4/3/2-bit networks for any budget."
 
@@ -58,7 +61,7 @@ class Train:
 
 @dataclass(frozen=True)
 class Run:
-    """Everything: train, search, export, report. With no arguments on the bundled digits.
+    """Everything: train, search, export, report. Without --data on digits.
 
     Interrupted? The same command goes on where it stopped.
     """
@@ -69,8 +72,10 @@ class Run:
 
 @dataclass(frozen=True)
 class Search:
-    """Choose subnets of a trained run, without retraining, under any number of budgets. The options are those of the
-    run's method: `oncequant search RUN --help`."""
+    """Choose networks of a run for other budgets, without retraining.
+
+    `oncequant search RUN --help` has the options of the run's own method.
+    """
 
     source: Existing
     machine: Shared
@@ -80,13 +85,14 @@ class Search:
 
 @dataclass(frozen=True)
 class Compare:
-    """What a run of OQAT is worth: its subnets against networks that are trained for each budget, by accuracy and by
-    what training took.
+    """Put networks of a run beside some that are trained one by one.
 
-    supernet: as OQAT deploys, without training; nas-then-quantize: the float supernet's best, fine-tuned at the
-    bit-width, for runs trained with --float-sandwich; search-then-retrain: the low-bit supernet's best, trained from
-    scratch; uniform: a hand-scaled network, trained from scratch; hand-made: a plain small network as wide as fits,
-    trained for an equal share of our run's training time; hand-made-whole: one of them, trained for all of it.
+    The run is one of OQAT. Ways to come to networks. supernet: as OQAT deploys, without training. nas-then-quantize:
+    the float supernet's best, fine-tuned at the bit-width, for runs trained with --float-sandwich. search-then-retrain:
+    the low-bit supernet's best, trained from scratch. uniform: a hand-scaled network, trained from scratch. hand-made:
+    a plain small network as wide as fits, trained for an equal share of our run's training time. hand-made-whole: one
+    of them, trained for all of it.
+
     Interrupted? The same command goes on.
     """
 
@@ -98,7 +104,7 @@ class Compare:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Measure one architecture of a trained run."""
+    """Measure one network of a trained run: accuracy and costs."""
 
     source: Existing
     evaluate: EvaluateOptions
@@ -106,7 +112,7 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Export:
-    """Write chosen subnets as packed ONNX and safetensors files and verify them in ONNX Runtime."""
+    """Write chosen networks as ONNX, safetensors or C, and verify them."""
 
     source: Existing
     export: ExportOptions
@@ -114,7 +120,7 @@ class Export:
 
 @dataclass(frozen=True)
 class Report:
-    """Write RUN/report: one HTML page that works offline, pictures and tables."""
+    """Write RUN/report: a page that works offline, pictures and tables."""
 
     run: RunFolder
     """Run folder made by `oncequant train` or `oncequant run`."""
@@ -122,9 +128,9 @@ class Report:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost(AllBits):
-    """Costs of architectures: one JSON object in, one JSON object out a line."""
+    """Print the costs of architectures, JSON lines in and out."""
 
-    archs: Annotated[str, tyro.conf.Positional]
+    archs: Annotated[PathText, tyro.conf.Positional]
     """File with one architecture a line, or - for standard input. Choices with one value and the bits of absent
     blocks may be left out; missing bit-widths are --bits."""
     costs: tuple[Path, ...] = ()
@@ -133,9 +139,10 @@ class Cost(AllBits):
 
 @dataclass(frozen=True)
 class Profile:
-    """Time every layer of a search space on this machine, in the format c on one thread: a table for --costs.
+    """Time all layers on this machine: a table for --costs.
 
-    Interrupted? The same command goes on. For another device fill in such a table yourself: docs/export.md.
+    They run in the format c, on one thread. Interrupted? The same command goes on. For another device fill in such a
+    table yourself: docs/export.md.
     """
 
     model: ProfiledModel
@@ -144,7 +151,7 @@ class Profile:
 
 @dataclass(frozen=True)
 class Info:
-    """What is in a run folder; without one, the presets, their space sizes and the costs."""
+    """Show what is in a run; without one, the presets and the costs."""
 
     run: Annotated[Path | None, tyro.conf.Positional] = None
     """Run folder made by `oncequant train` or `oncequant run`."""
@@ -152,9 +159,18 @@ class Info:
     """The boards that --target knows, and their budgets, instead."""
 
 
-COMMANDS = {
-    "run": Run, "train": Train, "search": Search, "compare": Compare, "evaluate": Evaluate, "export": Export,
-    "report": Report, "cost": Cost, "profile": Profile, "info": Info,
+COMMANDS = {  # in the order of use
+    "run": Run, "info": Info, "search": Search, "evaluate": Evaluate, "export": Export, "report": Report,
+    "train": Train, "compare": Compare, "profile": Profile, "cost": Cost,
+}  # fmt: skip
+TITLES = {  # of groups, in the help
+    "data": "Images", "model": "Network", "training": "Training", "tables": "Search", "search": "Search",
+    "machine": "Machine", "source": "Run", "report": "Arguments", "cost": "Options", "info": "Options",
+    "evaluate": "Measurement", "export": "Files", "compare": "Comparison", "profile": "Table",
+}  # fmt: skip
+COMMON = {  # what `run --help` and `train --help` explain at once
+    "data", "run", "flip", "max_train", "preset", "width", "resolutions", "epochs", "float_epochs", "budgets", "target",
+    "device", "devices", "hours",
 }  # fmt: skip
 CHOICES = {
     "preset": tuple(presets_of(DEFAULT_METHOD)), "searcher": tuple(SEARCHERS),
@@ -168,25 +184,35 @@ def parse(words: Sequence[str]) -> Any:
     Prints help, or one line that says what is wrong and how it is written, and exits, with status 2 if it is wrong.
     Raises ValueError for options whose values cannot work.
     """
-    if not words or words[0] not in COMMANDS:
-        about = {name: {"__doc__": _summary(kind)} for name, kind in COMMANDS.items()}
-        overview: dict[str, Any] = {name: make_dataclass(name, [], namespace=doc) for name, doc in about.items()}
-        tyro.extras.subcommand_cli_from_dict(overview, prog="oncequant", description=DESCRIPTION, args=words)
-        raise AssertionError("tyro exits where there is no command")
+    if not words or words[0] in ("-h", "--help"):
+        print(overview(), file=sys.stdout if words else sys.stderr)
+        sys.exit(0 if words else 2)
     name, *rest = words
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"is it {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
+        wrong(f"there is no command {name!r}; {hint} `oncequant --help` explains them")
     _refuse_old_spellings(name, rest)
     kind, program = COMMANDS[name], f"oncequant {name}"
     if name in ("run", "train"):
         return _parse_training(name, rest)
     if name == "profile":
         parts = get_type_hints(kind)
-        return kind(**Groups(program, kind.__doc__, parts, choices={**CHOICES, "preset": tuple(PRESETS)}).parse(rest))
+        choices = {**CHOICES, "preset": tuple(PRESETS)}
+        return kind(**Groups(program, kind.__doc__, parts, TITLES, choices=choices).parse(rest))
     if name in ("report", "cost", "info"):
-        return Groups(program, kind.__doc__, {name: kind}, choices=CHOICES).parse(rest)[name]
+        return Groups(program, kind.__doc__, {name: kind}, TITLES, choices=CHOICES).parse(rest)[name]
     parts = get_type_hints(kind)
     if name == "search":
         parts["search"] = _search_of(rest)
-    return kind(**Groups(program, kind.__doc__, parts, choices=CHOICES).parse(rest))
+    return kind(**Groups(program, kind.__doc__, parts, TITLES, choices=CHOICES).parse(rest))
+
+
+def overview() -> str:
+    """The text of `oncequant --help`."""
+    rows = [([name], one_line((kind.__doc__ or "").split("\n\n")[0])) for name, kind in COMMANDS.items()]
+    last = "Options of a command: oncequant COMMAND --help\n\nVersion: oncequant --version"
+    return help_page("usage: oncequant COMMAND [OPTIONS]", DESCRIPTION, {"Commands": rows}, last)
 
 
 def _parse_training(command: str, words: Sequence[str]) -> Run | Train:
@@ -195,18 +221,21 @@ def _parse_training(command: str, words: Sequence[str]) -> Run | Train:
     if words and not words[0].startswith("-"):
         name, *words = words
         if name not in METHODS:
-            _exit(f"there is no method {name!r}; there are {', '.join(METHODS)}")
+            wrong(f"there is no method {name!r}; there are {', '.join(METHODS)}")
     method = METHODS[name]
     parts = dict(data=DataOptions, model=ModelOptions, training=method.Config, tables=TableOptions, machine=Machine)
     if command == "run":
         parts["search"] = method.SearchOptions
     known = {"preset"}.union(*(field_names(FAMILIES[family].Config) for family in method.families))
     hidden = field_names(ModelOptions) - (known - field_names(method.Config))
-    others = ", ".join(f"`oncequant {command} {other} --help`" for other in METHODS if other != name)
+    others = ", ".join(f"oncequant {command} {other} --help" for other in METHODS if other != name)
     title = (method.__doc__ or "").partition(". ")[0]
-    text = f"{COMMANDS[command].__doc__}\n\nMethod {name}: {title}. Others: {others}."
+    text = f"{COMMANDS[command].__doc__} Method {name}: {title}."
     choices = {**CHOICES, "preset": ("auto", *presets_of(name))}
-    groups = Groups(f"oncequant {command} {name}", text, parts, hidden, choices)
+    own = field_names(method.Config) - field_names(TrainingOptions) - field_names(SupernetOptions)
+    program, last = f"oncequant {command} {name}", f"Other methods: {others}"
+    apart = dict.fromkeys(own, name.upper())
+    groups = Groups(program, text, parts, TITLES, {"model": hidden}, choices, COMMON, apart, last)
     values = groups.parse(words)
     search = values.pop("search", None)
     return Train(**values) if search is None else Run(Train(**values), search)
@@ -215,11 +244,9 @@ def _parse_training(command: str, words: Sequence[str]) -> Run | Train:
 def _search_of(words: Sequence[str]) -> type:
     """The options of a search: those of the method of the run folder that is named, all without one."""
     for word in words:
-        if not word.startswith("-") and (Path(word) / "run.json").is_file():
-            try:
-                return METHODS[read_settings(Path(word)).method].SearchOptions
-            except (FileError, KeyError):
-                break  # the command itself will say it
+        with contextlib.suppress(ValueError, FileError, KeyError):  # the command itself will say it
+            if not word.startswith("-") and (user_path(word) / "run.json").is_file():
+                return METHODS[read_settings(user_path(word)).method].SearchOptions
     return merged("SearchOptions", [method.SearchOptions for method in METHODS.values()])
 
 
@@ -229,16 +256,6 @@ def _refuse_old_spellings(command: str, words: Sequence[str]) -> None:
         if word.partition("=")[0] == "--method":
             given = word.partition("=")[2] or following
             method = given if given in METHODS else DEFAULT_METHOD
-            _exit(f"the method is a word: write `oncequant {command} {method}`")
+            wrong(f"the method is a word: write `oncequant {command} {method}`")
         if old := re.fullmatch(rf"--({'|'.join(METHODS)})[.]([^=]+)(=.*)?", word):
-            _exit(f"options of a method have no prefix: write `oncequant {command} {old[1]} --{old[2]}`")
-
-
-def _summary(kind: type) -> str:
-    """The first paragraph of a command's docstring."""
-    return one_line((kind.__doc__ or "").split("\n\n")[0])
-
-
-def _exit(message: str) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(2)
+            wrong(f"options of a method have no prefix: write `oncequant {command} {old[1]} --{old[2]}`")

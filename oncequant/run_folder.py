@@ -39,10 +39,11 @@ from oncequant.cost import Cost
 from oncequant.cost_table import run_costs
 from oncequant.data import Data, load_data
 from oncequant.family import NetworkConfig
-from oncequant.files import FileError, package_version, read_object, write_json
+from oncequant.files import FileError, read_object, write_json
 from oncequant.models import config_from_json, config_to_json, family_of
 from oncequant.progress import console
 from oncequant.records import Command, Time, append_record, read_records
+from oncequant.version import package_version
 
 LOCK_SECONDS = 10  # as long as a folder may stay locked after a kill: loader workers outlive their process by five
 
@@ -63,14 +64,19 @@ class RunSettings:
     max_train: int | None
     resident_gib: float = 2.0
 
-    def load_data(self, device: torch.device) -> Data:
-        """The data set with this run's splits, at the largest resolution of the model. Raises DataError."""
+    def load_data(self, device: torch.device, asked: tuple[float | None, float | None] | None = None) -> Data:
+        """The data set with this run's splits, at the largest resolution of the model.
+
+        `asked` are the validation and test fractions that a new run was asked for: a split that exists refuses its own.
+        Raises DataError."""
+        fractions = asked or (self.validation_fraction, self.test_fraction)
         return load_data(
             self.data,
             size=max(self.model.resolutions),
             seed=self.seed,
-            validation_fraction=self.validation_fraction,
-            test_fraction=self.test_fraction,
+            validation_fraction=fractions[0],
+            test_fraction=fractions[1],
+            refuse_fractions=asked is not None,
             flip=self.flip,
             max_train=self.max_train,
             resident_limit_bytes=round(self.resident_gib * 2**30),

@@ -15,7 +15,7 @@ from oncequant import distributed
 from oncequant.arch import Arch
 from oncequant.cost import Budget
 from oncequant.cost_table import known_costs
-from oncequant.data import Data, check_images, native_size
+from oncequant.data import FRACTIONS, Data, check_images, native_size
 from oncequant.data.folders import is_read
 from oncequant.export.formats import DEFAULT_FORMATS, check_tools
 from oncequant.files import FileError
@@ -79,13 +79,13 @@ def prepare(
         method=name,
         method_config=cfg.to_json(),
         seed=cfg.seed,
-        validation_fraction=where.validation_fraction,
-        test_fraction=where.test_fraction,
+        validation_fraction=FRACTIONS["validation"] if where.validation_fraction is None else where.validation_fraction,
+        test_fraction=FRACTIONS["test"] if where.test_fraction is None else where.test_fraction,
         flip=where.flip,
         max_train=where.max_train,
         resident_gib=where.resident_gib,
     )
-    data = settings.load_data(device_used)
+    data = settings.load_data(device_used, (where.validation_fraction, where.test_fraction))
     settings = _checked(settings, options, data, folder, search, costs)
     _tell(data, options.preset, pixels, folder)
     settings = _decided(settings, data, folder)
@@ -116,7 +116,16 @@ def new_run(
     if max(model.resolutions) > data.size:
         raise ValueError(f"resolutions {model.resolutions}: load the images with size {max(model.resolutions)}")
     settings = RunSettings(
-        data.name, options.preset, model, name, cfg.to_json(), cfg.seed, 0.15, 0.2, data.flip, max_train=None
+        data.name,
+        options.preset,
+        model,
+        name,
+        cfg.to_json(),
+        cfg.seed,
+        FRACTIONS["validation"],
+        FRACTIONS["test"],
+        data.flip,
+        max_train=None,
     )
     return _begin(_checked(settings, options, data, Path(folder), search, costs), data, Path(folder), costs)
 
@@ -188,7 +197,7 @@ def _tell(data: Data, preset: str, pixels: int, folder: Path) -> None:
     )
     if data.flip:
         console.print(
-            "training images are mirrored at random; use --flip False where that changes the label", soft_wrap=True
+            "training images are mirrored at random; use --no-flip where that changes the label", soft_wrap=True
         )
     if pixels >= 2 * data.size:
         own = family_of(PRESETS[preset])

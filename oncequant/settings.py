@@ -10,34 +10,44 @@ from rich.table import Table
 
 from oncequant.arch import FLOAT_BITS, SKIP, pair
 from oncequant.export.formats import DEFAULT_FORMATS
-from oncequant.family import NetworkConfig
+from oncequant.family import WIDTHS, NetworkConfig, check_numbers
+from oncequant.files import PathText
+from oncequant.limits import Range, check_ranges
 from oncequant.methods import METHODS
 from oncequant.models import PRESETS, family_of, space_of
 from oncequant.space import SearchSpace
 from oncequant.targets import TARGETS
 
 Device = Literal["auto", "cpu", "cuda"]
+DEVICES: Range = (1, 1024)
+CLASSES: Range = (2, 1_000_000)
+BITS: Range = (1, FLOAT_BITS)
 
 
 @dataclass(frozen=True)
 class DataOptions:
     """Which images a run has, and where its folder is."""
 
-    data: str = "digits"
+    data: PathText = "digits"
     """digits (bundled), a folder of class folders, a folder of Hugging Face parquet files, or a hub name."""
     run: Path | None = None
-    """Folder of this run; default runs/<data>, for other methods than oqat runs/<data>-<method>."""
-    validation_fraction: float = 0.15
-    """Part of the training images held out for search, if there is no validation split."""
-    test_fraction: float = 0.2
-    """Part of the images held out for the final test, if there is no test split."""
+    """Folder of this run. Default: runs/<data>; of qfa and dnas runs/<data>-<method>."""
+    validation_fraction: float | None = None
+    """Part of the training images held out for search, where the data has no validation split. Default: 0.15."""
+    test_fraction: float | None = None
+    """Part of the images held out for the final test, where the data has no test split. Default: 0.2."""
     flip: bool | None = None
-    """Mirror training images at random; default yes, no for digits."""
+    """Mirror training images at random. Default: yes, but not digits."""
     max_train: int | None = None
-    """Use only so many training images (a fixed random subset)."""
+    """Train with so many images only, a fixed random subset."""
     resident_gib: float = 2.0
-    """Decoded images are kept in memory up to this size; larger sets are decoded by worker processes as they are
-    needed, and training images are cropped and scaled at random."""
+    """Decoded images are kept in memory up to this size in GiB. Larger sets are decoded by worker processes as they
+    are needed, and training images are cropped and scaled at random."""
+
+    def __post_init__(self) -> None:
+        """Refuse impossible numbers before any work."""
+        check_ranges(self, validation_fraction=(1e-4, 0.99), test_fraction=(1e-4, 0.99))
+        check_ranges(self, max_train=(2, 1_000_000_000), resident_gib=(0, 1_000_000))
 
 
 @dataclass(frozen=True)
@@ -45,11 +55,11 @@ class ModelOptions:
     """The network. Options left at None keep the preset's value."""
 
     preset: str = "auto"
-    """Kind and size of the networks; auto takes one that suits the method and the size of the images."""
+    """Kind and size of the networks; auto takes what suits the method and the images."""
     width: float = 1.0
-    """Multiplies all channel counts (rounded to multiples of 8)."""
+    """Multiplies all channel counts: 0.5 halves them."""
     resolutions: tuple[int, ...] | None = None
-    """Input resolutions in pixels, for example 24 28 32."""
+    """Image sides in pixels to choose from, such as 24 28 32."""
     depths: tuple[int, ...] | None = None
     """Blocks per stage to choose from."""
     kernel_sizes: tuple[int, ...] | None = None
@@ -63,7 +73,11 @@ class ModelOptions:
     signed_activations: bool = True
     """Signed grid after linear bottlenecks; without, it clips at zero, as the official code."""
     weight_quantizer: str | None = None
-    """Quantizer of weights; default lsq, learned step sizes."""
+    """Quantizer of weights. Default: lsq, learned step sizes."""
+
+    def __post_init__(self) -> None:
+        """Refuse impossible numbers before any work."""
+        check_numbers(self)
 
     def config(self, num_classes: int, channels: int) -> NetworkConfig:
         """Configuration for a data set. Raises ValueError if an option is given that the preset's family lacks."""
@@ -83,8 +97,8 @@ class TableOptions:
     """Costs that were measured."""
 
     costs: tuple[Path, ...] = ()
-    """Table of what layers take on a device, CSV or JSON (docs/export.md); its name becomes the name of a cost for
-    budgets and fronts, and the run folder keeps it."""
+    """Table of what layers take on a device, CSV or JSON (docs/export.md). Its name becomes a cost for budgets and
+    fronts; the run keeps it. May be repeated."""
 
 
 @dataclass(frozen=True)
@@ -94,13 +108,15 @@ class Machine:
     device: Device = "auto"
     """auto takes a GPU if there is one."""
     devices: int = 1
-    """Processes that share the work on this machine, each on one GPU or on a share of the CPU's cores. Several
-    machines: torchrun ... -m oncequant -- train ..."""
+    """Processes that share the work, each with one GPU or a share of the cores. Several machines: README.md."""
     hours: float | None = None
-    """Time that the whole command may take. A rehearsal at the start tells how long schedules can be; the run folder
-    keeps that, so that a run that was interrupted goes on with the same. Default: schedules as their options say."""
+    """Time for the whole command: a rehearsal at the start sets the length of training. Default: as epochs say."""
     tune_allocator: bool = False
     """Keep freed memory for the next tensors (Linux with glibc): faster where tensors are large."""
+
+    def __post_init__(self) -> None:
+        """Refuse impossible numbers before any work."""
+        check_ranges(self, devices=DEVICES, hours=(0.001, 100_000))
 
 
 def presets_of(method: str) -> dict[str, NetworkConfig]:
@@ -137,7 +153,7 @@ class Existing:
 
     run: RunFolder
     """Run folder made by `oncequant train` or `oncequant run`."""
-    data: str | None = None
+    data: PathText | None = None
     """Where the run's images are now, if they have moved."""
     device: Device = "auto"
     """auto takes a GPU if there is one."""
@@ -150,15 +166,19 @@ class Shared:
     devices: int = 1
     """Processes that share the work on this machine."""
 
+    def __post_init__(self) -> None:
+        """Refuse impossible numbers before any work."""
+        check_ranges(self, devices=DEVICES)
+
 
 @dataclass(frozen=True)
 class EvaluateOptions:
     """Options of `oncequant evaluate`."""
 
-    arch: Annotated[str, tyro.conf.Positional]
-    """Name of a chosen subnet (as `oncequant info RUN` lists them), a JSON file, or largest | smallest."""
+    arch: Annotated[PathText, tyro.conf.Positional]
+    """Name of a chosen subnet (`oncequant info RUN` lists them), a JSON file, or largest or smallest."""
     stage: str | None = None
-    """float, 4bit, mixed, ...; default: the named subnet's own, or the last supernet (the lowest bit-width)."""
+    """float, 4bit, mixed, ... Default: the named subnet's own, or the last supernet (the lowest bit-width)."""
     split: Literal["validation", "test"] = "validation"
     """Images to measure on; the test split is for final figures."""
     compiled: bool = False
@@ -169,13 +189,13 @@ class EvaluateOptions:
 class ExportOptions:
     """Options of `oncequant export`."""
 
-    names: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """Names of chosen subnets; default all of them. A JSON file with an architecture (as the report shows it), largest
+    names: Annotated[tuple[PathText, ...], tyro.conf.Positional] = ()
+    """Names of chosen subnets. Default: all of them. A JSON file with an architecture (as the report shows it), largest
     or smallest is measured, chosen as STAGE-NAME and exported."""
     formats: tuple[str, ...] = DEFAULT_FORMATS
     """Files to write; c needs a C compiler. Those of other formats, from an export before, are removed."""
     stage: str | None = None
-    """For those: float, 4bit, mixed, ...; default the last supernet (the lowest bit-width)."""
+    """For files, largest and smallest: float, 4bit, mixed, ... Default: the last supernet (the lowest bit-width)."""
 
 
 @dataclass(frozen=True)
@@ -195,16 +215,15 @@ class ProfileOptions:
     bits: tuple[int, ...] = (4, 3, 2)
     """Bit-widths of weights and inputs: every pair of them is measured, with inputs from 2 bits."""
     num_classes: int | None = None
-    """Default: the preset's."""
+    """Classes. Default: the preset's."""
     image_channels: int | None = None
-    """3 for colour, 1 for greyscale; default: the preset's."""
+    """3 for colour, 1 for greyscale. Default: the preset's."""
     rounds: int = 51
     """How often everything is timed; medians are taken."""
 
     def __post_init__(self) -> None:
         """Refuse impossible numbers before any work."""
-        if self.rounds < 1:
-            raise ValueError(f"rounds {self.rounds}: use at least 1")
+        check_ranges(self, rounds=(1, 100_000), num_classes=CLASSES, image_channels=(1, 3), bits=(1, 8))
 
 
 @dataclass(frozen=True)
@@ -222,13 +241,11 @@ class AllBits:
     se_bits: int = FLOAT_BITS
     """Bit-width of squeeze-and-excite."""
     num_classes: int | None = None
-    """Default: the preset's."""
+    """Classes. Default: the preset's."""
 
-
-def _given(num_classes: int | None, default: int) -> int:
-    if num_classes is not None and num_classes < 2:
-        raise ValueError(f"num_classes {num_classes}: use at least 2")
-    return num_classes or default
+    def __post_init__(self) -> None:
+        """Refuse impossible numbers before any work."""
+        check_ranges(self, width=WIDTHS, num_classes=CLASSES, **dict.fromkeys(("bits", "edge_bits", "se_bits"), BITS))
 
 
 def space_of_all_bits(of: AllBits) -> tuple[SearchSpace, dict[str, int]]:
@@ -237,9 +254,7 @@ def space_of_all_bits(of: AllBits) -> tuple[SearchSpace, dict[str, int]]:
     base, every = PRESETS[of.preset], tuple(sorted({*range(1, 9), FLOAT_BITS}))
     known = {field.name for field in fields(base)}
     own = {name: getattr(of, name) for name in ("width", "se_bits") if name in known}
-    config = replace(
-        base, num_classes=_given(of.num_classes, base.num_classes), weight_bits=every, act_bits=every, **own
-    )
+    config = replace(base, num_classes=of.num_classes or base.num_classes, weight_bits=every, act_bits=every, **own)
     space = space_of(config)
     edges = {f"{layer}.{what}_bits": of.edge_bits for layer in ("stem", "classifier") for what in ("weight", "act")}
     space = replace(space, choices={**space.choices, **{name: every for name in edges}})
@@ -255,8 +270,7 @@ def config_of_bits(
         raise ValueError(f"preset: give one of {', '.join(PRESETS)}")
     base = PRESETS[options.preset]
     inputs = tuple(b for b in bits if b >= 2) or bits  # files hold no others
-    classes = _given(num_classes, base.num_classes)
-    config: Any = options.config(classes, image_channels or base.image_channels)
+    config: Any = options.config(num_classes or base.num_classes, image_channels or base.image_channels)
     if hasattr(config, "precisions"):
         return replace(config, precisions=(SKIP, *(pair(weight, act) for weight in bits for act in inputs)))
     return replace(config, weight_bits=bits, act_bits=inputs, steps_per_bits=True)

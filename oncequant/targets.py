@@ -53,8 +53,8 @@ TARGETS = (
 )
 
 HELP = (
-    "A board, whose RAM and flash less a reserve become budgets of ram_bytes and flash_bytes; a budget of the "
-    "same cost goes before. `oncequant info --targets` lists them. `run` writes C, too."
+    "A board of `oncequant info --targets`: its RAM and flash, less a reserve, become budgets, unless --budget has "
+    "these costs. `run` writes C, too."
 )
 
 

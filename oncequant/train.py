@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from oncequant import distributed
 from oncequant.data import Data, calibration_batches, steps_per_epoch, train_batches
 from oncequant.files import FileError, write_atomically
+from oncequant.limits import RATES, SEEDS, check_ranges
 from oncequant.progress import track
 from oncequant.records import Metrics, Time, append_record, read_metrics, read_records, write_records
 from oncequant.schedule import OPTIMIZERS, Schedule, make_optimizers
@@ -45,8 +46,7 @@ class TrainingOptions:
     duration: float = 1.0
     """All stages train so many times as long as epochs and steps say."""
     batch_size: int | None = None
-    """Images per step, of all processes together; default 64, of OQAT with muon up to 256 where there are many
-    images."""
+    """Images per step, of all processes together. Default: 64; of OQAT with muon up to 256 for many images."""
     lr: float = 3e-3
     """Peak learning rate of networks that are trained from random weights."""
     optimizer: Literal["adamw", "sgd", "muon"] = "adamw"
@@ -64,8 +64,8 @@ class TrainingOptions:
     calibration_images: int = 2000
     """Training images from which batch-norm statistics of a subnet are estimated."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """What training steps compute in; auto: the commands take bfloat16 where a convolution of the network is faster in
-    it, training from Python float32. Weights, calibration and evaluation are float32 always (no TF32)."""
+    """What training steps compute in. auto: bfloat16 where a convolution of the network is faster in it; training from
+    Python takes float32. All else is float32 always (no TF32)."""
     checkpoint_seconds: float = 60.0
     """Time between checkpoints within a stage; 0 writes one every step."""
     seed: int = 0
@@ -76,18 +76,11 @@ class TrainingOptions:
         for name, allowed in (("optimizer", OPTIMIZERS), ("precision", PRECISIONS)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} {getattr(self, name)!r}: use one of {', '.join(allowed)}")
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"label_smoothing {self.label_smoothing}: use at least 0 and less than 1")
-        if self.batch_size is not None and self.batch_size < 2:
-            raise ValueError(f"batch_size {self.batch_size}: use at least 2")
-        least = dict(epochs=1, float_epochs=1, calibration_images=2)
-        least |= dict.fromkeys(("min_steps", "weight_decay", "checkpoint_seconds", "seed"), 0)
-        for name, limit in least.items():
-            if not getattr(self, name) >= limit:
-                raise ValueError(f"{name} {getattr(self, name)}: use at least {limit}")
-        for name in ("duration", "lr", "muon_lr", "clip_norm", "step_size_lr"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} {getattr(self, name)}: use more than 0")
+        check_ranges(self, epochs=(1, 100_000), float_epochs=(1, 100_000), min_steps=(0, 100_000_000))
+        check_ranges(self, duration=(1e-6, 10_000), batch_size=(2, 65_536), lr=RATES, muon_lr=RATES)
+        check_ranges(self, weight_decay=(0, 10), clip_norm=(1e-6, 1e9), step_size_lr=(1e-6, 1000))
+        check_ranges(self, label_smoothing=(0, 0.99), calibration_images=(2, 100_000_000))
+        check_ranges(self, checkpoint_seconds=(0, 1e9), seed=SEEDS)
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
@@ -164,16 +157,15 @@ class SupernetOptions:
     quantized_muon_lr: float = 0.12
     """Of the quantized supernets, with optimizer muon."""
     random_subnets: int = 1
-    """Random architectures per step beside the largest and the smallest; more of them train larger spaces better."""
+    """Random subnets per step beside the largest and the smallest; more train larger spaces better."""
     float_sandwich: bool = False
-    """The float stage trains subnets, too; else the largest network alone, with whose weights all quantized subnets
-    start."""
+    """The float stage trains subnets, too, not the largest network alone."""
     checkpoint_activations: bool = False
     """Keep only the inputs of blocks for the backward pass: less memory, more time."""
     independent_archs: bool = False
-    """With several processes: each draws its own random architectures, so that a step trains more of them."""
+    """With several processes: each draws its own random subnets, so that a step trains more."""
     sync_batch_norm: bool = False
-    """With several processes: statistics of batch norm from the whole batch instead of each process's part."""
+    """With several processes: batch norm takes its statistics from the whole batch."""
 
     def __post_init__(self):
         """Refuse impossible options before any training."""
@@ -181,11 +173,7 @@ class SupernetOptions:
             raise ValueError(
                 "sync_batch_norm needs the same architectures in every process: not with independent_archs"
             )
-        for name in ("quantized_lr", "quantized_muon_lr"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} {getattr(self, name)}: use more than 0")
-        if self.random_subnets < 0:
-            raise ValueError(f"random_subnets {self.random_subnets}: use at least 0")
+        check_ranges(self, quantized_lr=RATES, quantized_muon_lr=RATES, random_subnets=(0, 100))
 
     @property
     def shares_ranges(self) -> bool:

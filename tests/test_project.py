@@ -13,7 +13,7 @@ from oncequant.quantizers import INPUT_QUANTIZERS, WEIGHT_QUANTIZERS
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [  # a module may import modules of lines above it, and of its own package
-    {"distributed", "allocator", "native", "muon"},
+    {"distributed", "allocator", "native", "muon", "version", "limits", "help_text"},
     {"arch", "files", "progress"},
     {"data"},
     {"plan", "records"},

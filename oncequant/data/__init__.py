@@ -6,9 +6,19 @@ three splits, `batches` augments.
 
 from oncequant.data.batches import calibration_batches, eval_batches, steps_per_epoch, train_batches
 from oncequant.data.images import DataError
-from oncequant.data.splits import Data, ResidentSplit, Split, StreamingSplit, check_images, load_data, native_size
+from oncequant.data.splits import (
+    FRACTIONS,
+    Data,
+    ResidentSplit,
+    Split,
+    StreamingSplit,
+    check_images,
+    load_data,
+    native_size,
+)
 
 __all__ = [
+    "FRACTIONS",
     "Data",
     "DataError",
     "ResidentSplit",

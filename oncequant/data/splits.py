@@ -24,6 +24,7 @@ from oncequant.progress import console, track
 
 HEADER_SAMPLE = 256  # images whose headers decide between 1 and 3 channels when reading all headers costs too much
 STATISTICS_SAMPLE = 2048  # training images behind mean and std
+FRACTIONS = {"validation": 0.15, "test": 0.2}  # of the training images, held out where a source has no such split
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,24 +132,28 @@ def load_data(
     *,
     size: int,
     seed: int = 0,
-    validation_fraction: float = 0.15,
-    test_fraction: float = 0.2,
+    validation_fraction: float | None = None,
+    test_fraction: float | None = None,
     flip: bool | None = None,
     device: torch.device | str = "cpu",
     resident_limit_bytes: int = 2 * 2**30,
     max_train: int | None = None,
+    refuse_fractions: bool = True,
 ) -> Data:
     """Open `source`, carve the splits it lacks out of its training images, and store all images as `size` x `size`.
 
     `source` is "digits", a folder (of class folders or parquet files), a hub name, or (train, validation or None,
     test or None) of map-style Python datasets of (PIL image, array or tensor; integer label), whose `__getitem__`
     must be deterministic. Splits that exist are kept; carved ones are stratified and depend on `seed` alone.
-    Fractions count the training images of the source. `max_train` then keeps a stratified part of the training split.
+    Fractions count the training images of the source, by default FRACTIONS; one for a split that exists is refused, or
+    without `refuse_fractions` ignored. `max_train` then keeps a stratified part of the training split.
     `flip` defaults to true except for digits. A split whose labels are all negative hides them and counts as missing.
 
     Raises `DataError` naming the file, class, column or split that is wrong."""
-    if size < 2 or min(validation_fraction, test_fraction) <= 0 or validation_fraction + test_fraction >= 1:
-        given = f"size={size}, validation_fraction={validation_fraction}, test_fraction={test_fraction}"
+    asked = {"validation": validation_fraction, "test": test_fraction}
+    fractions = {s: FRACTIONS[s] if fraction is None else fraction for s, fraction in asked.items()}
+    if size < 2 or not min(fractions.values()) > 0 or not sum(fractions.values()) < 1:
+        given = ", ".join([f"size={size}", *(f"{s}_fraction={fraction:g}" for s, fraction in fractions.items())])
         raise DataError(f"size must be 2 or more and both fractions above 0 with a sum below 1, not {given}")
     device = torch.device(device)
     opened = open_source(source)
@@ -156,8 +161,10 @@ def load_data(
     for note in opened.notes:
         console.print(note, soft_wrap=True)
     classes, labels = _classes(name, splits)
-    missing = {"test": test_fraction, "validation": validation_fraction}
-    rows = _carve(labels["train"], classes, {s: f for s, f in missing.items() if s not in labels}, seed)
+    for split, fraction in asked.items():
+        if fraction is not None and split in labels and refuse_fractions:
+            raise DataError(f"{split}_fraction {fraction:g}: {name} has a {split} split; leave the option out")
+    rows = _carve(labels["train"], classes, {s: fractions[s] for s in ("test", "validation") if s not in labels}, seed)
     if max_train is not None:
         rows["train"] = rows["train"][_stratified(labels["train"][rows["train"]], classes, max_train, seed)]
     parts = {}  # split -> (records, their rows, labels)

@@ -22,7 +22,8 @@ from onnx import TensorProto, helper, numpy_helper
 from oncequant.arch import FLOAT_BITS
 from oncequant.export.graph import Graph, Node, Weights, grid_of, scale_of, weights_of
 from oncequant.export.packing import pack
-from oncequant.files import package_version, write_atomically
+from oncequant.files import write_atomically
+from oncequant.version import package_version
 
 OPSET, IR_VERSION = 21, 10
 SAME_IN_ONNX = {

@@ -23,7 +23,8 @@ from oncequant.export.format import Batch, Common, Exported, Format, text
 from oncequant.export.graph import Graph, Grid, Node, Weights, scale_of, signed_codes
 from oncequant.export.packing import pack, unpack
 from oncequant.export.simulate import float_parameters, run_float
-from oncequant.files import FileError, package_version, read_json, read_tensors, write_atomically, write_tensors
+from oncequant.files import FileError, read_json, read_tensors, write_atomically, write_tensors
+from oncequant.version import package_version
 
 VERSION = "oncequant package 2"
 TENSORS, DESCRIPTION = "model.safetensors", "model.json"

@@ -30,12 +30,13 @@ from oncequant.export.lower import lower
 from oncequant.export.program import MOST_KERNEL
 from oncequant.export.timing import ROUNDS, Call, Kernels, Visit, microseconds, network_visit
 from oncequant.family import NetworkConfig
-from oncequant.files import FileError, package_version
+from oncequant.files import FileError
 from oncequant.measure import calibrated_subnet, initialise_quantizers
 from oncequant.models import build_network, space_of
 from oncequant.native import BuildError, missing_compiler
 from oncequant.network import Network, elastic_layers
 from oncequant.run_folder import device_name
+from oncequant.version import package_version
 
 WHOLE = 9  # networks that are timed whole: of 5 the median was off by a tenth on a busy machine
 IMAGES = 4  # random ones, of which grids are made; no time depends on them

@@ -34,8 +34,9 @@ from oncequant.cost import Cost, expected_cost, find_cost
 from oncequant.data import Data, train_batches
 from oncequant.elastic import Pass
 from oncequant.family import NetworkConfig
-from oncequant.files import FileError
+from oncequant.files import FileError, PathText
 from oncequant.from_scratch import Job, import_file, quantizer_penalty, start_alone, train_alone, train_side_by_side
+from oncequant.limits import check_ranges
 from oncequant.measure import Judge
 from oncequant.models import FAMILIES, build_network, families_with, space_of
 from oncequant.network import Network
@@ -101,7 +102,7 @@ class Config(TrainingOptions):
     """L2 penalty on PACT's clip levels."""
     tolerance: float = 0.005
     """What the most efficient network may lose against the float one, in accuracy from 0 to 1."""
-    init: str | None = None
+    init: PathText | None = None
     """File (.pth, .safetensors) with the weights of a standard residual network, from which every network starts; its
     shapes must be those of the preset and the data."""
     jobs: int | None = None
@@ -110,16 +111,13 @@ class Config(TrainingOptions):
     def __post_init__(self):
         """Refuse impossible options before any training."""
         super().__post_init__()
-        if self.samples < 1:
-            raise ValueError(f"samples {self.samples}: use at least 1")
-        if not 0 < self.arch_share <= 0.5 or not 0 <= self.warmup_share < 1:
-            raise ValueError("arch_share is above 0 and at most 0.5, warmup_share from 0 to below 1")
-        if len(self.temperature) != 2 or min(self.temperature) <= 0:
-            raise ValueError(f"temperature {self.temperature}: use two numbers above 0, at the start and at the end")
-        if self.gamma < 0 or (self.gamma == 0 and not self.cross_entropy):
-            raise ValueError(f"gamma {self.gamma}: use at least 0, and more without cross entropy")
-        if self.jobs is not None and self.jobs < 1:
-            raise ValueError(f"jobs {self.jobs}: use at least 1")
+        check_ranges(self, samples=(1, 1000), arch_share=(1e-4, 0.5), warmup_share=(0, 0.99), gamma=(0, 100))
+        check_ranges(self, temperature=(1e-6, 1e6), arch_travel=(1e-6, 10_000), pact_decay=(0, 10), tolerance=(0, 1))
+        check_ranges(self, jobs=(1, 1024))
+        if len(self.temperature) != 2:
+            raise ValueError(f"temperature {self.temperature}: use two numbers, at the start and at the end")
+        if self.gamma == 0 and not self.cross_entropy:
+            raise ValueError("gamma 0.0: use more than 0 without cross entropy")
         for name in families:
             self.supernet_model(FAMILIES[name].Config())  # refuses impossible pairs
 

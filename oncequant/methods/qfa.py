@@ -27,6 +27,7 @@ from oncequant.cost import find_cost
 from oncequant.data import Data, train_batches
 from oncequant.elastic import SharedWeights
 from oncequant.family import ElasticConfig
+from oncequant.limits import check_ranges
 from oncequant.measure import Judge, calibrated_subnet, initialise_quantizers
 from oncequant.models import families_with, space_of
 from oncequant.network import Network, elastic_layers
@@ -94,18 +95,12 @@ class Config(SupernetOptions, TrainingOptions):
             raise ValueError(f"bits {self.bits}: use bit-widths from 1 to 8, and 32 for float, for example 2 3 4")
         if len(set(self.bits)) < len(self.bits):
             raise ValueError(f"bits {self.bits}: use each once")
-        if self.depthwise_floor > (most := max(b for b in self.bits if b < FLOAT_BITS)):
-            raise ValueError(f"depthwise_floor {self.depthwise_floor}: use at most {most}, the largest of bits")
-        if self.mixed_subnets < 0:
-            raise ValueError(f"mixed_subnets {self.mixed_subnets}: use at least 0")
-        if self.range_batch is not None and self.range_batch < 2:
-            raise ValueError(f"range_batch {self.range_batch}: use at least 2")
+        check_ranges(self, depthwise_floor=(1, max(b for b in self.bits if b < FLOAT_BITS)))
+        check_ranges(self, mixed_subnets=(0, 100), range_batch=(2, 65_536), learned_offsets=(0, 1))
         if INPUT_QUANTIZERS[self.activations].counts_batches and self.checkpoint_activations:
             raise ValueError(
                 f"activations {self.activations}: not with checkpoint_activations, which moves averages twice"
             )
-        if not 0 <= self.learned_offsets <= 1:
-            raise ValueError(f"learned_offsets {self.learned_offsets}: use a share from 0 to 1")
 
     def schedule(self, stage: str, data: Data) -> Schedule:
         """Steps and learning rate of a stage; the one with float among the bit-widths is half as long as the last."""

@@ -52,7 +52,7 @@ class MobileNetV3Config(ElasticConfig):
         """Refuse impossible options, naming the field and its allowed values."""
         ElasticConfig.__post_init__(self)
         if self.se_bits not in (8, FLOAT_BITS):
-            raise ValueError(f"se_bits = {self.se_bits}: use 8, or 32 for float")
+            raise ValueError(f"se_bits {self.se_bits}: use 8, or 32 for float")
 
 
 PRESETS: dict[str, MobileNetV3Config] = {

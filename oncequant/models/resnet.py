@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from oncequant.arch import FLOAT_BITS, FLOAT_PAIR, SKIP, Number
-from oncequant.family import Family, check_common
+from oncequant.family import RESOLUTIONS, Family, check_common
+from oncequant.limits import check_ranges
 from oncequant.plan import Plan, PlanBuilder, Value, enter, leave
 
 
@@ -54,8 +55,9 @@ class ResNetConfig:
             raise ValueError("precisions: 0 leaves out a block and cannot be chosen per layer")
         if len(self.stage_blocks) != len(self.stage_widths) or min(self.stage_blocks, default=0) < 1:
             raise ValueError(f"stage_blocks = {list(self.stage_blocks)}: use a number from 1 for each of stage_widths")
-        if len(self.resolutions) != 1 or self.resolutions[0] < 4:
-            raise ValueError(f"resolutions = {list(self.resolutions)}: use one, of at least 4 pixels")
+        check_ranges(self, resolutions=RESOLUTIONS)
+        if len(self.resolutions) != 1:
+            raise ValueError(f"resolutions {list(self.resolutions)}: use one, these networks have no choice")
         check_common(self)
 
     @property

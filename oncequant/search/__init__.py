@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from oncequant.cost import Budget
+from oncequant.limits import check_ranges
 from oncequant.search import coarse_to_fine, random_search
 
 
@@ -25,8 +26,8 @@ class BudgetOptions:
     """What every search can be asked for; the SearchOptions of a method add their own."""
 
     budgets: tuple[Budget, ...] = ()
-    """Bound like "bitops<=1.2G" or "weight_bytes<=90k"; may be given several times. The most accurate network within
-    all of them is chosen; without one, a few along the front of accuracy and cost."""
+    """Bound like "bitops<=1.2G" or "weight_bytes<=90k", may be repeated: the most accurate network within all is
+    chosen. Without: a few along the front of accuracy and cost."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,7 @@ class FrontOptions:
         """Refuse unknown names before any work."""
         if self.searcher is not None and self.searcher not in SEARCHERS:
             raise ValueError(f"searcher {self.searcher!r}: use one of {', '.join(SEARCHERS)}")
-        if self.evaluations is not None and self.evaluations < 1:
-            raise ValueError("evaluations is at least 1")
+        check_ranges(self, evaluations=(1, 1_000_000))
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,4 @@ class PredictedOptions:
 
     def __post_init__(self):
         """Refuse impossible numbers before any work."""
-        if self.front_members < 0:
-            raise ValueError("front_members is at least 0")
-        if self.population < 4 or self.generations < 1:
-            raise ValueError("population is at least 4, generations at least 1")
+        check_ranges(self, population=(4, 100_000), generations=(1, 1_000_000), front_members=(0, 100_000))
