@@ -96,9 +96,9 @@ def test_a_test_split_with_hidden_labels_counts_as_missing(tmp_path):
 def test_columns_that_leave_a_choice_are_listed(tmp_path):
     number = datasets.Value("int64")
     for name, label, more in [
-        ("labels", number, dict(fine=(number, [0] * 9))),
+        ("labels", number, dict(fine=(number, [0, 1, 0] * 3))),
         ("images", number, dict(other=(datasets.Image(), [encoded(picture(0))] * 9))),
-        ("floats", datasets.Value("float32"), {}),
+        ("floats", datasets.Value("float32"), dict(other=(datasets.Value("float32"), [0.0, 1.0, 0.0] * 3))),
     ]:
         (tmp_path / name).mkdir()
         write_parquet(tmp_path / name, "train.parquet", 9, label, more=more)
