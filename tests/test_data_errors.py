@@ -106,7 +106,7 @@ def test_folders_that_make_no_sense(tmp_path):
         ("flat", flat, "flat: holds no class folders"),
         (
             "twice",
-            lambda root: [write_folder(root / split) for split in ("val", "valid")],
+            lambda root: [write_folder(root / s) for s in ("val", "valid")],
             "val and valid name the same",
         ),
     ]:

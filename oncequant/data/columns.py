@@ -63,10 +63,10 @@ def choose_label(table: Any, image: str, what: str, reading: Reading, notes: lis
     if wanted := reading.label_column:
         if wanted not in features or wanted == image:
             raise DataError(f"{what}: the label column {wanted!r} is not there; {typed(table)}")
-        if not may_be_label(table, wanted):
+        if not _may_be_label(table, wanted, features[wanted]):
             raise DataError(f"{what}: the column {wanted!r} has no boolean, whole or text labels; {typed(table)}")
         return wanted
-    left = [name for name in features if name != image and name not in set(others) and may_be_label(table, name)]
+    left = [n for n, f in features.items() if n != image and n not in set(others) and _may_be_label(table, n, f)]
     pool = [name for name in left if type(features[name]).__name__ == "ClassLabel"] or left
     chosen = [name for wanted in LABEL_NAMES for name in pool if name.lower() == wanted]
     if not chosen:
@@ -84,9 +84,8 @@ def choose_label(table: Any, image: str, what: str, reading: Reading, notes: lis
     )
 
 
-def may_be_label(table: Any, name: str) -> bool:
+def _may_be_label(table: Any, name: str, feature: Any) -> bool:
     """Whether a column holds booleans, whole numbers (also as floats) or text."""
-    feature = table.features[name]
     if type(feature).__name__ == "ClassLabel":
         return True
     kind = str(getattr(feature, "dtype", ""))

@@ -47,7 +47,7 @@ def find_layout(root: Path, layout: Literal["auto", "classes", "splits"] = "auto
     folders = filled(top)
     if layout == "splits" or (layout == "auto" and _are_splits(top, folders)):
         splits = _named(folders)
-        if within := _within_classes(folders):
+        if not splits and (within := _within_classes(folders)):
             return _classes_with_splits(top, within, notes)
         if "train" not in splits.values():
             raise DataError(
@@ -247,6 +247,9 @@ def _check_classes(root: Path, folders: list[Path]) -> None:
                 f"{folder}: holds splits ({listed(sorted(splits_of(names)))}), but not every folder beside it does, or "
                 f"other folders, too; give one folder that holds splits, or {way_out}"
             )
+    known = splits_of(siblings)
+    if len(folders) > 1 and known and all(name in known or is_neutral(name) for name in siblings):
+        raise DataError(f"{root}: the names {listed(sorted(siblings))} tell splits, not classes; {way_out}")
     for one, other in combinations([folder for folder in folders if inside[folder]], 2):
         common = inside[one] & inside[other]
         if len(common) > 1 or (common and inside[one] == inside[other]):

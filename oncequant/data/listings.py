@@ -18,7 +18,20 @@ from oncequant.data.tables import datasets_library, is_one_table, load_parquet, 
 
 SAMPLE = 256  # rows that decide which column names pictures, and from which folder on
 
-Lookup = dict[str, str]  # what a table may call a picture -> its path
+
+@dataclass(frozen=True)
+class _Naming:
+    """One way of naming pictures."""
+
+    paths: dict[str, str]
+    """What a table calls a picture, with its extension and without, to its path."""
+    parts: int | None = None
+    """How many names at the end of a path count; None for all."""
+
+    def find(self, text: str) -> str | None:
+        """The path of a picture."""
+        name = text.strip().replace("\\", "/").removeprefix("./")
+        return self.paths.get("/".join(name.split("/")[-self.parts :]) if self.parts else name)
 
 
 @dataclass(frozen=True)
@@ -85,7 +98,7 @@ def read_listing(root: Path, files: list[Path], reading: Reading) -> Listing | N
                 feature = table.rows.features[label]
             refuse_missing(table.rows, label, what)
             for part, rows in _parts(table, column, split, notes).items():
-                pairs = _pairs(table, image, label, part, rows, pictures, notes)
+                pairs = _pairs(table, image, label, part, rows, root, pictures, notes)
                 found.setdefault(part, []).extend(pairs)
     labels = {path: value for pairs in found.values() for path, value in pairs}
     if unnamed := len(pictures) - len(labels):
@@ -147,11 +160,13 @@ def _nameable(rows: Any) -> list[str]:
 
 def _opened(root: Path, file: Path, pictures: list[str], reading: Reading) -> _Table:
     rows, texts = read_table(file)
-    rates = {name: rate for name, (_, rate) in _named(texts, file, _split_of(root, file), pictures).items()}
+    rates = {name: rate for name, (_, rate) in _named(texts, root, file, _split_of(root, file), pictures).items()}
     if rates.get(wanted := reading.image_column or "", 0) > 0:
         return _Table(file, rows, texts, (wanted,))
-    best = max(rates.values(), default=0)
-    return _Table(file, rows, texts, tuple(name for name, rate in rates.items() if rate == best and rate >= 0.5))
+    able = {name: len(set(texts[name])) for name, rate in rates.items() if rate >= 0.5}
+    able = {name: count for name, count in able.items() if 2 * count > max(able.values())}  # a class "1" is no "1.png"
+    files_first = [name for name in able if any(is_image(text or "") for text in texts[name][:SAMPLE])] or able
+    return _Table(file, rows, texts, tuple(files_first))
 
 
 def _split_of(root: Path, file: Path) -> str | None:
@@ -194,40 +209,38 @@ def _parts(table: _Table, column: tuple[str, dict[str, str]] | None, split: str,
 
 
 def _named(
-    columns: dict[str, list[str]], file: Path, split: str | None, pictures: list[str]
-) -> dict[str, tuple[Lookup, float]]:
+    columns: dict[str, list[str]], root: Path, file: Path, split: str | None, pictures: list[str]
+) -> dict[str, tuple[_Naming, float]]:
     """For each column the way of naming pictures that fits best, and the part of its values that it finds."""
-    samples = {name: list(map(_normal, filter(None, values))) for name, values in columns.items()}
+    samples = {name: [text for text in values if text] for name, values in columns.items()}
     samples = {name: values[:: max(1, len(values) // SAMPLE)] for name, values in samples.items() if values}
-    best: dict[str, tuple[Lookup, float]] = {name: ({}, 0.0) for name in columns}
-    for lookup in _lookups(file, split or "train", pictures):
+    best = {name: (_Naming({}), 0.0) for name in columns}
+    for naming in _namings(root, file, split or "train", pictures):
         for name, values in samples.items():
-            rate = sum(value in lookup for value in values) / len(values)
+            rate = sum(naming.find(value) is not None for value in values) / len(values)
             if rate > best[name][1]:
-                best[name] = lookup, rate
+                best[name] = naming, rate
         if any(rate == 1 for _, rate in best.values()):
             break
     return best
 
 
-def _lookups(file: Path, split: str, pictures: list[str]) -> Iterator[Lookup]:
-    """What a table may call pictures: their paths from its folder, from a folder called like it, from the folder that
-    holds all of the split; or their names alone, where these tell them apart; each with the extension or without."""
-    folders = sorted({parent for path in pictures for parent in [Path(path).parent]}, key=lambda path: len(path.parts))
-    inside = [folder for folder in folders if folder.is_relative_to(file.parent)]
-    other = {f for f in inside if _tells(f.relative_to(file.parent)) not in (None, split)}
-    like = [f for f in inside if _tells(f.relative_to(file.parent)) == split or words_of(f.name) == words_of(file.stem)]
-    rest = [str(folder) for folder in folders if folder not in other]
-    bases = [file.parent, *like[:3], *([Path(os.path.commonpath(rest))] if rest else [])]
-    for base in dict.fromkeys(bases):
+def _namings(root: Path, file: Path, split: str, pictures: list[str]) -> Iterator[_Naming]:
+    """How a table may name pictures: by their paths from its folder, from a folder called like it or like its split,
+    or whole; or by the end of their paths, where that tells them apart. Those of other splits' folders come last."""
+    folders = sorted({Path(path).parent for path in pictures}, key=lambda path: (len(path.parts), path))
+    other = {str(folder) for folder in folders if _tells(folder.relative_to(root)) not in (None, split)}
+    like = [f for f in folders if _tells(f.relative_to(root)) == split or words_of(f.name) == words_of(file.stem)]
+    for base in dict.fromkeys([file.parent, *like[:3]]):
         start = len(str(base)) + 1
-        yield _keyed((path[start:], path) for path in pictures if path.startswith(f"{base}{os.sep}"))
-    names: dict[str, list[str]] = {}
-    for path in pictures:
-        if Path(path).parent not in other:
-            names.setdefault(os.path.basename(path), []).append(path)
-    yield _keyed((name, paths[0]) for name, paths in names.items() if len(paths) == 1)
-    yield {path: path for path in pictures}
+        yield _Naming(_keyed((path[start:], path) for path in pictures if path.startswith(f"{base}{os.sep}")))
+    yield _Naming({path: path for path in pictures})
+    for parts in (3, 2, 1):
+        ends: dict[str, list[str]] = {}
+        for path in pictures:
+            if os.path.dirname(path) not in other:
+                ends.setdefault("/".join(Path(path).parts[-parts:]), []).append(path)
+        yield _Naming(_keyed((end, paths[0]) for end, paths in ends.items() if len(paths) == 1), parts)
 
 
 def _tells(folder: Path) -> str | None:
@@ -235,8 +248,8 @@ def _tells(folder: Path) -> str | None:
     return next((split for part in folder.parts if (split := split_of(part))), None)
 
 
-def _keyed(pairs: Iterable[tuple[str, str]]) -> Lookup:
-    lookup: Lookup = {}
+def _keyed(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    lookup: dict[str, str] = {}
     for name, path in pairs:
         name = name.replace(os.sep, "/")
         lookup[name] = path
@@ -244,27 +257,31 @@ def _keyed(pairs: Iterable[tuple[str, str]]) -> Lookup:
     return lookup
 
 
-def _normal(text: str) -> str:
-    return text.strip().replace("\\", "/").removeprefix("./")
-
-
 def _pairs(
-    table: _Table, image: str, label: str, split: str, rows: list[int], pictures: list[str], notes: list[str]
+    table: _Table,
+    image: str,
+    label: str,
+    split: str,
+    rows: list[int],
+    root: Path,
+    pictures: list[str],
+    notes: list[str],
 ) -> list[tuple[str, Any]]:
     """Path and label of the pictures of some rows. Raises DataError if most are not there, or one has two labels."""
-    texts = [_normal(table.texts[image][row] or "") for row in rows]
-    lookup = _named({image: texts}, table.file, split, pictures)[image][0]
-    missing = [text for text in texts if text not in lookup]
+    texts = [table.texts[image][row] or "" for row in rows]
+    naming = _named({image: texts}, root, table.file, split, pictures)[image][0]
+    paths = list(map(naming.find, texts))
+    missing = [text for text, path in zip(texts, paths) if path is None]
     if missing:
         names = f"{len(missing)} of {len(texts)} pictures in column {image!r} are not there: {listed(missing, 3)}"
         if 2 * len(missing) > len(texts):
-            raise DataError(f"{table.file}: {names}; looked for below {table.file.parent}")
+            raise DataError(f"{table.file}: {names}; looked for below {root}")
         notes.append(f"{table.file}: {names}; these rows are left out")
     values = table.rows[label]
     found: dict[str, Any] = {}
     twice = []
-    for row, text in zip(rows, texts):
-        if text in lookup and found.setdefault(lookup[text], values[row]) != values[row]:
+    for row, text, path in zip(rows, texts, paths):
+        if path is not None and found.setdefault(path, values[row]) != values[row]:
             twice.append(text)
     if twice:
         raise DataError(

@@ -21,7 +21,7 @@ from oncequant.data.layout import Layout, find_layout
 from oncequant.data.listings import Listing, read_listing, read_table, table_files
 from oncequant.data.names import ACCEPTED, ARCHIVES, AUTO, SPLITS, TABLES, Reading, is_image, listed
 from oncequant.data.rows import Records
-from oncequant.data.tables import holds_images, hub_snapshot, load_hub, load_parquet, parquet_splits, table_rows
+from oncequant.data.tables import hub_snapshot, image_columns, load_hub, load_parquet, parquet_splits, table_rows
 
 __all__ = ["Reading", "Source", "is_read", "open_source"]
 
@@ -113,9 +113,8 @@ def _folder(root: Path, reading: Reading) -> Source:
         return replace(opened, name=name, notes=(f"{root}: read is its snapshot {snapshot.name}", *opened.notes))
     if parquet := parquet_splits(root):
         tables = load_parquet(str(root), parquet)
-        train = tables["train"]
         files = [Path(file) for names in parquet.values() for file in names]
-        if not any(holds_images(train, column) for column in train.features):
+        if not image_columns(tables["train"]):
             if listing := read_listing(root, files, reading):
                 return Source(name, listing.splits, listing.notes)
         return Source(name, *table_rows(name, tables, reading))
@@ -132,12 +131,12 @@ def _folder(root: Path, reading: Reading) -> Source:
             listing = read_listing(root, files, reading)
         except DataError as error:
             errors.append(error)
-    if layout and listing:
+    if layout and listing and len(layout.classes["train"]) > 1:
         return _agreed(name, layout, listing)
     if listing:
         return Source(name, listing.splits, listing.notes)
     if layout:
-        if errors and _are_parts(layout):
+        if errors and _are_parts(layout):  # of the table
             raise errors[-1]
         return Source(name, *class_folders(layout))
     if errors:

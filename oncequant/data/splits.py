@@ -145,7 +145,8 @@ def load_data(
     `source` is "digits", a folder (of class folders, of pictures and a table, of parquet files), a table, a hub name,
     or (train, validation or None, test or None) of map-style Python datasets of (PIL image, array or tensor; integer
     label), whose `__getitem__` must be deterministic; `reading` tells how, where it leaves a choice.
-    Splits that exist are kept; carved ones are stratified and depend on `seed` alone. Fractions count the training images of the source. `max_train` then keeps a stratified part of the training split.
+    Splits that exist are kept; carved ones are stratified and depend on `seed` alone. Fractions count the training
+    images of the source. `max_train` then keeps a stratified part of the training split.
     `flip` defaults to true except for digits. A split whose labels are all negative hides them and counts as missing.
 
     Raises `DataError` naming the file, class, column or split that is wrong."""

@@ -100,7 +100,7 @@ def table_rows(name: str, tables: dict[str, Any], reading: Reading) -> tuple[dic
     if "train" not in tables:
         raise DataError(f"{name}: there is no train split, only {listed(tables)}")
     train = tables["train"]
-    able = [column for column in train.features if holds_images(train, column)]
+    able = image_columns(train)
     image = choose_image(train, able, f"{name}, train split", reading, notes)
     label = choose_label(train, image, f"{name}, train split", reading, notes, able)
     found = {}
@@ -120,12 +120,15 @@ def table_rows(name: str, tables: dict[str, Any], reading: Reading) -> tuple[dic
     return found, tuple(notes)
 
 
-def holds_images(table: Any, column: str) -> bool:
-    """Whether a column holds encoded pictures: Image, a struct of bytes and path, or bytes."""
-    feature = table.features[column]
-    if isinstance(feature, dict):
-        return "bytes" in feature
-    return type(feature).__name__ == "Image" or str(getattr(feature, "dtype", "")) in ("binary", "large_binary")
+def image_columns(table: Any) -> list[str]:
+    """Columns that hold encoded pictures: Image, a struct of bytes and path, or bytes."""
+    return [
+        name
+        for name, feature in table.features.items()
+        if (isinstance(feature, dict) and "bytes" in feature)
+        or type(feature).__name__ == "Image"
+        or str(getattr(feature, "dtype", "")) in ("binary", "large_binary")
+    ]
 
 
 def refuse_missing(table: Any, label: str, what: str) -> None:
