@@ -29,7 +29,7 @@ from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from filelock import FileLock, Timeout
@@ -37,7 +37,7 @@ from filelock import FileLock, Timeout
 from oncequant import distributed
 from oncequant.cost import Cost
 from oncequant.cost_table import run_costs
-from oncequant.data import Data, load_data
+from oncequant.data import Data, Reading, load_data
 from oncequant.family import NetworkConfig
 from oncequant.files import FileError, read_object, write_json
 from oncequant.models import config_from_json, config_to_json, family_of
@@ -63,6 +63,14 @@ class RunSettings:
     flip: bool | None
     max_train: int | None
     resident_gib: float = 2.0
+    layout: Literal["auto", "classes", "splits"] = "auto"
+    image_column: str | None = None
+    label_column: str | None = None
+
+    @property
+    def reading(self) -> Reading:
+        """How the source is read."""
+        return Reading(self.layout, self.image_column, self.label_column)
 
     def load_data(self, device: torch.device, asked: tuple[float | None, float | None] | None = None) -> Data:
         """The data set with this run's splits, at the largest resolution of the model.
@@ -81,6 +89,7 @@ class RunSettings:
             max_train=self.max_train,
             resident_limit_bytes=round(self.resident_gib * 2**30),
             device=device,
+            reading=self.reading,
         )
 
 

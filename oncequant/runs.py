@@ -15,8 +15,8 @@ from oncequant import distributed
 from oncequant.arch import Arch
 from oncequant.cost import Budget
 from oncequant.cost_table import known_costs
-from oncequant.data import FRACTIONS, Data, check_images, native_size
-from oncequant.data.folders import is_read
+from oncequant.data import FRACTIONS, Data, Reading, check_images, native_size
+from oncequant.data.sources import is_read
 from oncequant.export.formats import DEFAULT_FORMATS, check_tools
 from oncequant.files import FileError
 from oncequant.hours import fitted
@@ -65,12 +65,13 @@ def prepare(
     """
     where, options, device_used = where or DataOptions(), options or ModelOptions(), device_of(device)
     name, source = method_of(cfg), Path(where.data)
+    reading = Reading(where.layout, where.image_column, where.label_column)
     is_place = where.data != "digits" and source.exists()
     folder = where.run or Path("runs") / f"{_stem(source)}{'' if name == DEFAULT_METHOD else f'-{name}'}"
-    if is_place and is_read(source.resolve(), folder.resolve()):
+    if is_place and is_read(source.resolve(), folder.resolve(), reading):
         raise ValueError(f"{folder}: this run folder would lie among the images of {where.data}; give another --run")
     known = presets_of(name).get(options.preset)
-    pixels = native_size(where.data) if known is None or len(known.resolutions) == 1 else 0
+    pixels = native_size(where.data, reading) if known is None or len(known.resolutions) == 1 else 0
     options = suited(name, options, pixels)
     settings = RunSettings(
         data=str(source.resolve()) if is_place else where.data,  # a folder is found from anywhere
@@ -84,6 +85,9 @@ def prepare(
         flip=where.flip,
         max_train=where.max_train,
         resident_gib=where.resident_gib,
+        layout=where.layout,
+        image_column=where.image_column,
+        label_column=where.label_column,
     )
     data = settings.load_data(device_used, (where.validation_fraction, where.test_fraction))
     settings = _checked(settings, options, data, folder, search, costs)

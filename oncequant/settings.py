@@ -29,7 +29,14 @@ class DataOptions:
     """Which images a run has, and where its folder is."""
 
     data: PathText = "digits"
-    """digits (bundled), a folder of class folders, a folder of Hugging Face parquet files, or a hub name."""
+    """digits (bundled), a folder of class folders, a folder of pictures with a table, a table or a folder of parquet
+    files, or a hub name."""
+    layout: Literal["auto", "classes", "splits"] = "auto"
+    """Whether the folders in it are classes or splits, where their names and insides leave that open."""
+    image_column: str | None = None
+    """Column of a table that has the pictures or their file names."""
+    label_column: str | None = None
+    """Column of a table that has the labels."""
     run: Path | None = None
     """Folder of this run. Default: runs/<data>; of qfa and dnas runs/<data>-<method>."""
     validation_fraction: float | None = None

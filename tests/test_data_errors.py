@@ -100,13 +100,15 @@ def test_folders_that_make_no_sense(tmp_path):
         (root / "train" / "dog").rename(root / "train" / ".dog")
 
     for name, change, words in [
-        ("empty", lambda root: (root / "train" / "eel").mkdir(), r"train.eel: this class folder holds no images"),
-        ("deep", lambda root: (root / "train" / "eel" / "deep").mkdir(parents=True), r"train.eel: this class"),
         ("extra", only_in_test, "'okapi' occurs in the test split but not in the train split"),
         ("no_train", no_train, "no train split, only validation"),
         ("one", lambda root: (root / "train" / "cat").rename(root / "train" / ".cat"), "at least 2 classes.*'dog'"),
-        ("flat", flat, "flat.train: holds no class folders"),
-        ("twice", lambda root: [(root / split).mkdir() for split in ("val", "valid")], "train, val, valid"),
+        ("flat", flat, "flat: holds no class folders"),
+        (
+            "twice",
+            lambda root: [write_folder(root / s) for s in ("val", "valid")],
+            "val and valid name the same",
+        ),
     ]:
         with pytest.raises(DataError, match=words):
             load_data(folder(name, change), size=12)

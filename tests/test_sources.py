@@ -1,13 +1,17 @@
 """What `oncequant.data` promises of folders of images and of data sets in Python."""
 
+import time
+
+import datasets
 import numpy as np
 import pytest
 import torch
 from pictures import arrays, picture, rows_of, surroundings, write_folder  # noqa: F401 - surroundings is a fixture
 from PIL import Image
-from torch.utils.data import IterableDataset, TensorDataset
+from torch.utils.data import ConcatDataset, IterableDataset, Subset, TensorDataset, random_split
 
-from oncequant.data import DataError, load_data, native_size, train_batches
+from oncequant.data import DataError, load_data, native_size, sources, tables, train_batches
+from oncequant.data.sources import open_source
 
 
 def test_digits():
@@ -179,3 +183,79 @@ def test_python_datasets_may_name_their_classes():
     train.classes = ["red", "blue"]
     with pytest.raises(DataError, match="red, blue"):
         load_data((train, None, None), size=16)
+
+
+def test_the_names_of_classes_are_found_behind_parts_of_a_data_set():
+    whole = arrays(60)
+    whole.classes = ["red", "blue", "green"]
+    parts = random_split(whole, [40, 20], torch.Generator().manual_seed(0))
+    for train in (parts[0], Subset(parts[0], range(30)), ConcatDataset([whole, whole])):
+        data = load_data((train, parts[1], None), size=16)
+        assert data.classes == ("red", "blue", "green")
+    i = next(i for i in range(20) if parts[1][i][1] == 1)
+    assert data.validation.labels[i] == 1
+
+
+@pytest.mark.parametrize("names", [None, [], ()])
+def test_no_names_are_no_names(names):
+    train = arrays(30)
+    train.classes = names
+    assert load_data((train, None, None), size=16).classes == ("0", "1", "2")
+
+
+@pytest.mark.parametrize("kind", [torch.tensor, np.float32, float, np.int8, lambda i: torch.tensor(float(i)), np.array,
+                                  lambda i: torch.tensor([i])])  # fmt: skip
+def test_labels_may_be_any_whole_number(kind):
+    train = [(picture(i), kind(i % 3)) for i in range(30)]
+    assert load_data((train, None, None), size=12).classes == ("0", "1", "2")
+
+
+@pytest.mark.parametrize("kind", [bool, np.bool_, lambda i: torch.tensor(bool(i))])
+def test_labels_may_be_true_and_false(kind):
+    train = [(picture(i), kind(i % 2)) for i in range(30)]
+    assert len(load_data((train, None, None), size=12).classes) == 2
+
+
+@pytest.mark.parametrize("label", [0.5, float("nan"), torch.tensor(1.5), torch.tensor([0, 1]), np.float64(2.7), [1]])
+def test_other_labels_are_named(label):
+    with pytest.raises(DataError, match="row 1 of the train split: label .* is no class"):
+        load_data(([(picture(0), 0), (picture(1), label)], None, None), size=12)
+
+
+def test_tables_of_the_library_datasets_are_python_data_sets():
+    features = datasets.Features(img=datasets.Image(), y=datasets.ClassLabel(names=["cat", "dog"]))
+    table = datasets.Dataset.from_dict({"img": [picture(i) for i in range(12)], "y": [0, 1] * 6}, features)
+    data = load_data((table, None, table), size=12)
+    assert data.classes == ("cat", "dog") and len(data.test) == 12
+
+
+@pytest.mark.parametrize("source", [
+    "./a", "../a", "/a", "~/a", "a/", "a/b/c", "there/b", "a.zip", "a/b.csv", "a/b.tar.gz", "cat.png", "C:\\a", "a b",
+])  # fmt: skip
+def test_a_path_is_never_asked_of_the_hub(tmp_path, monkeypatch, source):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "there" / "bees").mkdir(parents=True)
+    monkeypatch.setattr(tables, "load_hub", pytest.fail)
+    monkeypatch.setattr(sources, "load_hub", pytest.fail)
+    with pytest.raises(DataError, match="nothing is there"):
+        open_source(source)
+    with pytest.raises(DataError, match="there is bees"):
+        open_source("there/bee")
+    with pytest.raises(DataError, match="is empty"):
+        open_source("")
+
+
+@pytest.mark.parametrize("name", ["pets.zip", "pets.tar", "pets.tar.gz", "pets.7z"])
+def test_archives_are_to_be_unpacked(tmp_path, name):
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(DataError, match=f"{name}: is an archive; unpack it"):
+        open_source(str(tmp_path / name))
+
+
+def test_without_a_network_the_hub_fails_soon(monkeypatch):
+    monkeypatch.setattr(tables, "_hub_answers", lambda name: False)
+    before, start = datasets.config.HF_HUB_OFFLINE, time.process_time()
+    with pytest.raises(DataError, match="no-such-org/no-such-set.*hub") as caught:
+        open_source("no-such-org/no-such-set")
+    assert "\n" not in str(caught.value) and time.process_time() - start < 5
+    assert datasets.config.HF_HUB_OFFLINE == before

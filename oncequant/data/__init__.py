@@ -1,11 +1,13 @@
 """A user's labelled images in, training batches out.
 
-`sources` opens what the user names (`folders`, `tables`) as `rows`, `images` decodes one image, `splits` makes the
-three splits, `batches` augments.
+`sources` opens what the user names as `rows`: `folders` whose `layout` tells classes and splits, `tables` that hold
+pictures, `listings` that name them; `columns` are theirs. `images` decodes one image, `splits` makes the three splits,
+`batches` augments.
 """
 
 from oncequant.data.batches import calibration_batches, eval_batches, steps_per_epoch, train_batches
 from oncequant.data.images import DataError
+from oncequant.data.names import Reading
 from oncequant.data.splits import (
     FRACTIONS,
     Data,
@@ -21,6 +23,7 @@ __all__ = [
     "FRACTIONS",
     "Data",
     "DataError",
+    "Reading",
     "ResidentSplit",
     "Split",
     "StreamingSplit",

@@ -42,8 +42,9 @@ class Records:
         for i, label in enumerate(labels):
             if not isinstance(label, (str, int)):
                 try:
-                    labels[i] = operator.index(label)  # NumPy and torch integers, but not 2.7
-                except TypeError as error:
+                    value = label.item() if hasattr(label, "item") else label  # of NumPy and torch, of one element
+                    labels[i] = int(value) if isinstance(value, float) and value.is_integer() else operator.index(value)
+                except (TypeError, ValueError, RuntimeError) as error:
                     raise DataError(f"row {i} of the {self.split} split: label {label!r} is no class") from error
         return labels
 

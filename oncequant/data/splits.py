@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from oncequant.data.images import GREY_MODES, DataError, check_whole, random_boxes
+from oncequant.data.names import AUTO, Reading
 from oncequant.data.rows import CHUNK, Records, decode
 from oncequant.data.sources import open_source
 from oncequant.distributed import rank, world_size
@@ -119,11 +120,11 @@ class Data:
         return replace(self, device=device, train=train, validation=validation, test=test)
 
 
-def native_size(source: str | tuple) -> int:
+def native_size(source: str | tuple, reading: Reading = AUTO) -> int:
     """Median shorter side, in pixels, of 64 training images (headers only).
 
     Raises `DataError` if the source cannot be opened."""
-    records = open_source(source).splits["train"]
+    records = open_source(source, reading).splits["train"]
     return int(np.median(list(records.map(_spread(len(records), 64), lambda _, image: min(image.size)))))
 
 
@@ -139,14 +140,16 @@ def load_data(
     resident_limit_bytes: int = 2 * 2**30,
     max_train: int | None = None,
     refuse_fractions: bool = True,
+    reading: Reading = AUTO,
 ) -> Data:
     """Open `source`, carve the splits it lacks out of its training images, and store all images as `size` x `size`.
 
-    `source` is "digits", a folder (of class folders or parquet files), a hub name, or (train, validation or None,
-    test or None) of map-style Python datasets of (PIL image, array or tensor; integer label), whose `__getitem__`
-    must be deterministic. Splits that exist are kept; carved ones are stratified and depend on `seed` alone.
-    Fractions count the training images of the source, by default FRACTIONS; one for a split that exists is refused, or
-    without `refuse_fractions` ignored. `max_train` then keeps a stratified part of the training split.
+    `source` is "digits", a folder (of class folders, of pictures and a table, of parquet files), a table, a hub name,
+    or (train, validation or None, test or None) of map-style Python datasets of (PIL image, array or tensor; integer
+    label), whose `__getitem__` must be deterministic; `reading` tells how, where it leaves a choice.
+    Splits that exist are kept; carved ones are stratified and depend on `seed` alone. Fractions count the training
+    images of the source, by default FRACTIONS; one for a split that exists is refused, or without `refuse_fractions`
+    ignored. `max_train` then keeps a stratified part of the training split.
     `flip` defaults to true except for digits. A split whose labels are all negative hides them and counts as missing.
 
     Raises `DataError` naming the file, class, column or split that is wrong."""
@@ -156,7 +159,7 @@ def load_data(
         given = ", ".join([f"size={size}", *(f"{s}_fraction={fraction:g}" for s, fraction in fractions.items())])
         raise DataError(f"size must be 2 or more and both fractions above 0 with a sum below 1, not {given}")
     device = torch.device(device)
-    opened = open_source(source)
+    opened = open_source(source, reading)
     name, splits = opened.name, opened.splits
     for note in opened.notes:
         console.print(note, soft_wrap=True)
