@@ -1,12 +1,13 @@
 """A user's labelled images in, training batches out.
 
 `sources` opens what the user names (`folders`, `tables`) as `rows`, `images` decodes one image, `splits` makes the
-three splits, `batches` augments.
+three splits, `scan` looks at every picture once (`pictures` is what it finds, `cache` keeps it, `summary` tells it),
+`batches` augments.
 """
 
 from oncequant.data.batches import calibration_batches, eval_batches, steps_per_epoch, train_batches
 from oncequant.data.images import DataError
-from oncequant.data.splits import Data, ResidentSplit, Split, StreamingSplit, check_images, load_data, native_size
+from oncequant.data.splits import Data, ResidentSplit, Split, StreamingSplit, load_data, native_size
 
 __all__ = [
     "Data",
@@ -15,7 +16,6 @@ __all__ = [
     "Split",
     "StreamingSplit",
     "calibration_batches",
-    "check_images",
     "eval_batches",
     "load_data",
     "native_size",

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from oncequant.data.images import DataError
 from oncequant.data.names import ACCEPTED, EXTENSIONS, SPLIT_NAMES, is_image
-from oncequant.data.rows import Records
-from oncequant.data.tables import datasets_library, folders_in, parquet_splits
+from oncequant.data.rows import FileTable, Records
+from oncequant.data.tables import folders_in, parquet_splits
 
 
 def class_folders(root: Path) -> tuple[dict[str, Records], tuple[str, ...]]:
@@ -23,14 +23,10 @@ def class_folders(root: Path) -> tuple[dict[str, Records], tuple[str, ...]]:
             kinds = ", ".join(f"{count} {suffix or 'without suffix'}" for suffix, count in ignored.most_common())
             notes.append(f"{folder}: files that are no images by their names are left out: {kinds}")
     names = sorted({name for classes in files.values() for name in classes})
-    datasets = datasets_library()
-    features = datasets.Features(image=datasets.Value("string"), label=datasets.ClassLabel(names=names))
-    splits = {}
+    number, splits = {name: i for i, name in enumerate(names)}, {}
     for split, classes in files.items():
-        pairs = [(path, name) for name, paths in classes.items() for path in paths]
-        columns = {"image": [path for path, _ in pairs], "label": [name for _, name in pairs]}
-        # A table and not a list: loader workers share the memory of a million paths.
-        table = datasets.Dataset.from_dict(columns, features)
+        pairs = [(path, number[name]) for name, paths in classes.items() for path in paths]
+        table = FileTable.of(*zip(*pairs))
         splits[split] = Records(split, table, "image", "label", tuple(names))
     return splits, tuple(notes)
 
