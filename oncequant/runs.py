@@ -15,7 +15,7 @@ from oncequant import distributed
 from oncequant.arch import Arch
 from oncequant.cost import Budget
 from oncequant.cost_table import known_costs
-from oncequant.data import FRACTIONS, Data, Reading, check_images, native_size
+from oncequant.data import FRACTIONS, Data, Reading, native_size
 from oncequant.data.sources import is_read
 from oncequant.export.formats import DEFAULT_FORMATS, check_tools
 from oncequant.files import FileError
@@ -148,8 +148,6 @@ def _checked(
     check_costs(cfg, search, settings.model, folder, costs)
     if distributed.from_main((folder / "run.json").exists):
         read_config(folder)  # its options must still be there
-    else:
-        check_images(data)
     return settings
 
 

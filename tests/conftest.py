@@ -1,9 +1,12 @@
 import os
 import shlex
 import shutil
+import tempfile
 
 import pytest
 
+CACHE = tempfile.TemporaryDirectory(prefix="oncequant-cache-")  # of these tests, also of commands that they start
+os.environ["ONCEQUANT_CACHE"] = CACHE.name
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 if "PYTEST_XDIST_WORKER" in os.environ:  # tests run side by side: a thread each
     os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from pictures import arrays, picture, surroundings, write_folder  # noqa: F401 - surroundings is a fixture
 
-from oncequant.data import DataError, check_images, eval_batches, load_data, train_batches
+from oncequant.data import DataError, eval_batches, load_data, train_batches
 
 
 def broken_files(tmp_path):

@@ -158,7 +158,7 @@ def test_the_hub(monkeypatch):
 
 
 def test_the_missing_package_is_named(tmp_path, monkeypatch):
-    write_folder(tmp_path, count=4)
+    write_parquet(tmp_path, "train.parquet", 12, datasets.Value("int32"))
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)  # how Python marks "cannot be imported"
     with pytest.raises(DataError, match=r'pip install "oncequant\[data\]"'):
         load_data(str(tmp_path), size=12)

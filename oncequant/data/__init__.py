@@ -2,22 +2,14 @@
 
 `sources` opens what the user names as `rows`: `folders` whose `layout` tells classes and splits, `tables` that hold
 pictures, `listings` that name them; `columns` are theirs. `images` decodes one image, `splits` makes the three splits,
+`scan` looks at every picture once (`pictures` is what it finds, `cache` keeps it, `summary` tells it),
 `batches` augments.
 """
 
 from oncequant.data.batches import calibration_batches, eval_batches, steps_per_epoch, train_batches
 from oncequant.data.images import DataError
 from oncequant.data.names import Reading
-from oncequant.data.splits import (
-    FRACTIONS,
-    Data,
-    ResidentSplit,
-    Split,
-    StreamingSplit,
-    check_images,
-    load_data,
-    native_size,
-)
+from oncequant.data.splits import FRACTIONS, Data, ResidentSplit, Split, StreamingSplit, load_data, native_size
 
 __all__ = [
     "FRACTIONS",
@@ -28,7 +20,6 @@ __all__ = [
     "Split",
     "StreamingSplit",
     "calibration_batches",
-    "check_images",
     "eval_batches",
     "load_data",
     "native_size",

@@ -9,8 +9,7 @@ from pathlib import Path
 from oncequant.data.images import DataError
 from oncequant.data.layout import Layout, files_below
 from oncequant.data.names import is_image
-from oncequant.data.rows import Records
-from oncequant.data.tables import datasets_library
+from oncequant.data.rows import FileTable, Records
 
 
 def class_folders(layout: Layout) -> tuple[dict[str, Records], tuple[str, ...]]:
@@ -41,11 +40,9 @@ def listing(split: str, pairs: list[tuple[str, str]], names: list[str]) -> Recor
             path.encode()
         except UnicodeEncodeError:
             raise DataError(f"{path!r}: this name is not in UTF-8; rename it") from None
-    datasets = datasets_library()
-    features = datasets.Features(image=datasets.Value("string"), label=datasets.ClassLabel(names=names))
-    columns = {"image": [path for path, _ in pairs], "label": [name for _, name in pairs]}
-    # A table and not a list: loader workers share the memory of a million paths.
-    return Records(split, datasets.Dataset.from_dict(columns, features), "image", "label", tuple(names))
+    number = {name: i for i, name in enumerate(names)}
+    table = FileTable.of([path for path, _ in pairs], [number[name] for _, name in pairs])
+    return Records(split, table, "image", "label", tuple(names))
 
 
 def _pictures(folder: Path, ignored: Counter[str]) -> list[str]:

@@ -22,10 +22,12 @@ class DataError(ValueError):
 
 
 def open_image(raw: Any) -> Image.Image:
-    """PIL image of a file, a {"bytes", "path"}, a PIL image, an array or a tensor; of an encoded one only the header is
-    read. Raises DataError for other things, OSError for what is no image."""
+    """PIL image of a file, its bytes, a {"bytes", "path"}, a PIL image, an array or a tensor; of an encoded one only the
+    header is read. Raises DataError for other things, OSError for what is no image."""
     if isinstance(raw, dict):
         raw = raw.get("path") if raw.get("bytes") is None else io.BytesIO(raw["bytes"])
+    if isinstance(raw, bytes):
+        raw = io.BytesIO(raw)
     if isinstance(raw, (str, os.PathLike, io.BytesIO)):
         return Image.open(raw)
     if isinstance(raw, Image.Image):
@@ -66,7 +68,14 @@ def _flatten(image: Image.Image, channels: int) -> Image.Image:
     if image.mode == "I":  # how Pillow opens some 16-bit files
         image = Image.fromarray(_eight_bits(np.asarray(image).clip(0, 65535).astype(np.uint16)))
     elif image.mode == "F" or image.mode.startswith("I;16"):
-        image = Image.fromarray(_eight_bits(np.asarray(image)))
+        pixels = np.asarray(image)
+        if image.mode == "F" and not (pixels.min() >= -1e-3 and pixels.max() <= 1.001):  # also true of NaN
+            raise DataError(
+                f"its float values go from {pixels.min():g} to {pixels.max():g}; accepted are values from 0 to 1: "
+                f"{'divide them by 255' if 0 <= pixels.min() and 1 < pixels.max() <= 255 else 'scale them'}, or save "
+                "pictures with 8 bits"
+            )
+        image = Image.fromarray(_eight_bits(pixels))
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -106,18 +115,22 @@ def square(image: Image.Image, channels: int, size: int, uniform: np.ndarray | N
     return np.asarray(image).reshape(size, size, channels).transpose(2, 0, 1)
 
 
-def check_whole(image: Image.Image) -> None:
-    """Raise what decoding an opened image would raise, at little cost: JPEG and PNG files are decoded only if their end
-    looks cut off."""
-    ends = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
-    if (file := getattr(image, "fp", None)) and image.format in ends:
-        place = file.tell()
-        length = file.seek(0, os.SEEK_END)
-        file.seek(max(0, length - 16))
-        if ends[image.format] in file.read():
-            return
-        file.seek(place)
-    image.load()
+def value_range(raw: Any, image: Image.Image) -> tuple[float, float] | None:
+    """Least and largest value of a picture with 16 bits or floats, of the opened `raw`; None of others, or if decoding
+    fails."""
+    if isinstance(raw, np.ndarray) and raw.dtype == np.uint16:
+        return float(raw.min()), float(raw.max())
+    tiles: Any = getattr(image, "tile", None)  # how a file's pixels are stored: Pillow keeps 8 of 16 bits of colours
+    is_deep = bool(tiles) and ";16" in str(tiles[0][3])
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        low, high = image.getextrema()
+        return float(low), float(high)  # type: ignore[arg-type]  # of one band
+    if not is_deep:
+        return None
+    bands: Any = image.getextrema()
+    bands = bands if isinstance(bands[0], tuple) else (bands,)
+    bands = bands[:-1] if image.mode in ("LA", "RGBA") else bands  # without transparency
+    return 256.0 * min(low for low, _ in bands), 256.0 * max(high for _, high in bands) + 255
 
 
 def resize(images: Tensor, resolution: int) -> Tensor:  # (N, C, S, S) -> (N, C, R, R)

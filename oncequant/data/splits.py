@@ -7,7 +7,10 @@ tensor on the device) or *streaming* (decoded when asked for).
 from __future__ import annotations
 
 import hashlib
+import os
+import time
 from abc import ABC, abstractmethod
+from collections.abc import Generator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,16 +19,20 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from oncequant.data.images import GREY_MODES, DataError, check_whole, random_boxes
+from oncequant.data.cache import Squares
+from oncequant.data.images import DataError, random_boxes
 from oncequant.data.names import AUTO, Reading
+from oncequant.data.pictures import SPLITS, Pictures
 from oncequant.data.rows import CHUNK, Records, decode
+from oncequant.data.scan import Part, Scan, scan
 from oncequant.data.sources import open_source
-from oncequant.distributed import rank, world_size
-from oncequant.progress import console, track
+from oncequant.distributed import from_main
+from oncequant.progress import console
 
 HEADER_SAMPLE = 256  # images whose headers decide between 1 and 3 channels when reading all headers costs too much
 STATISTICS_SAMPLE = 2048  # training images behind mean and std
 FRACTIONS = {"validation": 0.15, "test": 0.2}  # of the training images, held out where a source has no such split
+SECONDS_OF_PATIENCE = 300  # of processes that wait for the main one
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,18 +76,27 @@ class ResidentSplit(Split):
 
 @dataclass(frozen=True, eq=False)
 class StreamingSplit(Split):
-    """Decoded at every access; `images` returns tensors on the CPU."""
+    """Decoded at every access, but squares that the cache has; `images` returns tensors on the CPU."""
 
     records: Records
     rows: Tensor  # (n,) which rows of `records`
     channels: int
     size: int
+    squares: Squares | None = None  # decoded ones in the cache
+    places: np.ndarray | None = None  # int64 (n,), of each image in `squares`
 
     def images(self, indices: Tensor, uniform: Tensor | None = None) -> Tensor:
-        return decode(self.records, self.rows[indices], self.channels, self.size, uniform)
+        if self.squares is None or self.places is None or uniform is not None:
+            return decode(self.records, self.rows[indices], self.channels, self.size, uniform)
+        pixels, whole = self.squares.read(self.places[indices.numpy()])
+        if not whole.all():
+            damaged = torch.from_numpy(~whole)
+            pixels[~whole] = decode(self.records, self.rows[indices[damaged]], self.channels, self.size)
+        return torch.from_numpy(pixels)
 
     def subset(self, indices: Tensor) -> StreamingSplit:
-        return StreamingSplit(self.labels[indices], self.records, self.rows[indices], self.channels, self.size)
+        places = None if self.places is None else self.places[indices.numpy()]
+        return replace(self, labels=self.labels[indices], rows=self.rows[indices], places=places)
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +115,7 @@ class Data:
     test: Split
     fingerprint: str
     device: torch.device
+    pictures: Pictures | None = None  # what is known of every image; `load_data` finds it
 
     def __post_init__(self):
         if self.device.type == "cuda":
@@ -141,6 +158,7 @@ def load_data(
     max_train: int | None = None,
     refuse_fractions: bool = True,
     reading: Reading = AUTO,
+    cache: bool = True,
 ) -> Data:
     """Open `source`, carve the splits it lacks out of its training images, and store all images as `size` x `size`.
 
@@ -151,6 +169,9 @@ def load_data(
     images of the source, by default FRACTIONS; one for a split that exists is refused, or without `refuse_fractions`
     ignored. `max_train` then keeps a stratified part of the training split.
     `flip` defaults to true except for digits. A split whose labels are all negative hides them and counts as missing.
+
+    Every image is decoded once, whether it stays in memory or not, so that a broken one is found here. With `cache`
+    the decoded squares are kept on disk for the next time (`oncequant.data.cache`), those of Python datasets are not.
 
     Raises `DataError` naming the file, class, column or split that is wrong."""
     asked = {"validation": validation_fraction, "test": test_fraction}
@@ -170,50 +191,59 @@ def load_data(
     rows = _carve(labels["train"], classes, {s: fractions[s] for s in ("test", "validation") if s not in labels}, seed)
     if max_train is not None:
         rows["train"] = rows["train"][_stratified(labels["train"][rows["train"]], classes, max_train, seed)]
-    parts = {}  # split -> (records, their rows, labels)
-    for split in ("train", "validation", "test"):
+    parts = []
+    for number, split in enumerate(SPLITS):
         origin = split if split in labels else "train"
         chosen = rows[split] if split in rows else torch.arange(len(labels[split]))
-        parts[split] = (splits[origin], chosen, labels[origin][chosen])
-
-    def colour(part: tuple, sample: int | None = None) -> bool:
-        records, chosen, _ = part
-        chosen = chosen if sample is None else chosen[_spread(len(chosen), sample)]
-        return any(records.map(chosen, lambda _, image: image.mode not in GREY_MODES))
-
-    pixels = sum(len(part[1]) for part in parts.values()) * size * size
-    channels = 3 if colour(parts["train"], HEADER_SAMPLE) else 1
-    if channels == 1 and pixels <= resident_limit_bytes and any(colour(part) for part in parts.values()):
-        channels = 3
+        parts.append(Part(number, splits[origin], chosen, labels[origin][chosen]))
+    used = torch.zeros(len(labels["train"]), dtype=torch.bool)
+    for part in parts:
+        if part.records is splits["train"]:
+            used[part.rows] = True
+    left = (~used).nonzero().flatten()
+    unused = [Part(-1, splits["train"], left, labels["train"][left])]
+    sample, where = _spread(len(parts[0].rows), HEADER_SAMPLE), "" if isinstance(source, tuple) else os.fspath(source)
+    found = _from_main(scan([*parts, *unused], classes, where, size, resident_limit_bytes, sample, cache))
+    channels, first = found.channels, 0
     stored: dict[str, Split] = {}
-    for split, (records, chosen, part_labels) in parts.items():
-        if pixels * channels <= resident_limit_bytes:
-            stored[split] = ResidentSplit(part_labels, decode(records, chosen, channels, size).to(device))
-        else:
-            stored[split] = StreamingSplit(part_labels, records, chosen, channels, size)
+    for split, part in zip(SPLITS, parts):
+        end = first + len(part.rows)
+        streamed = StreamingSplit(
+            part.labels, part.records, part.rows, channels, size, found.squares, found.places[first:end]
+        )
+        if sum(len(part.rows) for part in parts) * size * size * channels > resident_limit_bytes:
+            stored[split] = streamed
+        elif found.pixels is not None:
+            stored[split] = ResidentSplit(part.labels, torch.from_numpy(found.pixels[first:end]).to(device))
+        else:  # of another process, which has put it into the cache
+            stored[split] = ResidentSplit(part.labels, streamed.images(torch.arange(len(part.rows))).to(device))
+        first = end
     mean, std = _statistics(stored["train"], seed)
     flip = name != "digits" if flip is None else flip
     fingerprint = _fingerprint(classes, stored)
-    return Data(name, classes, channels, size, mean, std, flip, **stored, fingerprint=fingerprint, device=device)
+    known = dict(fingerprint=fingerprint, device=device, pictures=found.pictures)
+    return Data(name, classes, channels, size, mean, std, flip, **stored, **known)  # type: ignore[arg-type]
 
 
-def check_images(data: Data) -> None:
-    """Look at every image that is decoded only when it is needed, so that a broken one is found before training.
-    Several processes share the work.
+def _from_main(work: Generator[None, None, Scan]) -> Scan:
+    """The main process's scan, in every process; others get no pixels. They hear of it now and then, since they would
+    not wait for hours."""
+    pixels = None
 
-    Raises DataError naming the image."""
-    streamed = [split for split in (data.train, data.validation, data.test) if isinstance(split, StreamingSplit)]
-    if not streamed:
-        return
-    done = 0
-    mine = [split.rows[rank() :: world_size()] for split in streamed]
-    with track("check images", sum(map(len, mine))) as bar:
-        for split, rows in zip(streamed, mine):
-            for _ in split.records.map(rows, lambda _, image: check_whole(image)):
-                done += 1
-                if done % CHUNK == 0:
-                    bar(done, {})
-        bar(done, {})
+    def some_minutes() -> Scan | None:
+        nonlocal pixels
+        until = time.monotonic() + SECONDS_OF_PATIENCE
+        try:
+            while time.monotonic() < until:
+                next(work)
+        except StopIteration as done:
+            pixels = done.value.pixels
+            return replace(done.value, pixels=None)
+        return None
+
+    while (found := from_main(some_minutes)) is None:
+        pass
+    return replace(found, pixels=pixels)
 
 
 def _classes(name: str, splits: dict[str, Records]) -> tuple[tuple[str, ...], dict[str, Tensor]]:
