@@ -29,6 +29,7 @@ from oncequant.settings import (
     Existing,
     ExportOptions,
     Machine,
+    Measured,
     ModelOptions,
     ProfiledModel,
     ProfileOptions,
@@ -100,7 +101,7 @@ class Compare:
 class Evaluate:
     """Measure one architecture of a trained run."""
 
-    source: Existing
+    source: Measured
     evaluate: EvaluateOptions
 
 

@@ -139,7 +139,9 @@ def test_formats_do_not_share_files_or_keys():
     titles = [title for one in FORMATS.values() for title in (*one.columns, *one.time_columns)]
     for names in (files, keys, titles):
         assert len(set(names)) == len(names)
-    assert all(name == one.name and set(one.brief) <= {*one.columns, *one.time_columns} for name, one in FORMATS.items())
+    assert all(
+        name == one.name and set(one.brief) <= {*one.columns, *one.time_columns} for name, one in FORMATS.items()
+    )
     assert all({"bytes", "top1"} <= set(one.keys) for one in FORMATS.values())
     assert needed_packages(FORMATS) == ["onnx", "onnxruntime"] and needed_packages(["package"]) == []
 

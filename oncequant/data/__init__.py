@@ -6,11 +6,13 @@ three splits, `batches` augments.
 
 from oncequant.data.batches import calibration_batches, eval_batches, steps_per_epoch, train_batches
 from oncequant.data.images import DataError
+from oncequant.data.other import OtherImages, other_images
 from oncequant.data.splits import Data, ResidentSplit, Split, StreamingSplit, check_images, load_data, native_size
 
 __all__ = [
     "Data",
     "DataError",
+    "OtherImages",
     "ResidentSplit",
     "Split",
     "StreamingSplit",
@@ -19,6 +21,7 @@ __all__ = [
     "eval_batches",
     "load_data",
     "native_size",
+    "other_images",
     "steps_per_epoch",
     "train_batches",
 ]

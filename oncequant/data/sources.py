@@ -31,8 +31,9 @@ class Source:
     """What of it is not used, for the user."""
 
 
-def open_source(source: Any) -> Source:
-    """Find the undecoded splits of a source, see `oncequant.data.load_data`. Raises DataError."""
+def open_source(source: Any, *, needs_train: bool = True) -> Source:
+    """Find the undecoded splits of a source, see `oncequant.data.load_data`. Raises DataError, also without a train
+    split where one is needed."""
     if isinstance(source, tuple):
         opened = Source(type(source[0]).__name__, _python_datasets(source))
     elif not isinstance(source, (str, os.PathLike)):
@@ -54,7 +55,7 @@ def open_source(source: Any) -> Source:
     else:
         raise DataError(f"{source}: not a folder and not the name of a dataset; {ACCEPTED}")
     name, splits = opened.name, opened.splits
-    if "train" not in splits:
+    if needs_train and "train" not in splits:
         raise DataError(f"{name}: there is no train split, only {', '.join(splits)}")
     splits = {split: splits[split] for split in ("train", "validation", "test") if split in splits}
     for split, records in splits.items():

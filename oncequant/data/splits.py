@@ -7,6 +7,7 @@ tensor on the device) or *streaming* (decoded when asked for).
 from __future__ import annotations
 
 import hashlib
+import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 
@@ -17,9 +18,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from oncequant.data.images import GREY_MODES, DataError, check_whole, random_boxes
+from oncequant.data.loading import Loading
 from oncequant.data.rows import CHUNK, Records, decode
 from oncequant.data.sources import open_source
 from oncequant.distributed import rank, world_size
+from oncequant.files import user_path
 from oncequant.progress import console, track
 
 HEADER_SAMPLE = 256  # images whose headers decide between 1 and 3 channels when reading all headers costs too much
@@ -97,6 +100,7 @@ class Data:
     test: Split
     fingerprint: str
     device: torch.device
+    loading: Loading | None = None  # how `load_data` made it
 
     def __post_init__(self):
         if self.device.type == "cuda":
@@ -150,7 +154,7 @@ def load_data(
     if size < 2 or min(validation_fraction, test_fraction) <= 0 or validation_fraction + test_fraction >= 1:
         given = f"size={size}, validation_fraction={validation_fraction}, test_fraction={test_fraction}"
         raise DataError(f"size must be 2 or more and both fractions above 0 with a sum below 1, not {given}")
-    device = torch.device(device)
+    device, asked_flip = torch.device(device), flip
     opened = open_source(source)
     name, splits = opened.name, opened.splits
     for note in opened.notes:
@@ -184,7 +188,18 @@ def load_data(
     mean, std = _statistics(stored["train"], seed)
     flip = name != "digits" if flip is None else flip
     fingerprint = _fingerprint(classes, stored)
-    return Data(name, classes, channels, size, mean, std, flip, **stored, fingerprint=fingerprint, device=device)
+    place = None if isinstance(source, tuple) else place_of(source)
+    asked = validation_fraction, test_fraction, asked_flip, max_train, resident_limit_bytes
+    how = Loading(place, seed, *asked)
+    three = stored["train"], stored["validation"], stored["test"]
+    return Data(name, classes, channels, size, mean, std, flip, *three, fingerprint, device, how)
+
+
+def place_of(source: str | os.PathLike[str]) -> str:
+    """How a source is named so that it is found from anywhere: the absolute path of one on this machine."""
+    text = os.fspath(source)
+    path = user_path(text)
+    return str(path.resolve()) if text != "digits" and path.exists() else text
 
 
 def check_images(data: Data) -> None:
