@@ -44,11 +44,11 @@ from oncequant.options import (
 from oncequant.progress import console
 from oncequant.records import Member
 from oncequant.run_folder import Run as RunValue
-from oncequant.run_folder import commands_of, date_of, read_settings, writing
-from oncequant.runs import outdated_exports
+from oncequant.run_folder import called_as, commands_of, date_of, read_settings, writing
 from oncequant.search import SEARCHERS, BudgetOptions
 from oncequant.search.family import family_table
 from oncequant.settings import config_of_bits, device_of, presets_table, space_of_all_bits, targets_table
+from oncequant.subnets import export_members, outdated_exports
 from oncequant.tables import check_costs, keep_tables
 from oncequant.train import TrainingError, TrainingOptions
 
@@ -102,7 +102,7 @@ def run(options: Run) -> None:
     check_tools(formats)
     _check_packages(*needed_packages(formats), "matplotlib")
     cfg, found = _prepare(options.train, options.search)
-    with writing(found.folder, runs.called_as(), found.data.device):
+    with writing(found.folder, called_as(), found.data.device):
         METHODS[method_of(cfg)].train(cfg, found)
         _tell_chosen(found, METHODS[method_of(cfg)].choose(cfg, options.search, found))
         distributed.leave()
@@ -117,7 +117,7 @@ def run(options: Run) -> None:
 def train(options: Train) -> None:
     """`oncequant train`."""
     cfg, found = _prepare(options, None)
-    with writing(found.folder, runs.called_as(), found.data.device):
+    with writing(found.folder, called_as(), found.data.device):
         METHODS[method_of(cfg)].train(cfg, found)
 
 
@@ -132,7 +132,7 @@ def compare(options: Compare) -> None:
     cfg, found = _open(options.source)
     of = options.compare
     check_costs(cfg, None, found.model, found.folder, options.tables.costs)
-    with writing(found.folder, runs.called_as(), found.data.device):
+    with writing(found.folder, called_as(), found.data.device):
         keep_tables(options.tables.costs, found.folder)
         found_by = comparing.compare(cfg, found, of.bits, of.deployments, of.ways, of.evaluations, of.front)
     console.print(comparing.totals_table(found_by["totals"], of.bits))
@@ -141,9 +141,9 @@ def compare(options: Compare) -> None:
 
 def evaluate(options: Evaluate) -> None:
     """`oncequant evaluate`."""
-    cfg, found = _open(options.source)
-    of = options.evaluate
-    print(json.dumps(runs.evaluate_run(cfg, found, of.arch, of.stage, of.split, of.compiled)))
+    source, of = options.source, options.evaluate
+    where = source.run, source.data, source.device
+    print(json.dumps(runs.evaluate_in(*where, of.arch, of.stage, of.split, of.compiled)))
 
 
 def export(options: Export) -> None:
@@ -153,7 +153,7 @@ def export(options: Export) -> None:
         raise ValueError(f"--formats: give at least one of {', '.join(FORMATS)}")
     _check_packages(*needed_packages(formats))
     cfg, found = _open(options.source)
-    with writing(found.folder, runs.called_as(), found.data.device):
+    with writing(found.folder, called_as(), found.data.device):
         problems = _export(cfg, found, options.export.names, options.export.stage, formats)
     if problems:
         raise ValueError(problems)
@@ -208,7 +208,8 @@ def info(options: Info) -> None:
         return
     settings = read_settings(options.run)
     values = read_object(options.run / "run.json")
-    console.print(f"{options.run}: {settings.method} on {values['data'].get('name')}, preset {settings.preset}")
+    preset = f", preset {settings.preset}" if settings.preset else ""
+    console.print(f"{options.run}: {settings.method} on {values['data'].get('name')}{preset}")
     console.print(f"made {date_of(options.run)} on {values['device']} by: {values['command']}", soft_wrap=True)
     for later in commands_of(options.run)[1:]:
         console.print(f"then: {later}", soft_wrap=True)
@@ -283,7 +284,7 @@ def _export(
     formats: Sequence[str] = DEFAULT_FORMATS,
 ) -> str:
     """Export and verify chosen subnets, all without `names`. Returns what is wrong with the files, or ""."""
-    exports = runs.export_members(cfg, found, names, stage, formats)
+    exports = export_members(cfg, found, names, stage, formats)
     shown = exports_table([one.found for one in exports], brief=True)
     table = Table("subnet", *shown.columns, title="Exported files, verified on every test image")
     for one, texts in zip(exports, shown.texts):

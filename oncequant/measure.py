@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from oncequant.arch import FLOAT_BITS, Arch, LayerSpec
-from oncequant.data import Data, eval_batches
+from oncequant.data import Data, Split, eval_batches
 from oncequant.elastic import ElasticBatchNorm, ElasticConv, Observer, Pass
 from oncequant.models import extract_subnet
 from oncequant.network import Network, elastic_layers
@@ -175,6 +175,10 @@ class Judge:
         """By which searches choose. `fold`: see `calibrate`."""
         return measure(net, arch, self.calibration, eval_batches(self.data, self.data.validation), fold)
 
+    def on(self, net: Network, arch: Arch, images: Split) -> float:
+        """On the images of any split."""
+        return measure(net, arch, self.calibration, eval_batches(self.data, images))
+
     def test(self, net: Network, arch: Arch) -> float:
         """Once for each network that is handed out."""
-        return measure(net, arch, self.calibration, eval_batches(self.data, self.data.test))
+        return self.on(net, arch, self.data.test)

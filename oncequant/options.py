@@ -32,6 +32,7 @@ from oncequant.settings import (
     Existing,
     ExportOptions,
     Machine,
+    Measured,
     ModelOptions,
     ProfiledModel,
     ProfileOptions,
@@ -106,7 +107,7 @@ class Compare:
 class Evaluate:
     """Measure one network of a trained run: accuracy and costs."""
 
-    source: Existing
+    source: Measured
     evaluate: EvaluateOptions
 
 

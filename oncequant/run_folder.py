@@ -23,7 +23,9 @@ subject is time, and the report of it. Timing decides two options, which run.jso
 
 import json
 import platform
+import shlex
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, fields, replace
@@ -39,12 +41,14 @@ from oncequant.cost import Cost
 from oncequant.cost_table import run_costs
 from oncequant.data import Data, Reading, load_data
 from oncequant.family import NetworkConfig
-from oncequant.files import FileError, read_object, write_json
+from oncequant.files import FileError, read_object, user_path, write_json
 from oncequant.models import config_from_json, config_to_json, family_of
 from oncequant.progress import console
 from oncequant.records import Command, Time, append_record, read_records
 from oncequant.version import package_version
 
+IMAGES = {"train": "training images", "validation": "validation images", "test": "test images"}
+OTHER = "the images (others, or in another order)"
 LOCK_SECONDS = 10  # as long as a folder may stay locked after a kill: loader workers outlive their process by five
 
 
@@ -52,35 +56,44 @@ LOCK_SECONDS = 10  # as long as a folder may stay locked after a kill: loader wo
 class RunSettings:
     """Everything a run's results depend on."""
 
-    data: str
-    preset: str
+    data: str | None
+    """None: Python objects, which only Python can load again."""
+    preset: str | None
+    """None: a configuration that is no preset's."""
     model: NetworkConfig
     method: str
     method_config: dict[str, Any]
     seed: int
-    validation_fraction: float
-    test_fraction: float
-    flip: bool | None
-    max_train: int | None
+    """Of the splits."""
+    validation_fraction: float | None = None
+    """None, and nothing in run.json: not known, of images that `load_data` has not made."""
+    test_fraction: float | None = None
+    flip: bool | None = None
+    max_train: int | None = None
     resident_gib: float = 2.0
     layout: Literal["auto", "classes", "splits"] = "auto"
     image_column: str | None = None
     label_column: str | None = None
+    size: int | None = None
+    """Side of the images as they are kept; by default the largest resolution of the model."""
 
     @property
     def reading(self) -> Reading:
         """How the source is read."""
         return Reading(self.layout, self.image_column, self.label_column)
 
-    def load_data(self, device: torch.device, asked: tuple[float | None, float | None] | None = None) -> Data:
-        """The data set with this run's splits, at the largest resolution of the model.
+    def load_data(
+        self, device: torch.device, source: Any = None, asked: tuple[float | None, float | None] | None = None
+    ) -> Data:
+        """The data set with this run's splits, or those of another `source`, in the run's size.
 
         `asked` are the validation and test fractions that a new run was asked for: a split that exists refuses its own.
         Raises DataError."""
         fractions = asked or (self.validation_fraction, self.test_fraction)
+        origin: Any = self.data if source is None else source
         return load_data(
-            self.data,
-            size=max(self.model.resolutions),
+            origin,
+            size=self.size or max(self.model.resolutions),
             seed=self.seed,
             validation_fraction=fractions[0],
             test_fraction=fractions[1],
@@ -92,6 +105,21 @@ class RunSettings:
             reading=self.reading,
         )
 
+    def to_json(self) -> dict[str, Any]:
+        """As run.json keeps them."""
+        values = json.loads(json.dumps({**asdict(self), "model": config_to_json(self.model)}))
+        unknown = ("validation_fraction", "test_fraction", "size")
+        return {key: value for key, value in values.items() if value is not None or key not in unknown}
+
+
+def loading_settings(data: Data, seed: int) -> dict[str, Any]:
+    """Fields of RunSettings that say how images were loaded, as far as that is known; `seed` is used if it is not."""
+    if (how := data.loading) is None:
+        return {"seed": seed, "flip": data.flip, "size": data.size}
+    fractions = {"validation_fraction": how.validation_fraction, "test_fraction": how.test_fraction}
+    more = {"flip": how.flip, "max_train": how.max_train, "resident_gib": how.resident_limit_bytes / 2**30}
+    return {"seed": how.seed, "size": data.size, **fractions, **more, **asdict(how.reading)}
+
 
 @dataclass(frozen=True)
 class Run:
@@ -101,6 +129,10 @@ class Run:
     model: NetworkConfig
     """The network in float, for these images."""
     data: Data
+
+    def __post_init__(self) -> None:
+        """A folder may be text, with `~`."""
+        object.__setattr__(self, "folder", user_path(self.folder))
 
     @property
     def costs(self) -> dict[str, Cost]:
@@ -113,16 +145,25 @@ def preset_for(pixels: int) -> str:
     return "resnet-nano" if pixels <= 20 else "resnet-cifar"
 
 
+def called_as() -> str:
+    """The command that this process was started with; `python` in a notebook."""
+    program = Path(sys.argv[0]).name if sys.argv and sys.argv[0] else "python"
+    if "ipykernel" in sys.modules or program == "-c":
+        return "python"
+    return shlex.join(["oncequant" if program in ("__main__.py", "oncequant") else program, *sys.argv[1:]])
+
+
 def create_run(run_dir: Path, settings: RunSettings, data: Data, command: str) -> None:
     """Write run.json, or check that the folder's run has the same settings and data. Raises FileError."""
     path = run_dir / "run.json"
-    wanted = json.loads(json.dumps({**asdict(settings), "model": config_to_json(settings.model)}))
+    wanted = settings.to_json()
     if path.exists():
         found = read_object(path)
         before = found.get("settings", {})
         # Images may have moved (the fingerprint tells). How often to save, what to keep for the backward pass and
         # how much to do at once changes no result. An option that the older version did not have is noted now.
-        compared = [key for key in wanted if key != "data" and key in before]
+        compared = [key for key in wanted if key not in ("data", "flip", "size") and key in before]
+        compared = [key for key in compared if key != "preset" or None not in (before[key], wanted[key])]
         if "model" in before:
             before["model"] = json.loads(json.dumps(config_to_json(config_from_json(before["model"]))))
         for values in (before, wanted):
@@ -136,8 +177,10 @@ def create_run(run_dir: Path, settings: RunSettings, data: Data, command: str) -
             for key in compared
             for name, old, new in _differences(key, before.get(key), wanted[key])
         ]
-        if found.get("data", {}).get("fingerprint") != data.fingerprint:
-            different.append("the images")
+        different += differing_images(found.get("data", {}), data)
+        if before.get("method") not in (None, wanted["method"]):
+            different = [f"method (there {before['method']!r}, now {wanted['method']!r})"]
+        different = list(dict.fromkeys(different))
         if different:
             raise FileError(
                 f"{run_dir} holds a run with other settings: {'; '.join(different)}. Give another --run folder."
@@ -160,7 +203,7 @@ def create_run(run_dir: Path, settings: RunSettings, data: Data, command: str) -
             "torch": torch.__version__,
             "python": platform.python_version(),
             "processes": distributed.world_size(),
-            "seed": settings.seed,
+            "seed": settings.method_config.get("seed", settings.seed),
             "data": {
                 "name": data.name,
                 "classes": list(data.classes),
@@ -183,6 +226,26 @@ def create_run(run_dir: Path, settings: RunSettings, data: Data, command: str) -
             "settings": wanted,
         },
     )
+
+
+def differing_images(there: dict[str, Any], data: Data) -> list[str]:
+    """What differs between the images of a run, "data" in run.json, and others; nothing if they are the same."""
+    now = {"classes": list(data.classes), "size": data.size, "channels": data.channels, "flip": data.flip}
+    now |= {split: len(getattr(data, split)) for split in ("train", "validation", "test")}
+    different = [
+        f"{IMAGES.get(name, f'{name} of the images')} (there {_short(there[name])}, now {_short(value)})"
+        for name, value in now.items()
+        if name in there and there[name] != value
+    ]
+    if "train" in there and "size" in there and there["size"] != data.size:
+        different.append(f"load them with size={there['size']}")
+    return different or ([] if there.get("fingerprint") == data.fingerprint else [OTHER])
+
+
+def _short(value: Any) -> str:
+    if not isinstance(value, list):
+        return str(value)
+    return f"{len(value)}: {', '.join(value[:5])}{', ...' if len(value) > 5 else ''}"
 
 
 def _differences(name: str, old: Any, new: Any) -> list[tuple[str, Any, Any]]:

@@ -3,36 +3,41 @@
 Nothing here prints results or knows of options' spelling; messages to the user go to the console as progress does.
 """
 
-import shlex
-import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from oncequant import distributed
-from oncequant.arch import Arch
+from oncequant.agreed import agreed, check_fits
 from oncequant.cost import Budget
 from oncequant.cost_table import known_costs
-from oncequant.data import FRACTIONS, Data, Reading, native_size
+from oncequant.data import FRACTIONS, Data, DataError, Reading, native_size
 from oncequant.data.sources import is_read
-from oncequant.export.formats import DEFAULT_FORMATS, check_tools
-from oncequant.files import FileError
+from oncequant.data.splits import place_of
+from oncequant.export.formats import DEFAULT_FORMATS
+from oncequant.files import FileError, read_object, user_path
 from oncequant.hours import fitted
-from oncequant.measure import Judge
 from oncequant.methods import DEFAULT_METHOD, METHODS, method_of
 from oncequant.models import PRESETS, family_of
-from oncequant.network import Network
 from oncequant.precision import faster
 from oncequant.progress import console
-from oncequant.records import Export, Member, read_records
-from oncequant.run_folder import Run, RunSettings, check_fingerprint, create_run, read_settings, writing
+from oncequant.records import Export, Member
+from oncequant.run_folder import (
+    Run,
+    RunSettings,
+    called_as,
+    check_fingerprint,
+    create_run,
+    differing_images,
+    loading_settings,
+    read_settings,
+    writing,
+)
 from oncequant.search import BudgetOptions
-from oncequant.search.family import Pick, hand_out
-from oncequant.search.measurements import all_costs
 from oncequant.settings import DataOptions, Device, ModelOptions, device_of, presets_of, suited
-from oncequant.supernet_file import load_supernet
+from oncequant.subnets import Split, evaluate, export_members, may_be_of, without_images
 from oncequant.tables import check_costs, keep_tables
 from oncequant.train import TrainingOptions, check_shares
 
@@ -40,11 +45,7 @@ Paths = Sequence[Path]
 
 # -- making and opening
 
-
-def called_as() -> str:
-    """The command that this process was started with."""
-    program = Path(sys.argv[0]).name if sys.argv[0] else "python"
-    return shlex.join(["oncequant" if program in ("__main__.py", "oncequant") else program, *sys.argv[1:]])
+LOADING = "layout", "image_column", "label_column", "flip", "max_train", "resident_gib"
 
 
 def prepare(
@@ -55,83 +56,86 @@ def prepare(
     device: Device = "auto",
     hours: float | None = None,
     costs: Sequence[Path] = (),
+    data: Data | tuple[Any, Any, Any] | None = None,
 ) -> tuple[TrainingOptions, Run]:
-    """Load the images, choose the network, and make the folder of a run, or go on with the one that is there.
+    """Load the images, choose the network, and make the folder of a run, or go on with the one that is there. `data`
+    are images from Python, loaded or as three data sets, instead of `where.data`.
 
     Whatever can be refused is refused here, before training: options that do not fit together, budgets of a later
     `search` below the cheapest subnet, tables of `costs` that lack layers, broken images. With `hours`, schedules are
     as long as fits (oncequant.hours). Returns the options of the method as the folder keeps them, and the run. Raises
     ValueError (with BudgetError and DataError) and FileError; nothing is written then.
     """
-    where, options, device_used = where or DataOptions(), options or ModelOptions(), device_of(device)
-    name, source = method_of(cfg), Path(where.data)
+    where, options, name = where or DataOptions(), options or ModelOptions(), method_of(cfg)
+    source: Any = where.data if data is None else data
     reading = Reading(where.layout, where.image_column, where.label_column)
-    is_place = where.data != "digits" and source.exists()
-    folder = where.run or Path("runs") / f"{_stem(source)}{'' if name == DEFAULT_METHOD else f'-{name}'}"
-    if is_place and is_read(source.resolve(), folder.resolve(), reading):
-        raise ValueError(f"{folder}: this run folder would lie among the images of {where.data}; give another --run")
+    folder = user_path(where.run) if where.run else _default_folder(name, where.data)
+    if not isinstance(data, Data):
+        _refuse_among_images(source, folder, reading)
     known = presets_of(name).get(options.preset)
-    pixels = native_size(where.data, reading) if known is None or len(known.resolutions) == 1 else 0
+    pixels = 0
+    if isinstance(data, Data):
+        pixels = data.size
+    elif known is None or len(known.resolutions) == 1:
+        pixels = native_size(source, reading)
     options = suited(name, options, pixels)
-    settings = RunSettings(
-        data=str(source.resolve()) if is_place else where.data,  # a folder is found from anywhere
-        preset=options.preset,
-        model=options.config(2, 1),  # for its resolution; classes and channels are known with the images
-        method=name,
-        method_config=cfg.to_json(),
-        seed=cfg.seed,
-        validation_fraction=FRACTIONS["validation"] if where.validation_fraction is None else where.validation_fraction,
-        test_fraction=FRACTIONS["test"] if where.test_fraction is None else where.test_fraction,
-        flip=where.flip,
-        max_train=where.max_train,
-        resident_gib=where.resident_gib,
-        layout=where.layout,
-        image_column=where.image_column,
-        label_column=where.label_column,
-    )
-    data = settings.load_data(device_used, (where.validation_fraction, where.test_fraction))
-    settings = _checked(settings, options, data, folder, search, costs)
-    _tell(data, options.preset, pixels, folder)
-    settings = _decided(settings, data, folder)
+    model = options.config(2, 1)  # for its resolution; classes and channels are known with the images
+    asked = where.validation_fraction, where.test_fraction
+    fractions = (given if given is not None else FRACTIONS[split] for split, given in zip(FRACTIONS, asked))
+    how: dict[str, Any] = {name: getattr(where, name) for name in LOADING} | {"seed": cfg.seed}
+    how |= dict(zip(("validation_fraction", "test_fraction"), fractions))
+    place = place_of(where.data) if data is None else None
+    if isinstance(data, Data):
+        images, how, pixels = data, loading_settings(data, cfg.seed), 0
+        place = data.loading.source if data.loading else None
+    settings = RunSettings(place, options.preset, model, name, cfg.to_json(), **how)
+    if not isinstance(data, Data):
+        images = settings.load_data(device_of(device), data, asked)
+    settings = _checked(settings, options, images, folder, search, costs)
+    _tell(images, options.preset, pixels, folder)
+    settings = _decided(settings, images, folder)
     if hours is not None:
-        settings = _timed(settings, data, folder, search, hours)
-    run = _begin(settings, data, folder, costs)
+        settings = _timed(settings, images, folder, search, hours)
+    run = _begin(settings, images, folder, costs)
     return _config(folder, settings), run
 
 
 def new_run(
     cfg: TrainingOptions,
-    data: Data,
+    data: Data | tuple[Any, Any, Any] | Path | str,
     folder: Path | str,
     preset: str = "auto",
     search: BudgetOptions | None = None,
-    costs: Sequence[Path] = (),
+    costs: Sequence[Path | str] | Path | str = (),
     **network: Any,
 ) -> Run:
-    """Make the folder of a run on loaded images, or go on with the one that is there; nothing is trained yet.
+    """Make the folder of a run, or go on with the one that is there, as the command line does; nothing is trained yet.
 
+    `data` are loaded images, or what `load_data` takes: then they are loaded as large as the network needs them.
     `network` are the options of the network that differ from the preset's, the fields of ModelOptions: `width=0.5`.
     `costs` are tables of costs, which the folder keeps. Whatever can be refused is refused here, with budgets of a
     later `search` too. Raises ValueError (with BudgetError and DataError) and FileError; nothing is written then.
     """
-    name = method_of(cfg)
-    options = suited(name, ModelOptions(preset, **network), data.size)
-    model = options.config(2, 1)
-    if max(model.resolutions) > data.size:
-        raise ValueError(f"resolutions {model.resolutions}: load the images with size {max(model.resolutions)}")
-    settings = RunSettings(
-        data.name,
-        options.preset,
-        model,
-        name,
-        cfg.to_json(),
-        cfg.seed,
-        FRACTIONS["validation"],
-        FRACTIONS["test"],
-        data.flip,
-        max_train=None,
-    )
-    return _begin(_checked(settings, options, data, Path(folder), search, costs), data, Path(folder), costs)
+    known = {field.name for field in fields(ModelOptions)} - {"preset"}
+    if unknown := [name for name in network if name not in known]:
+        raise ValueError(f"networks have no option {unknown[0]!r}; there are {', '.join(sorted(known))}")
+    network = {name: tuple(value) if isinstance(value, list) else value for name, value in network.items()}
+    where, given = DataOptions(run=user_path(folder)), None
+    if isinstance(data, (str, Path)):
+        where = replace(where, data=str(data))
+    else:
+        given = data
+    return prepare(cfg, where, ModelOptions(preset, **network), search, costs=_paths(costs), data=given)[1]
+
+
+def _default_folder(method: str, source: str) -> Path:
+    return Path("runs") / f"{_stem(user_path(source))}{'' if method == DEFAULT_METHOD else f'-{method}'}"
+
+
+def _refuse_among_images(source: Any, folder: Path, reading: Reading) -> None:
+    if not isinstance(source, tuple) and source != "digits" and (place := user_path(source)).exists():
+        if is_read(place.resolve(), folder.resolve(), reading):
+            raise ValueError(f"{folder}: this run folder would lie among the images of {source}; give another --run")
 
 
 def _checked(
@@ -144,6 +148,7 @@ def _checked(
         for images in cfg.parts(len(data.train)):
             check_shares(cfg.batch(len(data.train)), images)
     settings = replace(settings, model=options.config(len(data.classes), data.channels))
+    check_fits(settings.model, data)
     method.check(cfg, search or method.SearchOptions(), settings.model)
     check_costs(cfg, search, settings.model, folder, costs)
     if distributed.from_main((folder / "run.json").exists):
@@ -212,21 +217,25 @@ def _tell(data: Data, preset: str, pixels: int, folder: Path) -> None:
 
 
 def open_run(
-    folder: Path | str, data: str | Data | None = None, device: Device = "auto"
+    folder: Path | str, data: Data | tuple[Any, Any, Any] | Path | str | None = None, device: Device = "auto"
 ) -> tuple[TrainingOptions, Run]:
     """The method's options and the run of a folder; `data` says where its images are now, if they have moved, or is the
-    loaded images themselves.
+    loaded images themselves, or the three Python data sets that the run was made of.
 
     Raises FileError if it is no run folder, of a version whose options are no more, or if the images have changed;
     DataError if they cannot be read.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     settings = read_settings(folder)
     cfg = _config(folder, settings)
-    if isinstance(data, Data):
-        images = data
-    else:
-        images = replace(settings, data=data or settings.data).load_data(device_of(device))
+    if data is None and settings.data is None:
+        raise FileError(
+            f"{folder} was made of Python objects, which cannot be opened again by themselves: in Python use "
+            f"open_run({str(folder)!r}, data=...), or give --data with a folder of the same pictures"
+        )
+    images = data if isinstance(data, Data) else settings.load_data(device_of(device), data)
+    if data is not None and (different := differing_images(read_object(folder / "run.json", "data")["data"], images)):
+        raise FileError(f"{folder} was made of other images: {'; '.join(different)}")
     check_fingerprint(folder, images)
     return cfg, Run(folder, settings.model, images)
 
@@ -256,12 +265,17 @@ def train_run(cfg: TrainingOptions, run: Run) -> None:
     Killed at any time, the same call goes on where it stopped. Raises TrainingError if a loss is not finite, FileError
     if the folder is damaged or another command works in it.
     """
+    cfg = _joined(cfg, run)
     with writing(run.folder, called_as(), run.data.device):
         METHODS[method_of(cfg)].train(cfg, run)
 
 
 def search_run(
-    cfg: TrainingOptions, run: Run, budgets: Sequence[Budget | str] = (), costs: Sequence[Path] = (), **options: Any
+    cfg: TrainingOptions,
+    run: Run,
+    budgets: Sequence[Budget | str] | Budget | str = (),
+    costs: Sequence[Path | str] | Path | str = (),
+    **options: Any,
 ) -> list[Member]:
     """Choose subnets of a trained run, without training: under budgets such as "bitops<=20M" the most accurate, else
     a few along the front of accuracy and cost. `costs` are tables, whose names budgets can have then. `options` are
@@ -270,13 +284,16 @@ def search_run(
     Returns the members, which `family.json` keeps too, with accuracies (0 to 1) on validation and test images. Raises
     BudgetError if no subnet is within the budgets, ValueError for a malformed one, FileError if a stage is missing.
     """
-    method, known = METHODS[method_of(cfg)], known_costs(run.folder, costs)
+    cfg, tables = _joined(cfg, run), _paths(costs)
+    method, known = METHODS[method_of(cfg)], known_costs(run.folder, tables)
+    budgets = (budgets,) if isinstance(budgets, (str, Budget)) else budgets
     bounds = tuple(Budget.parse(budget, known) if isinstance(budget, str) else budget for budget in budgets)
-    return choose(cfg, method.SearchOptions(budgets=bounds, **options), run, costs)
+    return choose(cfg, method.SearchOptions(budgets=bounds, **options), run, tables)
 
 
 def choose(cfg: TrainingOptions, options: BudgetOptions, run: Run, costs: Sequence[Path] = ()) -> list[Member]:
     """`search_run` with all options of the search in one value."""
+    cfg = _joined(cfg, run)
     check_costs(cfg, options, run.model, run.folder, costs)
     with writing(run.folder, called_as(), run.data.device):
         keep_tables(costs, run.folder)
@@ -286,9 +303,9 @@ def choose(cfg: TrainingOptions, options: BudgetOptions, run: Run, costs: Sequen
 def export_run(
     cfg: TrainingOptions,
     run: Run,
-    names: Sequence[str] = (),
+    names: Sequence[str] | str = (),
     stage: str | None = None,
-    formats: Sequence[str] = DEFAULT_FORMATS,
+    formats: Sequence[str] | str = DEFAULT_FORMATS,
 ) -> list[Export]:
     """Export chosen subnets, by default all, to folders of `run.folder / "exports"`, and verify the files.
 
@@ -296,57 +313,17 @@ def export_run(
     bytes, accuracies (0 to 1) and milliseconds; its `problems` say what is wrong with the files. Raises ValueError for
     unknown names.
     """
+    cfg, names, formats = _joined(cfg, run), *((v,) if isinstance(v, str) else v for v in (names, formats))
     with writing(run.folder, called_as(), run.data.device):
         return export_members(cfg, run, names, stage, formats)
 
 
-def report_run(run: Run) -> Path:
-    """Write the report of a run, a page that works offline, pictures and tables; returns it. Raises ReportError."""
+def report_run(run: Run | Path | str) -> Path:
+    """Write the report of a run, a page that works offline, pictures and tables; returns it. A folder is enough: images
+    are not needed. Raises ReportError."""
     from oncequant.report import write_report
 
-    return write_report(run.folder)
-
-
-# -- subnets of a run
-
-
-def family_of_run(folder: Path) -> list[Member]:
-    """The members that searches of a run have chosen. Raises FileError."""
-    return read_records(folder / "family.json", Member)
-
-
-def outdated_exports(folder: Path) -> list[str]:
-    """Folders of exports whose names stand for other members by now, or for none. Raises FileError."""
-    members = {member.name: member for member in family_of_run(folder)}
-    exports = read_records(folder / "exports.json", Export)
-    return [one.folder for one in exports if not one.is_of(members.get(one.name))]
-
-
-def is_arch(text: str) -> bool:
-    """Whether this stands for an architecture by itself, not as the name of a chosen subnet."""
-    return text in ("largest", "smallest") or Path(text).is_file()
-
-
-def subnet(cfg: TrainingOptions, run: Run, text: str, stage: str | None = None) -> tuple[str, Network, Arch]:
-    """Stage, supernet and architecture of a chosen subnet, a JSON file, "largest" or "smallest"; by default of the last
-    stage. Raises ValueError if there is no such subnet, FileError if the stage is not trained."""
-    family = {member.name: member for member in family_of_run(run.folder)}
-    if text not in family and not is_arch(text):
-        names = ", ".join(["largest", "smallest", *family])
-        raise ValueError(f"architecture {text!r} is neither a file nor one of {names}")
-    last = METHODS[method_of(cfg)].stages(cfg)[-1]
-    stage = stage or (family[text].stage if text in family else last)
-    supernet = load_supernet(run.folder, stage, run.data.device)
-    if text in family:
-        values = family[text].arch
-    elif text in ("largest", "smallest"):
-        values = getattr(supernet.space, text)()
-    else:
-        try:
-            values = Arch.from_json(Path(text).read_text())
-        except ValueError as error:
-            raise ValueError(f"{text}: {error}") from error
-    return stage, supernet, supernet.space.complete(values)
+    return write_report(run.folder if isinstance(run, Run) else user_path(run))
 
 
 def evaluate_run(
@@ -354,58 +331,58 @@ def evaluate_run(
     run: Run,
     arch: str,
     stage: str | None = None,
-    split: Literal["validation", "test"] = "validation",
+    split: Split | None = None,
     compiled: bool = False,
+    data: Data | tuple[Any, Any, Any] | Path | str | None = None,
 ) -> dict[str, Any]:
-    """Accuracy (0 to 1) and costs of one subnet, named as for `subnet`, on one of the splits.
+    """Accuracy (0 to 1) and costs of one subnet, named as for `subnet`, on one of the splits, by default validation.
 
-    With `compiled` those of its exported C, with the milliseconds of an image, see `evaluate_compiled`.
+    With `data`, on other labelled images of the run's classes or some of them: all, or those of a `split`. With
+    `compiled` accuracy of its exported C, with the milliseconds of an image, see `evaluate_compiled`. Raises DataError
+    for classes that the run does not have.
     """
-    (stage, supernet, values), images = subnet(cfg, run, arch, stage), getattr(run.data, split)
-    if compiled:
-        from oncequant.export.compiled import evaluate_compiled
-
-        found = evaluate_compiled(run.folder / "exports" / arch, run.data, images)
-    else:
-        judge = Judge(run.data, cfg.calibration(run.data))
-        found = {"top1": judge.test(supernet, values) if split == "test" else judge.validation(supernet, values)}
-    result = {"stage": stage, "split": split, "images": len(images), **found}
-    return {**result, **all_costs(supernet.space, values, run.costs)}
+    return evaluate(_joined(cfg, run), run, arch, stage, split, compiled, data)
 
 
-def add_member(cfg: TrainingOptions, run: Run, text: str, stage: str | None = None) -> str:
-    """Measure an architecture and add it to the chosen subnets. Returns its name there."""
-    stage, supernet, arch = subnet(cfg, run, text, stage)
-    name, brief = f"{stage}-{Path(text).stem}", supernet.space.brief(arch)
-    taken = [member for member in family_of_run(run.folder) if member.name == name and member.arch != brief]
-    if taken or Path(text).stem in ("S", "M", "L", "max"):  # a search gives these names
-        raise ValueError(f"{text}: {name} is the name of another subnet; rename the file")
-    judge = Judge(run.data, cfg.calibration(run.data))
-    widths: tuple[int, ...] = getattr(supernet.config, "weight_bits", ())
-    bits = widths[0] if len(widths) == 1 else None
-    pick = Pick(name, stage, supernet.space, arch, judge.validation(supernet, arch), bits)
-    hand_out([pick], lambda _: supernet, judge, run.folder, set())
-    return name
+def evaluate_in(
+    folder: Path, data: str | None, device: Device, arch: str, stage: str | None, split: Split | None, compiled: bool
+) -> dict[str, Any]:
+    """`evaluate_run` for a folder: `data` are the run's images, which have moved, or others to measure on."""
+    settings = read_settings(folder)
+    if data is not None and place_of(data) == settings.data:
+        data = None
+    own = open_run(folder, None, device) if data is None else _moved(folder, settings, data, device)
+    if own is not None:
+        return evaluate(own[0], own[1], arch, stage, split, compiled)
+    console.print(f"{data}: not the images of {folder}; {split or 'all'} with labels are measured", soft_wrap=True)
+    if compiled:  # no calibration, so the run's own images are not needed
+        run = Run(folder, settings.model, without_images(folder, device_of(device)))
+        return evaluate(_config(folder, settings), run, arch, stage, split, compiled, data)
+    try:
+        cfg, run = open_run(folder, None, device)
+    except (FileError, DataError) as error:
+        raise FileError(
+            f"{error}. To measure on other images the run needs its own: statistics of a subnet are estimated on its "
+            "training images (not with --compiled)"
+        ) from error
+    return evaluate(cfg, run, arch, stage, split, compiled, data)
 
 
-def export_members(
-    cfg: TrainingOptions, run: Run, names: Sequence[str] = (), stage: str | None = None, formats: Sequence[str] = ()
-) -> list[Export]:
-    """Export chosen subnets and verify their files, by default all in DEFAULT_FORMATS; the entries of `exports.json`.
+def _moved(folder: Path, settings: RunSettings, data: str, device: Device) -> tuple[TrainingOptions, Run] | None:
+    """The run with its own images in another place, if it is they."""
+    if not may_be_of(folder, settings, data):
+        return None
+    try:
+        return open_run(folder, data, device)
+    except (FileError, DataError):
+        return None
 
-    A name may also be that of a JSON file with an architecture, "largest" or "smallest": it is measured and chosen
-    first, at `stage` or the last one. Raises ValueError for unknown names.
-    """
-    from oncequant.export.chosen import export_chosen
 
-    check_tools(formats := formats or DEFAULT_FORMATS)
-    known = {member.name for member in family_of_run(run.folder)}
-    own = [name for name in names if name not in known and is_arch(name)]
-    if stage and not own:
-        raise ValueError("--stage: chosen subnets have their stages; it is for files, largest and smallest")
-    names = [add_member(cfg, run, name, stage) if name in own else name for name in names]
-    family = [member.name for member in family_of_run(run.folder)]
-    if unknown := [name for name in names if name not in family]:
-        listed = ", ".join(family) or "none yet: run `oncequant search` first"
-        raise ValueError(f"no chosen subnet is called {unknown[0]!r}; there are: {listed}")
-    return export_chosen(run.folder, names or family, cfg.calibration(run.data), run.data, formats)
+def _joined(cfg: TrainingOptions, run: Run) -> TrainingOptions:
+    """See `agreed`."""
+    return agreed(method_of(cfg), cfg, run)
+
+
+def _paths(paths: Sequence[Path | str] | Path | str) -> list[Path]:
+    """Paths as users write them, one or several."""
+    return [user_path(path) for path in ((paths,) if isinstance(paths, (str, Path)) else paths)]

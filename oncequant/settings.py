@@ -167,6 +167,15 @@ class Existing:
 
 
 @dataclass(frozen=True)
+class Measured(Existing):
+    """A run that is there, and images to measure on."""
+
+    data: str | None = None
+    """Other labelled images to measure on, of the run's classes or some of them: all of them, or those of --split. Or
+    where the run's own images are now, if they have moved."""
+
+
+@dataclass(frozen=True)
 class Shared:
     """Work on a run by several processes."""
 
@@ -186,8 +195,8 @@ class EvaluateOptions:
     """Name of a chosen subnet (`oncequant info RUN` lists them), a JSON file, or largest or smallest."""
     stage: str | None = None
     """float, 4bit, mixed, ... Default: the named subnet's own, or the last supernet (the lowest bit-width)."""
-    split: Literal["validation", "test"] = "validation"
-    """Images to measure on; the test split is for final figures."""
+    split: Literal["train", "validation", "test"] | None = None
+    """Images to measure on. Default: validation, of other images (--data) all. The test split is for final figures."""
     compiled: bool = False
     """Run the exported C of a chosen subnet instead of the trained network, and say how long an image takes."""
 

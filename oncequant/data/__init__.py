@@ -9,12 +9,14 @@ pictures, `listings` that name them; `columns` are theirs. `images` decodes one 
 from oncequant.data.batches import calibration_batches, eval_batches, steps_per_epoch, train_batches
 from oncequant.data.images import DataError
 from oncequant.data.names import Reading
+from oncequant.data.other import OtherImages, other_images
 from oncequant.data.splits import FRACTIONS, Data, ResidentSplit, Split, StreamingSplit, load_data, native_size
 
 __all__ = [
     "FRACTIONS",
     "Data",
     "DataError",
+    "OtherImages",
     "Reading",
     "ResidentSplit",
     "Split",
@@ -23,6 +25,7 @@ __all__ = [
     "eval_batches",
     "load_data",
     "native_size",
+    "other_images",
     "steps_per_epoch",
     "train_batches",
 ]

@@ -36,8 +36,9 @@ class Source:
     """How it is read, and what of it is not used, for the user."""
 
 
-def open_source(source: Any, reading: Reading = AUTO) -> Source:
-    """Find the undecoded splits of a source, see `oncequant.data.load_data`. Raises DataError."""
+def open_source(source: Any, reading: Reading = AUTO, *, needs_train: bool = True) -> Source:
+    """Find the undecoded splits of a source, see `oncequant.data.load_data`. Raises DataError, also without a train
+    split where one is needed."""
     if isinstance(source, tuple):
         opened = _python_datasets(source, reading)
     elif not isinstance(source, (str, os.PathLike)):
@@ -60,7 +61,7 @@ def open_source(source: Any, reading: Reading = AUTO) -> Source:
     else:
         opened = Source(source, *table_rows(source, load_hub(source), reading))
     name, splits = opened.name, opened.splits
-    if "train" not in splits:
+    if needs_train and "train" not in splits:
         raise DataError(f"{name}: there is no train split, only {', '.join(splits)}")
     splits = {split: splits[split] for split in SPLITS if split in splits}
     for split, records in splits.items():

@@ -21,12 +21,14 @@ from torch.utils.data import Dataset
 
 from oncequant.data.cache import Squares
 from oncequant.data.images import DataError, random_boxes
+from oncequant.data.loading import Loading
 from oncequant.data.names import AUTO, Reading
 from oncequant.data.pictures import SPLITS, Pictures
 from oncequant.data.rows import CHUNK, Records, decode
 from oncequant.data.scan import Part, Scan, scan
 from oncequant.data.sources import open_source
 from oncequant.distributed import from_main
+from oncequant.files import user_path
 from oncequant.progress import console
 
 HEADER_SAMPLE = 256  # images whose headers decide between 1 and 3 channels when reading all headers costs too much
@@ -116,6 +118,7 @@ class Data:
     fingerprint: str
     device: torch.device
     pictures: Pictures | None = None  # what is known of every image; `load_data` finds it
+    loading: Loading | None = None  # how `load_data` made it
 
     def __post_init__(self):
         if self.device.type == "cuda":
@@ -179,7 +182,7 @@ def load_data(
     if size < 2 or not min(fractions.values()) > 0 or not sum(fractions.values()) < 1:
         given = ", ".join([f"size={size}", *(f"{s}_fraction={fraction:g}" for s, fraction in fractions.items())])
         raise DataError(f"size must be 2 or more and both fractions above 0 with a sum below 1, not {given}")
-    device = torch.device(device)
+    device, asked_flip = torch.device(device), flip
     opened = open_source(source, reading)
     name, splits = opened.name, opened.splits
     for note in opened.notes:
@@ -221,8 +224,18 @@ def load_data(
     mean, std = _statistics(stored["train"], seed)
     flip = name != "digits" if flip is None else flip
     fingerprint = _fingerprint(classes, stored)
-    known = dict(fingerprint=fingerprint, device=device, pictures=found.pictures)
-    return Data(name, classes, channels, size, mean, std, flip, **stored, **known)  # type: ignore[arg-type]
+    place = None if isinstance(source, tuple) else place_of(source)
+    parts_of = fractions["validation"], fractions["test"]
+    how = Loading(place, seed, *parts_of, asked_flip, max_train, resident_limit_bytes, reading)
+    three = stored["train"], stored["validation"], stored["test"]
+    return Data(name, classes, channels, size, mean, std, flip, *three, fingerprint, device, found.pictures, how)
+
+
+def place_of(source: str | os.PathLike[str]) -> str:
+    """How a source is named so that it is found from anywhere: the absolute path of one on this machine."""
+    text = os.fspath(source)
+    path = user_path(text)
+    return str(path.resolve()) if text != "digits" and path.exists() else text
 
 
 def _from_main(work: Generator[None, None, Scan]) -> Scan:

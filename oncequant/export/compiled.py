@@ -15,7 +15,7 @@ from oncequant.data import Data, eval_batches
 from oncequant.data.images import resize
 from oncequant.data.splits import Split
 from oncequant.export.c import FILES, check_files
-from oncequant.files import FileError
+from oncequant.files import FileError, user_path
 from oncequant.memory import ALIGNMENT
 from oncequant.native import BuildError, built
 
@@ -96,7 +96,7 @@ def load_compiled(folder: Path | str, threads: int | None = None) -> CompiledNet
 
     Raises FileError if a file is missing or damaged, BuildError without a compiler or if it fails.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     check_files(folder)
     sources = [folder / "network.c", BATCH_C]
     path = built("network", sources, [folder / "network.h"], [FLAGS], ["-iquote", str(folder)])

@@ -23,7 +23,7 @@ from oncequant.export.format import Batch, Common, Exported, Format, text
 from oncequant.export.graph import Graph, Grid, Node, Weights, scale_of, signed_codes
 from oncequant.export.packing import pack, unpack
 from oncequant.export.simulate import float_parameters, run_float
-from oncequant.files import FileError, read_json, read_tensors, write_atomically, write_tensors
+from oncequant.files import FileError, read_json, read_tensors, user_path, write_atomically, write_tensors
 from oncequant.version import package_version
 
 VERSION = "oncequant package 2"
@@ -84,9 +84,9 @@ def write_package(graph: Graph, folder: Path) -> None:
     write_atomically(folder / DESCRIPTION, json.dumps(description, separators=(",", ":")).encode())
 
 
-def load_package(folder: Path) -> DeployedNetwork:
+def load_package(folder: Path | str) -> DeployedNetwork:
     """The network of a package, in evaluation mode. Raises FileError if it is missing, damaged, foreign or newer."""
-    folder = Path(folder)
+    folder = user_path(folder)
     description = read_json(folder / DESCRIPTION)
     found = description.get("format") if isinstance(description, dict) else None
     if found != VERSION:

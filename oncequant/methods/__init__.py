@@ -50,7 +50,9 @@ class Method(Protocol):
 
     def train(self, cfg: Any, run: Run) -> None:
         """Train every stage that has no checkpoint yet. Killed at any time, the same call goes on where it stopped and
-        comes to the same weights. Raises TrainingError if a loss is not finite, FileError if the folder is damaged."""
+        comes to the same weights. It and `choose` begin with `agreed`: a folder without run.json gets one, that of
+        another run is refused. Raises TrainingError if a loss is not finite, FileError if the folder is damaged
+        or another run's."""
 
     def choose(self, cfg: Any, options: Any, run: Run) -> list[Member]:
         """Choose members among the subnets of a trained run, without training; they are added to `family.json` with
@@ -63,5 +65,8 @@ DEFAULT_METHOD = "oqat"
 
 
 def method_of(cfg: TrainingOptions) -> str:
-    """The key in METHODS of the method that a Config belongs to."""
-    return next(name for name, method in METHODS.items() if type(cfg) is method.Config)
+    """The key in METHODS of the method that a Config belongs to. Raises ValueError for another value."""
+    for name, method in METHODS.items():
+        if type(cfg) is method.Config:
+            return name
+    raise ValueError(f"the options are a {type(cfg).__name__}, not the Config of a method: {', '.join(METHODS)}")

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from oncequant import distributed
+from oncequant.agreed import agreed
 from oncequant.arch import FLOAT_PAIR, SKIP, Arch
 from oncequant.cost import Cost, expected_cost, find_cost
 from oncequant.data import Data, train_batches
@@ -257,6 +258,7 @@ def searched_spaces(cfg: Config, model: NetworkConfig) -> list[SearchSpace]:
 
 def train(cfg: Config, run: Run) -> None:
     """Train every stage that has no checkpoint yet: the float network, the stochastic supernet, the samples."""
+    cfg = agreed("dnas", cfg, run)
     config, parts = cfg.supernet_model(run.model), cfg.parts(len(run.data.train))
     searched = distributed.from_main((run.folder / "search.safetensors").exists)
     if not searched:  # parts of the training images train weights and distribution, and small ones are one batch each
@@ -385,6 +387,7 @@ def choose(cfg: Config, options: SearchOptions, run: Run) -> list[Member]:
     The members, with their test accuracies, are added to `family.json` and returned. Raises BudgetError if no sample
     is within the budgets.
     """
+    cfg = agreed("dnas", cfg, run)
     judge, space = Judge(run.data, cfg.calibration(run.data)), load_space(run.folder, "search")[1]
     baseline = float_pick("float", load_supernet(run.folder, "float", run.data.device), judge, run.folder)
     samples = trained_samples(run.folder, space)

@@ -20,6 +20,7 @@ from functools import partial
 from typing import Any
 
 from oncequant import distributed
+from oncequant.agreed import agreed
 from oncequant.arch import FLOAT_BITS
 from oncequant.cost import Budget, find_cost
 from oncequant.data import Data, train_batches
@@ -100,6 +101,7 @@ def train(cfg: Config, run: Run, only: Mapping[str, Any] | None = None) -> None:
     `only` restricts the space (names of choices to values): with a whole architecture it is trained alone, the
     fixed-precision baseline.
     """
+    cfg = agreed("oqat", cfg, run)
     widths = (FLOAT_BITS, *cfg.bit_schedule)
     run_stages([stage_of(cfg, run, *pair, only) for pair in zip(widths, (None, *widths))], run, cfg.seed)
 
@@ -188,6 +190,7 @@ def choose(cfg: Config, options: SearchOptions, run: Run) -> list[Member]:
     members are added to `family.json` with their test accuracies, and returned. Bit-widths too large for the budgets
     are left out. Raises BudgetError before any measurement if all are, FileError if no stage is trained.
     """
+    cfg = agreed("oqat", cfg, run)
     folder, wanted, costs = run.folder, (options.budgets, options.front), run.costs
     find_cost(options.front, costs)
     trained = distributed.from_main(lambda: [s for s in stages(cfg) if (folder / f"{s}.safetensors").exists()])

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from oncequant import distributed
+from oncequant.agreed import agreed
 from oncequant.arch import FLOAT_BITS, Arch
 from oncequant.cost import find_cost
 from oncequant.data import Data, train_batches
@@ -168,6 +169,7 @@ def train(cfg: Config, run: Run, only: Mapping[str, Any] | None = None) -> None:
     the start; then without. `only` restricts the space (names of choices to values).
     """
     check_processes(cfg)
+    cfg = agreed("qfa", cfg, run)
     mixed = [mixed_stage(cfg, run, name, only or {}) for name in STAGES[1:]]
     run_stages([float_stage(cfg, run, only or {}), *mixed], run, cfg.seed)
 
@@ -356,7 +358,7 @@ def choose(cfg: Config, options: SearchOptions, run: Run) -> list[Member]:
     Everything measured appends to `measurements.jsonl`. The members are added to `family.json` with their test
     accuracies, and returned. Raises BudgetError before any measurement if a budget cannot be met.
     """
-    data = run.data
+    cfg, data = agreed("qfa", cfg, run), run.data
     supernets = {stage: load_supernet(run.folder, stage, data.device) for stage in ("float", "mixed")}
     supernet, judge = supernets["mixed"], Judge(data, cfg.calibration(data))
     space = supernet.space
