@@ -40,7 +40,7 @@ from oncequant.options import (
     Train,
     parse,
 )
-from oncequant.progress import console
+from oncequant.progress import console, on_standard_error
 from oncequant.records import Member
 from oncequant.run_folder import Run as RunValue
 from oncequant.run_folder import commands_of, read_settings, writing
@@ -140,9 +140,11 @@ def compare(options: Compare) -> None:
 
 def evaluate(options: Evaluate) -> None:
     """`oncequant evaluate`."""
-    cfg, found = _open(options.source)
     of = options.evaluate
-    print(json.dumps(runs.evaluate_run(cfg, found, of.arch, of.stage, of.split, of.compiled)))
+    with on_standard_error():  # standard output is the figures alone
+        cfg, found = _open(options.source)
+        figures = runs.evaluate_run(cfg, found, of.arch, of.stage, of.split, of.compiled)
+    print(json.dumps(figures))
 
 
 def export(options: Export) -> None:
@@ -246,7 +248,7 @@ def _prepare(options: Train, search_options: BudgetOptions | None) -> tuple[Trai
 
 def _open(source: Existing) -> tuple[TrainingOptions, RunValue]:
     """The run that a command works on."""
-    return runs.open_run(source.run, source.data, source.device)
+    return runs.open_run(source.run, source.data, source.device, source.cache, source.changed_test)
 
 
 def _tell_chosen(found: RunValue, chosen: Sequence[Member]) -> None:

@@ -1,6 +1,7 @@
 """A run folder: what a run was made with, so that every stage can be rerun, resumed or moved to another machine.
 
 run.json            settings and provenance (this file writes it)
+images.npz          names, splits, labels and hashes of all pictures (so does it)
 commands.jsonl      the commands that changed the folder (so does it)
 metrics.jsonl       training and validation metrics as they come; tensorboard/ the same
 <stage>.safetensors supernet of each stage, float, 4bit, ...; <stage>.resume.pt while it trains
@@ -31,7 +32,16 @@ from filelock import FileLock, Timeout
 from oncequant import distributed
 from oncequant.cost import Cost
 from oncequant.cost_table import run_costs
-from oncequant.data import Data, load_data
+from oncequant.data import (
+    Changes,
+    Data,
+    UnreadablePictures,
+    changes,
+    load_data,
+    read_pictures,
+    summary,
+    write_pictures,
+)
 from oncequant.family import NetworkConfig
 from oncequant.files import FileError, package_version, read_object, write_json
 from oncequant.models import config_from_json, config_to_json, family_of
@@ -57,19 +67,34 @@ class RunSettings:
     max_train: int | None
     resident_gib: float = 2.0
 
-    def load_data(self, device: torch.device) -> Data:
-        """The data set with this run's splits, at the largest resolution of the model. Raises DataError."""
-        return load_data(
-            self.data,
-            size=max(self.model.resolutions),
-            seed=self.seed,
-            validation_fraction=self.validation_fraction,
-            test_fraction=self.test_fraction,
-            flip=self.flip,
-            max_train=self.max_train,
-            resident_limit_bytes=round(self.resident_gib * 2**30),
-            device=device,
-        )
+    def load_data(self, device: torch.device, cache: bool = True, run_dir: Path | None = None) -> Data:
+        """The data set with this run's splits, at the largest resolution of the model; lines on it are printed. Raises
+        DataError; FileError if pictures cannot be read that the run in `run_dir` was made with."""
+        try:
+            data = load_data(
+                self.data,
+                size=max(self.model.resolutions),
+                seed=self.seed,
+                validation_fraction=self.validation_fraction,
+                test_fraction=self.test_fraction,
+                flip=self.flip,
+                max_train=self.max_train,
+                resident_limit_bytes=round(self.resident_gib * 2**30),
+                device=device,
+                cache=cache,
+            )
+        except UnreadablePictures as error:
+            if run_dir is not None and (before := read_pictures(run_dir / "images.npz")) and error.found:
+                raise FileError(_refusal(run_dir, changes(before, error.found))) from error
+            raise
+        tell(data)
+        return data
+
+
+def tell(data: Data) -> None:
+    """Print what a data set is, and what may not be meant so."""
+    for line in summary(data.pictures, data.size, data.channels) if data.pictures else ():
+        console.print(line, soft_wrap=True)
 
 
 @dataclass(frozen=True)
@@ -92,8 +117,9 @@ def preset_for(pixels: int) -> str:
     return "resnet-nano" if pixels <= 20 else "resnet-cifar"
 
 
-def create_run(run_dir: Path, settings: RunSettings, data: Data, command: str) -> None:
-    """Write run.json, or check that the folder's run has the same settings and data. Raises FileError."""
+def create_run(run_dir: Path, settings: RunSettings, data: Data, command: str, changed_test: bool = False) -> None:
+    """Write run.json, or check that the folder's run has the same settings and data, see `check_fingerprint`. Raises
+    FileError."""
     path = run_dir / "run.json"
     wanted = json.loads(json.dumps({**asdict(settings), "model": config_to_json(settings.model)}))
     if path.exists():
@@ -115,18 +141,19 @@ def create_run(run_dir: Path, settings: RunSettings, data: Data, command: str) -
             for key in compared
             for name, old, new in _differences(key, before.get(key), wanted[key])
         ]
-        if found.get("data", {}).get("fingerprint") != data.fingerprint:
-            different.append("the images")
         if different:
             raise FileError(
                 f"{run_dir} holds a run with other settings: {'; '.join(different)}. Give another --run folder."
             )
+        check_fingerprint(run_dir, data, changed_test)
         if newer:  # so that searches and exports compute with what training is told now
             found = read_object(path)
             for place in (found, found["settings"]):
                 place["method_config"] = {**place["method_config"], **newer}
             write_json(path, found)
         return
+    if data.pictures:
+        write_pictures(run_dir / "images.npz", data.pictures)
     write_json(
         path,
         {
@@ -152,6 +179,7 @@ def create_run(run_dir: Path, settings: RunSettings, data: Data, command: str) -
                 "std": list(data.std),
                 "flip": data.flip,
                 "fingerprint": data.fingerprint,
+                "digests": data.pictures.digests() if data.pictures else {},
             },
             "model": {
                 "name": family_of(settings.model),
@@ -230,10 +258,32 @@ def commands_of(run_dir: Path) -> list[str]:
     return kept if kept[:1] == [made] else [made, *kept]  # folders of older versions have not kept the first
 
 
-def check_fingerprint(run_dir: Path, data: Data) -> None:
-    """Raise FileError if the images are not those the run was made with."""
-    if read_object(run_dir / "run.json", "data")["data"].get("fingerprint") != data.fingerprint:
+def check_fingerprint(run_dir: Path, data: Data, changed_test: bool = False) -> None:
+    """Raise FileError, in one line, if the images are not those the run was made with. With `changed_test` those of the
+    test split may differ, which is noted."""
+    known = read_object(run_dir / "run.json", "data")["data"]
+    now = data.pictures.digests() if data.pictures else {}
+    before = known.get("digests") or now  # older runs have only the fingerprint, a sample
+    if known.get("fingerprint") == data.fingerprint and before == now:
+        return
+    pictures = read_pictures(run_dir / "images.npz")
+    if pictures is None or data.pictures is None:
         raise FileError(f"{run_dir}: the images of {data.name} have changed since this run was trained")
+    found = changes(pictures, data.pictures)
+    if changed_test and found.of_test_alone and all(before[split] == now[split] for split in ("train", "validation")):
+        console.print(f"{found}; test figures from now on are of other pictures than before", soft_wrap=True)
+        return
+    raise FileError(_refusal(run_dir, found))
+
+
+def _refusal(run_dir: Path, found: Changes) -> str:
+    """One line on pictures that have changed."""
+    if not str(found):
+        return f"{run_dir}: the same pictures are in another order, or decoded otherwise than when the run was trained"
+    ways = "put them back, say with --data where they are, or use a new run folder"
+    if found.of_test_alone:
+        ways += "; --changed-test goes on with test pictures as they are, without any that cannot be read"
+    return f"{run_dir}: pictures have changed since this run was trained. {found}. To go on: {ways}"
 
 
 def device_name(device: torch.device) -> str:

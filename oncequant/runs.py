@@ -27,7 +27,7 @@ from oncequant.network import Network
 from oncequant.precision import faster
 from oncequant.progress import console
 from oncequant.records import Export, Member, read_records
-from oncequant.run_folder import Run, RunSettings, check_fingerprint, create_run, read_settings, writing
+from oncequant.run_folder import Run, RunSettings, check_fingerprint, create_run, read_settings, tell, writing
 from oncequant.search import BudgetOptions
 from oncequant.search.family import Pick, hand_out
 from oncequant.search.measurements import all_costs
@@ -85,14 +85,23 @@ def prepare(
         max_train=where.max_train,
         resident_gib=where.resident_gib,
     )
-    data = settings.load_data(device_used)
+    data = settings.load_data(device_used, where.cache, folder if _goes_on(folder, settings) else None)
     settings = _checked(settings, options, data, folder, search, costs)
     _tell(data, options.preset, pixels, folder)
     settings = _decided(settings, data, folder)
     if hours is not None:
         settings = _timed(settings, data, folder, search, hours)
-    run = _begin(settings, data, folder, costs)
+    run = _begin(settings, data, folder, costs, where.changed_test)
     return _config(folder, settings), run
+
+
+def _goes_on(folder: Path, settings: RunSettings) -> bool:
+    """Whether the folder has a run with splits as these settings make them."""
+    if not (folder / "run.json").exists():
+        return False
+    before = read_settings(folder)
+    names = ("seed", "validation_fraction", "test_fraction", "max_train")
+    return all(getattr(before, name) == getattr(settings, name) for name in names)
 
 
 def new_run(
@@ -118,6 +127,7 @@ def new_run(
     settings = RunSettings(
         data.name, options.preset, model, name, cfg.to_json(), cfg.seed, 0.15, 0.2, data.flip, max_train=None
     )
+    tell(data)
     return _begin(_checked(settings, options, data, Path(folder), search, costs), data, Path(folder), costs)
 
 
@@ -166,9 +176,9 @@ def _timed(settings: RunSettings, data: Data, folder: Path, search: BudgetOption
     return replace(settings, method_config=cfg.to_json())
 
 
-def _begin(settings: RunSettings, data: Data, folder: Path, costs: Sequence[Path]) -> Run:
+def _begin(settings: RunSettings, data: Data, folder: Path, costs: Paths, changed_test: bool = False) -> Run:
     """Write run.json if there is none, or check that its run is the same; keep the tables of costs."""
-    distributed.from_main(lambda: create_run(folder, settings, data, called_as()))
+    distributed.from_main(lambda: create_run(folder, settings, data, called_as(), changed_test))
     keep_tables(costs, folder)
     return Run(folder, settings.model, data)
 
@@ -199,7 +209,11 @@ def _tell(data: Data, preset: str, pixels: int, folder: Path) -> None:
 
 
 def open_run(
-    folder: Path | str, data: str | Data | None = None, device: Device = "auto"
+    folder: Path | str,
+    data: str | Data | None = None,
+    device: Device = "auto",
+    cache: bool = True,
+    changed_test: bool = False,
 ) -> tuple[TrainingOptions, Run]:
     """The method's options and the run of a folder; `data` says where its images are now, if they have moved, or is the
     loaded images themselves.
@@ -213,8 +227,8 @@ def open_run(
     if isinstance(data, Data):
         images = data
     else:
-        images = replace(settings, data=data or settings.data).load_data(device_of(device))
-    check_fingerprint(folder, images)
+        images = replace(settings, data=data or settings.data).load_data(device_of(device), cache, folder)
+    check_fingerprint(folder, images, changed_test)
     return cfg, Run(folder, settings.model, images)
 
 

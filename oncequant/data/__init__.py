@@ -7,18 +7,27 @@ three splits, `scan` looks at every picture once (`pictures` is what it finds, `
 
 from oncequant.data.batches import calibration_batches, eval_batches, steps_per_epoch, train_batches
 from oncequant.data.images import DataError
+from oncequant.data.pictures import Changes, Pictures, UnreadablePictures, changes, read_pictures, write_pictures
 from oncequant.data.splits import Data, ResidentSplit, Split, StreamingSplit, load_data, native_size
+from oncequant.data.summary import summary
 
 __all__ = [
+    "Changes",
     "Data",
     "DataError",
+    "Pictures",
     "ResidentSplit",
     "Split",
     "StreamingSplit",
+    "UnreadablePictures",
     "calibration_batches",
+    "changes",
     "eval_batches",
     "load_data",
     "native_size",
+    "read_pictures",
     "steps_per_epoch",
+    "summary",
     "train_batches",
+    "write_pictures",
 ]
