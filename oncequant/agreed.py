@@ -37,7 +37,7 @@ def agreed(method: str, cfg: AnyOptions, run: Run) -> AnyOptions:
             if cfg.batch_size is None:
                 cfg = replace(cfg, batch_size=before.batch_size)
         settings = replace(there, method=method, model=run.model, method_config=cfg.to_json())
-    distributed.from_main(lambda: create_run(run.folder, settings, run.data, called_as()))
+    distributed.from_main(lambda: create_run(run.folder, settings, run.data, called_as(), run.changed_test))
     return cfg
 
 

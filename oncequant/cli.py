@@ -41,7 +41,7 @@ from oncequant.options import (
     Train,
     parse,
 )
-from oncequant.progress import console
+from oncequant.progress import console, on_standard_error
 from oncequant.records import Member
 from oncequant.run_folder import Run as RunValue
 from oncequant.run_folder import called_as, commands_of, date_of, read_settings, writing
@@ -142,8 +142,10 @@ def compare(options: Compare) -> None:
 def evaluate(options: Evaluate) -> None:
     """`oncequant evaluate`."""
     source, of = options.source, options.evaluate
-    where = source.run, source.data, source.device
-    print(json.dumps(runs.evaluate_in(*where, of.arch, of.stage, of.split, of.compiled)))
+    where = source.run, source.data, source.device, source.cache, source.changed_test
+    with on_standard_error():  # standard output is the figures alone
+        figures = runs.evaluate_in(*where, of.arch, of.stage, of.split, of.compiled)
+    print(json.dumps(figures))
 
 
 def export(options: Export) -> None:
@@ -256,7 +258,7 @@ def _prepare(options: Train, search_options: BudgetOptions | None) -> tuple[Trai
 
 def _open(source: Existing) -> tuple[TrainingOptions, RunValue]:
     """The run that a command works on."""
-    return runs.open_run(source.run, source.data, source.device)
+    return runs.open_run(source.run, source.data, source.device, source.cache, source.changed_test)
 
 
 def _tell_chosen(found: RunValue, chosen: Sequence[Member]) -> None:

@@ -13,7 +13,17 @@ console = Console(markup=False, highlight=False)  # texts hold users' paths, whi
 if not console.is_terminal:
     console = Console(markup=False, highlight=False, width=120)  # a log file has no width of its own
 Update = Callable[[int, dict[str, float]], None]
-SECONDS_BETWEEN_LINES = 20
+SECONDS_TO_LINE, SECONDS_BETWEEN_LINES = 2, 20
+
+
+@contextmanager
+def on_standard_error() -> Iterator[None]:
+    """Print there for a while, what the console prints and progress alike."""
+    console.stderr = True
+    try:
+        yield
+    finally:
+        console.stderr = False
 
 
 @contextmanager
@@ -40,8 +50,9 @@ def track(title: str, total: int, start: int = 0) -> Iterator[Update]:
 
 
 def _lines(title: str, total: int, start: int) -> Update:
-    """One line every so often, and one at the end."""
-    began = last = time.monotonic()
+    """One line soon, one every so often, and one at the end."""
+    began = time.monotonic()
+    last = began + SECONDS_TO_LINE - SECONDS_BETWEEN_LINES
 
     def update(done: int, metrics: dict[str, float]) -> None:
         nonlocal last
@@ -49,7 +60,11 @@ def _lines(title: str, total: int, start: int) -> Update:
         if done >= total or now - last >= SECONDS_BETWEEN_LINES:
             last = now
             left = (now - began) / max(1, done - start) * (total - done)
-            print(f"{title}: {done}/{total}, {now - began:.0f} s, {left:.0f} s left  {_text(metrics)}", flush=True)
+            print(
+                f"{title}: {done}/{total}, {now - began:.0f} s, {left:.0f} s left  {_text(metrics)}",
+                file=console.file,
+                flush=True,
+            )
 
     return update
 

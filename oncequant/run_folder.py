@@ -1,6 +1,7 @@
 """A run folder: what a run was made with, so that every stage can be rerun, resumed or moved to another machine.
 
 run.json            settings and provenance (this file writes it)
+images.npz          names, splits, labels and hashes of all pictures (so does it)
 commands.jsonl      the commands that changed the folder (so does it)
 times.jsonl         when they did, and how long training took
 metrics.jsonl       training and validation metrics as they come; tensorboard/ the same
@@ -39,16 +40,15 @@ from filelock import FileLock, Timeout
 from oncequant import distributed
 from oncequant.cost import Cost
 from oncequant.cost_table import run_costs
-from oncequant.data import Data, Reading, load_data
+from oncequant.data import Data, Reading, UnreadablePictures, changes, load_data, read_pictures, write_pictures
 from oncequant.family import NetworkConfig
 from oncequant.files import FileError, read_object, user_path, write_json
 from oncequant.models import config_from_json, config_to_json, family_of
 from oncequant.progress import console
 from oncequant.records import Command, Time, append_record, read_records
+from oncequant.run_images import check_images, differing_images, refusal, tell
 from oncequant.version import package_version
 
-IMAGES = {"train": "training images", "validation": "validation images", "test": "test images"}
-OTHER = "the images (others, or in another order)"
 LOCK_SECONDS = 10  # as long as a folder may stay locked after a kill: loader workers outlive their process by five
 
 
@@ -83,27 +83,40 @@ class RunSettings:
         return Reading(self.layout, self.image_column, self.label_column)
 
     def load_data(
-        self, device: torch.device, source: Any = None, asked: tuple[float | None, float | None] | None = None
+        self,
+        device: torch.device,
+        source: Any = None,
+        asked: tuple[float | None, float | None] | None = None,
+        cache: bool = True,
+        run_dir: Path | None = None,
     ) -> Data:
-        """The data set with this run's splits, or those of another `source`, in the run's size.
+        """The data set with this run's splits, or those of another `source`, in the run's size; it is described.
 
         `asked` are the validation and test fractions that a new run was asked for: a split that exists refuses its own.
-        Raises DataError."""
+        Raises DataError; FileError if pictures cannot be read that the run in `run_dir` was made with."""
         fractions = asked or (self.validation_fraction, self.test_fraction)
         origin: Any = self.data if source is None else source
-        return load_data(
-            origin,
-            size=self.size or max(self.model.resolutions),
-            seed=self.seed,
-            validation_fraction=fractions[0],
-            test_fraction=fractions[1],
-            refuse_fractions=asked is not None,
-            flip=self.flip,
-            max_train=self.max_train,
-            resident_limit_bytes=round(self.resident_gib * 2**30),
-            device=device,
-            reading=self.reading,
-        )
+        try:
+            data = load_data(
+                origin,
+                size=self.size or max(self.model.resolutions),
+                seed=self.seed,
+                validation_fraction=fractions[0],
+                test_fraction=fractions[1],
+                refuse_fractions=asked is not None,
+                flip=self.flip,
+                max_train=self.max_train,
+                resident_limit_bytes=round(self.resident_gib * 2**30),
+                device=device,
+                reading=self.reading,
+                cache=cache,
+            )
+        except UnreadablePictures as error:
+            if run_dir is not None and (before := read_pictures(run_dir / "images.npz")) and error.found:
+                raise FileError(refusal(run_dir, changes(before, error.found))) from error
+            raise
+        tell(data)
+        return data
 
     def to_json(self) -> dict[str, Any]:
         """As run.json keeps them."""
@@ -134,6 +147,9 @@ class Run:
         """A folder may be text, with `~`."""
         object.__setattr__(self, "folder", user_path(self.folder))
 
+    changed_test: bool = False
+    """Its test images may be others than those that it was made with."""
+
     @property
     def costs(self) -> dict[str, Cost]:
         """Those that its records have: all of `COSTS`, and of the tables in the folder. Raises FileError."""
@@ -153,8 +169,9 @@ def called_as() -> str:
     return shlex.join(["oncequant" if program in ("__main__.py", "oncequant") else program, *sys.argv[1:]])
 
 
-def create_run(run_dir: Path, settings: RunSettings, data: Data, command: str) -> None:
-    """Write run.json, or check that the folder's run has the same settings and data. Raises FileError."""
+def create_run(run_dir: Path, settings: RunSettings, data: Data, command: str, changed_test: bool = False) -> None:
+    """Write run.json, or check that the folder's run has the same settings and data, see `check_images`. Raises
+    FileError."""
     path = run_dir / "run.json"
     wanted = settings.to_json()
     if path.exists():
@@ -177,14 +194,16 @@ def create_run(run_dir: Path, settings: RunSettings, data: Data, command: str) -
             for key in compared
             for name, old, new in _differences(key, before.get(key), wanted[key])
         ]
-        different += differing_images(found.get("data", {}), data)
         if before.get("method") not in (None, wanted["method"]):
             different = [f"method (there {before['method']!r}, now {wanted['method']!r})"]
+        elif different:
+            different += differing_images(found.get("data", {}), data)
         different = list(dict.fromkeys(different))
         if different:
             raise FileError(
                 f"{run_dir} holds a run with other settings: {'; '.join(different)}. Give another --run folder."
             )
+        check_images(run_dir, data, changed_test)
         if newer:  # so that searches and exports compute with what training is told now
             found = read_object(path)
             for place in (found, found["settings"]):
@@ -192,6 +211,8 @@ def create_run(run_dir: Path, settings: RunSettings, data: Data, command: str) -
             write_json(path, found)
         return
     _note_date(run_dir, 0)
+    if data.pictures:
+        write_pictures(run_dir / "images.npz", data.pictures)
     write_json(
         path,
         {
@@ -216,6 +237,7 @@ def create_run(run_dir: Path, settings: RunSettings, data: Data, command: str) -
                 "std": list(data.std),
                 "flip": data.flip,
                 "fingerprint": data.fingerprint,
+                "digests": data.pictures.digests() if data.pictures else {},
             },
             "model": {
                 "name": family_of(settings.model),
@@ -226,26 +248,6 @@ def create_run(run_dir: Path, settings: RunSettings, data: Data, command: str) -
             "settings": wanted,
         },
     )
-
-
-def differing_images(there: dict[str, Any], data: Data) -> list[str]:
-    """What differs between the images of a run, "data" in run.json, and others; nothing if they are the same."""
-    now = {"classes": list(data.classes), "size": data.size, "channels": data.channels, "flip": data.flip}
-    now |= {split: len(getattr(data, split)) for split in ("train", "validation", "test")}
-    different = [
-        f"{IMAGES.get(name, f'{name} of the images')} (there {_short(there[name])}, now {_short(value)})"
-        for name, value in now.items()
-        if name in there and there[name] != value
-    ]
-    if "train" in there and "size" in there and there["size"] != data.size:
-        different.append(f"load them with size={there['size']}")
-    return different or ([] if there.get("fingerprint") == data.fingerprint else [OTHER])
-
-
-def _short(value: Any) -> str:
-    if not isinstance(value, list):
-        return str(value)
-    return f"{len(value)}: {', '.join(value[:5])}{', ...' if len(value) > 5 else ''}"
 
 
 def _differences(name: str, old: Any, new: Any) -> list[tuple[str, Any, Any]]:
@@ -322,12 +324,6 @@ def commands_of(run_dir: Path) -> list[str]:
     made = read_object(run_dir / "run.json").get("command", "")
     kept = [record.command for record in read_records(run_dir / "commands.jsonl", Command)]
     return kept if kept[:1] == [made] else [made, *kept]  # folders of older versions have not kept the first
-
-
-def check_fingerprint(run_dir: Path, data: Data) -> None:
-    """Raise FileError if the images are not those the run was made with."""
-    if read_object(run_dir / "run.json", "data")["data"].get("fingerprint") != data.fingerprint:
-        raise FileError(f"{run_dir}: the images of {data.name} have changed since this run was trained")
 
 
 def device_name(device: torch.device) -> str:

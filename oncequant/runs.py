@@ -17,10 +17,9 @@ from oncequant.data import FRACTIONS, Data, DataError, Reading, native_size
 from oncequant.data.sources import is_read
 from oncequant.data.splits import place_of
 from oncequant.export.formats import DEFAULT_FORMATS
-from oncequant.files import FileError, read_object, user_path
+from oncequant.files import FileError, user_path
 from oncequant.hours import fitted
 from oncequant.methods import DEFAULT_METHOD, METHODS, method_of
-from oncequant.models import PRESETS, family_of
 from oncequant.precision import faster
 from oncequant.progress import console
 from oncequant.records import Export, Member
@@ -28,13 +27,12 @@ from oncequant.run_folder import (
     Run,
     RunSettings,
     called_as,
-    check_fingerprint,
     create_run,
-    differing_images,
     loading_settings,
     read_settings,
     writing,
 )
+from oncequant.run_images import check_images, tell, tell_run
 from oncequant.search import BudgetOptions
 from oncequant.settings import DataOptions, Device, ModelOptions, device_of, presets_of, suited
 from oncequant.subnets import Split, evaluate, export_members, may_be_of, without_images
@@ -89,15 +87,27 @@ def prepare(
         images, how, pixels = data, loading_settings(data, cfg.seed), 0
         place = data.loading.source if data.loading else None
     settings = RunSettings(place, options.preset, model, name, cfg.to_json(), **how)
-    if not isinstance(data, Data):
-        images = settings.load_data(device_of(device), data, asked)
+    if isinstance(data, Data):
+        tell(images)
+    else:
+        run_dir = folder if _goes_on(folder, settings) else None
+        images = settings.load_data(device_of(device), data, asked, where.cache, run_dir)
     settings = _checked(settings, options, images, folder, search, costs)
-    _tell(images, options.preset, pixels, folder)
+    tell_run(images, options.preset, pixels, folder)
     settings = _decided(settings, images, folder)
     if hours is not None:
         settings = _timed(settings, images, folder, search, hours)
-    run = _begin(settings, images, folder, costs)
+    run = _begin(settings, images, folder, costs, where.changed_test)
     return _config(folder, settings), run
+
+
+def _goes_on(folder: Path, settings: RunSettings) -> bool:
+    """Whether the folder has a run with splits as these settings make them."""
+    if not (folder / "run.json").exists():
+        return False
+    before = read_settings(folder)
+    names = ("seed", "validation_fraction", "test_fraction", "max_train")
+    return all(getattr(before, name) == getattr(settings, name) for name in names)
 
 
 def new_run(
@@ -184,11 +194,11 @@ def _timed(settings: RunSettings, data: Data, folder: Path, search: BudgetOption
     return replace(settings, method_config=cfg.to_json())
 
 
-def _begin(settings: RunSettings, data: Data, folder: Path, costs: Sequence[Path]) -> Run:
+def _begin(settings: RunSettings, data: Data, folder: Path, costs: Paths, changed_test: bool = False) -> Run:
     """Write run.json if there is none, or check that its run is the same; keep the tables of costs."""
-    distributed.from_main(lambda: create_run(folder, settings, data, called_as()))
+    distributed.from_main(lambda: create_run(folder, settings, data, called_as(), changed_test))
     keep_tables(costs, folder)
-    return Run(folder, settings.model, data)
+    return Run(folder, settings.model, data, changed_test)
 
 
 def _stem(source: Path) -> str:
@@ -196,28 +206,12 @@ def _stem(source: Path) -> str:
     return (source.name if source.name not in ("", "..") else source.resolve().name) or "data"
 
 
-def _tell(data: Data, preset: str, pixels: int, folder: Path) -> None:
-    """Print what a run works on, and what may not be meant so."""
-    counts = f"{len(data.train)} training, {len(data.validation)} validation, {len(data.test)} test images"
-    console.print(
-        f"{data.name}: {len(data.classes)} classes, {counts}; preset {preset}; run folder {folder}", soft_wrap=True
-    )
-    if data.flip:
-        console.print(
-            "training images are mirrored at random; use --no-flip where that changes the label", soft_wrap=True
-        )
-    if pixels >= 2 * data.size:
-        own = family_of(PRESETS[preset])
-        larger = [n for n, c in PRESETS.items() if family_of(c) == own and max(c.resolutions) > data.size]
-        console.print(
-            f"images of {pixels} px are scaled to {data.size} px: "
-            f"{f'--preset {larger[0]} or ' if larger else ''}larger --resolutions show more",
-            soft_wrap=True,
-        )
-
-
 def open_run(
-    folder: Path | str, data: Data | tuple[Any, Any, Any] | Path | str | None = None, device: Device = "auto"
+    folder: Path | str,
+    data: Data | tuple[Any, Any, Any] | Path | str | None = None,
+    device: Device = "auto",
+    cache: bool = True,
+    changed_test: bool = False,
 ) -> tuple[TrainingOptions, Run]:
     """The method's options and the run of a folder; `data` says where its images are now, if they have moved, or is the
     loaded images themselves, or the three Python data sets that the run was made of.
@@ -233,11 +227,12 @@ def open_run(
             f"{folder} was made of Python objects, which cannot be opened again by themselves: in Python use "
             f"open_run({str(folder)!r}, data=...), or give --data with a folder of the same pictures"
         )
-    images = data if isinstance(data, Data) else settings.load_data(device_of(device), data)
-    if data is not None and (different := differing_images(read_object(folder / "run.json", "data")["data"], images)):
-        raise FileError(f"{folder} was made of other images: {'; '.join(different)}")
-    check_fingerprint(folder, images)
-    return cfg, Run(folder, settings.model, images)
+    if isinstance(data, Data):
+        images = data
+    else:
+        images = settings.load_data(device_of(device), data, None, cache, folder)
+    check_images(folder, images, changed_test)
+    return cfg, Run(folder, settings.model, images, changed_test)
 
 
 def _config(folder: Path, settings: RunSettings) -> TrainingOptions:
@@ -345,13 +340,22 @@ def evaluate_run(
 
 
 def evaluate_in(
-    folder: Path, data: str | None, device: Device, arch: str, stage: str | None, split: Split | None, compiled: bool
+    folder: Path,
+    data: str | None,
+    device: Device,
+    cache: bool,
+    changed_test: bool,
+    arch: str,
+    stage: str | None,
+    split: Split | None,
+    compiled: bool,
 ) -> dict[str, Any]:
     """`evaluate_run` for a folder: `data` are the run's images, which have moved, or others to measure on."""
+    how = device, cache, changed_test
     settings = read_settings(folder)
     if data is not None and place_of(data) == settings.data:
         data = None
-    own = open_run(folder, None, device) if data is None else _moved(folder, settings, data, device)
+    own = open_run(folder, None, *how) if data is None else _moved(folder, settings, data, how)
     if own is not None:
         return evaluate(own[0], own[1], arch, stage, split, compiled)
     console.print(f"{data}: not the images of {folder}; {split or 'all'} with labels are measured", soft_wrap=True)
@@ -359,7 +363,7 @@ def evaluate_in(
         run = Run(folder, settings.model, without_images(folder, device_of(device)))
         return evaluate(_config(folder, settings), run, arch, stage, split, compiled, data)
     try:
-        cfg, run = open_run(folder, None, device)
+        cfg, run = open_run(folder, None, *how)
     except (FileError, DataError) as error:
         raise FileError(
             f"{error}. To measure on other images the run needs its own: statistics of a subnet are estimated on its "
@@ -368,12 +372,14 @@ def evaluate_in(
     return evaluate(cfg, run, arch, stage, split, compiled, data)
 
 
-def _moved(folder: Path, settings: RunSettings, data: str, device: Device) -> tuple[TrainingOptions, Run] | None:
+def _moved(
+    folder: Path, settings: RunSettings, data: str, how: tuple[Device, bool, bool]
+) -> tuple[TrainingOptions, Run] | None:
     """The run with its own images in another place, if it is they."""
     if not may_be_of(folder, settings, data):
         return None
     try:
-        return open_run(folder, data, device)
+        return open_run(folder, data, *how)
     except (FileError, DataError):
         return None
 

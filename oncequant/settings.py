@@ -50,6 +50,11 @@ class DataOptions:
     resident_gib: float = 2.0
     """Decoded images are kept in memory up to this size in GiB. Larger sets are decoded by worker processes as they
     are needed, and training images are cropped and scaled at random."""
+    cache: bool = True
+    """Keep decoded images for later commands: in ONCEQUANT_CACHE, else ~/.cache/oncequant; unused ones go after 30
+    days."""
+    changed_test: bool = False
+    """Go on with a run whose test images have changed; its training and validation images must be the same."""
 
     def __post_init__(self) -> None:
         """Refuse impossible numbers before any work."""
@@ -164,6 +169,11 @@ class Existing:
     """Where the run's images are now, if they have moved."""
     device: Device = "auto"
     """auto takes a GPU if there is one."""
+    cache: bool = True
+    """Keep decoded images for later commands: in ONCEQUANT_CACHE, else ~/.cache/oncequant; unused ones go after 30
+    days."""
+    changed_test: bool = False
+    """Go on though the run's test images have changed; its training and validation images must be the same."""
 
 
 @dataclass(frozen=True)

@@ -10,22 +10,31 @@ from oncequant.data.batches import calibration_batches, eval_batches, steps_per_
 from oncequant.data.images import DataError
 from oncequant.data.names import Reading
 from oncequant.data.other import OtherImages, other_images
+from oncequant.data.pictures import Changes, Pictures, UnreadablePictures, changes, read_pictures, write_pictures
 from oncequant.data.splits import FRACTIONS, Data, ResidentSplit, Split, StreamingSplit, load_data, native_size
+from oncequant.data.summary import summary
 
 __all__ = [
     "FRACTIONS",
+    "Changes",
     "Data",
     "DataError",
     "OtherImages",
+    "Pictures",
     "Reading",
     "ResidentSplit",
     "Split",
     "StreamingSplit",
+    "UnreadablePictures",
     "calibration_batches",
+    "changes",
     "eval_batches",
     "load_data",
     "native_size",
     "other_images",
+    "read_pictures",
     "steps_per_epoch",
+    "summary",
     "train_batches",
+    "write_pictures",
 ]

@@ -22,8 +22,8 @@ class DataError(ValueError):
 
 
 def open_image(raw: Any) -> Image.Image:
-    """PIL image of a file, its bytes, a {"bytes", "path"}, a PIL image, an array or a tensor; of an encoded one only the
-    header is read. Raises DataError for other things, OSError for what is no image."""
+    """PIL image of a file, its bytes, a {"bytes", "path"}, a PIL image, an array or a tensor; of an encoded one only
+    the header is read. Raises DataError for other things, OSError for what is no image."""
     if isinstance(raw, dict):
         raw = raw.get("path") if raw.get("bytes") is None else io.BytesIO(raw["bytes"])
     if isinstance(raw, bytes):
