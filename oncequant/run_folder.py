@@ -142,13 +142,12 @@ class Run:
     model: NetworkConfig
     """The network in float, for these images."""
     data: Data
+    changed_test: bool = False
+    """Its test images may be others than those that it was made with."""
 
     def __post_init__(self) -> None:
         """A folder may be text, with `~`."""
         object.__setattr__(self, "folder", user_path(self.folder))
-
-    changed_test: bool = False
-    """Its test images may be others than those that it was made with."""
 
     @property
     def costs(self) -> dict[str, Cost]:
