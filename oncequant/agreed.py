@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from oncequant import distributed
-from oncequant.data import Data, check_images
+from oncequant.data import Data
 from oncequant.family import NetworkConfig
 from oncequant.run_folder import Run, RunSettings, called_as, create_run, loading_settings, read_settings
 from oncequant.train import TrainingOptions
@@ -20,14 +20,12 @@ def agreed(method: str, cfg: AnyOptions, run: Run) -> AnyOptions:
     folder has it. A folder without run.json gets one: a run made from Python is a run.
 
     All processes call it together. Raises ValueError if the network does not fit the images, FileError naming what
-    differs if the folder holds a run with other options, another network or other images, DataError for broken images.
+    differs if the folder holds a run with other options, another network or other images.
     """
     if not isinstance(run, Run):
         raise ValueError(f"a run is what new_run or open_run returns, not a {type(run).__name__}")
     check_fits(run.model, run.data)
-    is_new = not distributed.from_main((run.folder / "run.json").exists)
-    if is_new:
-        check_images(run.data)
+    if not distributed.from_main((run.folder / "run.json").exists):
         settings = RunSettings(None, None, run.model, method, cfg.to_json(), **loading_settings(run.data, cfg.seed))
     else:
         there = distributed.from_main(lambda: read_settings(run.folder))
