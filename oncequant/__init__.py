@@ -7,13 +7,14 @@ From Python, everything public is an attribute of this module, imported when it 
     PRESETS, FAMILIES                networks by name; ModelOptions is what can be changed of a preset
     new_run, open_run, Run           a run folder, made or found again
     train_run, search_run            train every stage; choose subnets, under budgets too
-    evaluate_run, export_run         measure one subnet; packed files, verified
+    evaluate_run, export_run         measure one subnet, on other images too; packed files, verified
     report_run                       one page about all of it
     load_package                     an exported network as a plain nn.Module
     load_compiled                    an exported network in C, compiled for this machine
     COSTS, Budget, table_cost        costs, bounds on them, and costs measured on a device
 
-Every file of a run is read by the command line too: `oncequant search runs/mine --data ...`.
+A run from Python is a run: checks, files and errors are those of the command line, which goes on with it where it can
+find the images. Paths may be text, with `~` and `$NAME`.
 """
 
 from importlib import import_module

@@ -25,8 +25,7 @@ def agreed(method: str, cfg: AnyOptions, run: Run) -> AnyOptions:
     if not isinstance(run, Run):
         raise ValueError(f"a run is what new_run or open_run returns, not a {type(run).__name__}")
     check_fits(run.model, run.data)
-    is_new = not distributed.from_main((run.folder / "run.json").exists)
-    if is_new:
+    if not distributed.from_main((run.folder / "run.json").exists):
         settings = RunSettings(None, None, run.model, method, cfg.to_json(), **loading_settings(run.data, cfg.seed))
     else:
         there = distributed.from_main(lambda: read_settings(run.folder))

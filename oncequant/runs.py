@@ -143,7 +143,7 @@ def _default_folder(method: str, source: str) -> Path:
 
 
 def _refuse_among_images(source: Any, folder: Path, reading: Reading) -> None:
-    if not isinstance(source, tuple) and source != "digits" and (place := user_path(source)).exists():
+    if isinstance(source, str) and source != "digits" and (place := user_path(source)).exists():
         if is_read(place.resolve(), folder.resolve(), reading):
             raise ValueError(f"{folder}: this run folder would lie among the images of {source}; give another --run")
 

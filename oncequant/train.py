@@ -64,8 +64,8 @@ class TrainingOptions:
     calibration_images: int = 2000
     """Training images from which batch-norm statistics of a subnet are estimated."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """What training steps compute in. auto: bfloat16 where a convolution of the network is faster in it; training from
-    Python takes float32. All else is float32 always (no TF32)."""
+    """What training steps compute in. auto: bfloat16 where a convolution of the network is faster in it, decided once
+    when the run folder is made. All else is float32 always (no TF32)."""
     checkpoint_seconds: float = 60.0
     """Time between checkpoints within a stage; 0 writes one every step."""
     seed: int = 0

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import json
+import re
 import shutil
 from unittest.mock import Mock
 
@@ -11,7 +12,8 @@ import torch
 from commands import call, fails
 
 from oncequant import run_folder
-from oncequant.files import read_json, read_lines
+from oncequant.files import read_json, read_lines, write_json
+from oncequant.records import read_exports, read_metrics
 
 
 def test_every_command_that_changes_a_run_is_kept(digits_run, monkeypatch, capsys):
@@ -92,3 +94,38 @@ def test_a_line_that_a_full_disk_cut_off_is_mended(digits_run, tmp_path):
                 pass
     assert run_folder.commands_of(tmp_path)[1:] == ["oncequant a", "oncequant b"] * 3
     assert path.read_text().count("\n") == 6
+
+
+def test_a_folder_of_an_older_version_goes_on(digits_run, tmp_path, monkeypatch, capsys):
+    """Its dates and times lie in the files of results."""
+    run = tmp_path / "run"
+    shutil.copytree(digits_run, run)
+    write_json(run / "run.json", {**read_json(run / "run.json"), "date": "2026-11-01"})
+    times = {(row.get("stage"), row.get("step")): row.get("time_s") for row in read_lines(run / "times.jsonl")}
+    rows = [{**row, "time_s": times[row["stage"], row["step"]]} for row in read_lines(run / "metrics.jsonl")]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows = [{**row, **read_json(run / row["folder"] / "times.json")} for row in read_json(run / "exports.json")]
+    write_json(run / "exports.json", rows)
+    for path in [run / "times.jsonl", *run.glob("exports/*/times.json")]:
+        path.unlink()
+    call(monkeypatch, "info", run)
+    assert "made 2026-11-01 on" in " ".join(capsys.readouterr().out.split())
+    name, other = rows[0]["name"], rows[1]["name"]
+    call(monkeypatch, "export", run, name)
+    call(monkeypatch, "report", run)
+    found = {one.name: one.found for one in read_exports(run)}
+    assert found[other]["latency_ms"] == rows[1]["latency_ms"] and found[name]["latency_ms"] > 0
+    assert "latency_ms" not in next(row for row in read_json(run / "exports.json") if row["name"] == name)
+    last = read_metrics(run)[-1]
+    page = (run / "report" / "times.html").read_text()
+    assert f"<td>{last.time_s:.1f}</td>" in page and "2026-11-01" in page
+    assert not re.search("2026-11-01|latency_ms|time_s", (run / "report" / "index.html").read_text())
+
+
+def test_a_report_that_is_made_again_is_equal(digits_run, tmp_path, monkeypatch):
+    shutil.copytree(digits_run, tmp_path / "run")
+    contents = []
+    for _ in range(2):
+        call(monkeypatch, "report", tmp_path / "run")
+        contents.append({path.name: path.read_bytes() for path in (tmp_path / "run" / "report").iterdir()})
+    assert contents[0] == contents[1] and "index.html" in contents[0]

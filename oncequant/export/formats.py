@@ -21,8 +21,10 @@ def needed_packages(names: Iterable[str]) -> list[str]:
 
 
 def check_tools(names: Iterable[str]) -> None:
-    """Raise ValueError if this machine lacks what a format needs, before work is done."""
+    """Raise ValueError if there is no such format, or if this machine lacks what it needs, before work is done."""
     for name in names:
+        if name not in FORMATS:
+            raise ValueError(f"format {name!r}: use {', '.join(FORMATS)}")
         if lacking := FORMATS[name].lacks():
             raise ValueError(f"format {name}: {lacking}")
 
