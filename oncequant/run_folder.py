@@ -84,11 +84,19 @@ class RunSettings:
                 cache=cache,
             )
         except UnreadablePictures as error:
-            if run_dir is not None and (before := read_pictures(run_dir / "images.npz")) and error.found:
+            before = read_pictures(run_dir / "images.npz") if run_dir and self._splits_as_in(run_dir) else None
+            if before and error.found and run_dir:
                 raise FileError(_refusal(run_dir, changes(before, error.found))) from error
             raise
         tell(data)
         return data
+
+    def _splits_as_in(self, run_dir: Path) -> bool:
+        """Whether a folder has a run whose splits are made like these."""
+        if not (run_dir / "run.json").exists():
+            return False
+        names, before = ("seed", "validation_fraction", "test_fraction", "max_train"), read_settings(run_dir)
+        return all(getattr(before, name) == getattr(self, name) for name in names)
 
 
 def tell(data: Data) -> None:

@@ -85,7 +85,7 @@ def prepare(
         max_train=where.max_train,
         resident_gib=where.resident_gib,
     )
-    data = settings.load_data(device_used, where.cache, folder if _goes_on(folder, settings) else None)
+    data = settings.load_data(device_used, where.cache, folder)
     settings = _checked(settings, options, data, folder, search, costs)
     _tell(data, options.preset, pixels, folder)
     settings = _decided(settings, data, folder)
@@ -93,15 +93,6 @@ def prepare(
         settings = _timed(settings, data, folder, search, hours)
     run = _begin(settings, data, folder, costs, where.changed_test)
     return _config(folder, settings), run
-
-
-def _goes_on(folder: Path, settings: RunSettings) -> bool:
-    """Whether the folder has a run with splits as these settings make them."""
-    if not (folder / "run.json").exists():
-        return False
-    before = read_settings(folder)
-    names = ("seed", "validation_fraction", "test_fraction", "max_train")
-    return all(getattr(before, name) == getattr(settings, name) for name in names)
 
 
 def new_run(
@@ -190,10 +181,7 @@ def _stem(source: Path) -> str:
 
 def _tell(data: Data, preset: str, pixels: int, folder: Path) -> None:
     """Print what a run works on, and what may not be meant so."""
-    counts = f"{len(data.train)} training, {len(data.validation)} validation, {len(data.test)} test images"
-    console.print(
-        f"{data.name}: {len(data.classes)} classes, {counts}; preset {preset}; run folder {folder}", soft_wrap=True
-    )
+    console.print(f"{data.name}: preset {preset}; run folder {folder}", soft_wrap=True)
     if data.flip:
         console.print(
             "training images are mirrored at random; use --flip False where that changes the label", soft_wrap=True
@@ -224,12 +212,10 @@ def open_run(
     folder = Path(folder)
     settings = read_settings(folder)
     cfg = _config(folder, settings)
-    if isinstance(data, Data):
-        images = data
-    else:
-        images = replace(settings, data=data or settings.data).load_data(device_of(device), cache, folder)
-    check_fingerprint(folder, images, changed_test)
-    return cfg, Run(folder, settings.model, images)
+    if not isinstance(data, Data):
+        data = replace(settings, data=data or settings.data).load_data(device_of(device), cache, folder)
+    check_fingerprint(folder, data, changed_test)
+    return cfg, Run(folder, settings.model, data)
 
 
 def _config(folder: Path, settings: RunSettings) -> TrainingOptions:

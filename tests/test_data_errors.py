@@ -1,13 +1,12 @@
 """Errors of data name the image, row, class or folder that is wrong."""
 
 import re
-from pathlib import Path
 
 import pytest
 import torch
 from pictures import arrays, picture, surroundings, write_folder  # noqa: F401 - surroundings is a fixture
 
-from oncequant.data import DataError, eval_batches, load_data, train_batches
+from oncequant.data import DataError, load_data, train_batches
 
 
 def broken_files(tmp_path):
