@@ -140,7 +140,8 @@ def compare(options: Compare) -> None:
 
 def evaluate(options: Evaluate) -> None:
     """`oncequant evaluate`."""
-    of = options.evaluate
+    of, folder = options.evaluate, options.source.run
+    runs.subnet(runs.read_config(folder)[1], folder, of.arch, of.stage)  # before images are read
     with on_standard_error():  # standard output is the figures alone
         cfg, found = _open(options.source)
         figures = runs.evaluate_run(cfg, found, of.arch, of.stage, of.split, of.compiled)

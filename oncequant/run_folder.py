@@ -68,10 +68,10 @@ class RunSettings:
     resident_gib: float = 2.0
 
     def load_data(self, device: torch.device, cache: bool = True, run_dir: Path | None = None) -> Data:
-        """The data set with this run's splits, at the largest resolution of the model; lines on it are printed. Raises
-        DataError; FileError if pictures cannot be read that the run in `run_dir` was made with."""
+        """The data set with this run's splits, at the largest resolution of the model. Raises DataError;
+        FileError if pictures cannot be read that the run in `run_dir` was made with."""
         try:
-            data = load_data(
+            return load_data(
                 self.data,
                 size=max(self.model.resolutions),
                 seed=self.seed,
@@ -88,8 +88,6 @@ class RunSettings:
             if before and error.found and run_dir:
                 raise FileError(_refusal(run_dir, changes(before, error.found))) from error
             raise
-        tell(data)
-        return data
 
     def _splits_as_in(self, run_dir: Path) -> bool:
         """Whether a folder has a run whose splits are made like these."""

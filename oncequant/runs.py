@@ -91,8 +91,7 @@ def prepare(
     settings = _decided(settings, data, folder)
     if hours is not None:
         settings = _timed(settings, data, folder, search, hours)
-    run = _begin(settings, data, folder, costs, where.changed_test)
-    return _config(folder, settings), run
+    return _config(folder, settings), _begin(settings, data, folder, costs, where.changed_test)
 
 
 def new_run(
@@ -181,6 +180,7 @@ def _stem(source: Path) -> str:
 
 def _tell(data: Data, preset: str, pixels: int, folder: Path) -> None:
     """Print what a run works on, and what may not be meant so."""
+    tell(data)
     console.print(f"{data.name}: preset {preset}; run folder {folder}", soft_wrap=True)
     if data.flip:
         console.print(
@@ -209,12 +209,12 @@ def open_run(
     Raises FileError if it is no run folder, of a version whose options are no more, or if the images have changed;
     DataError if they cannot be read.
     """
-    folder = Path(folder)
-    settings = read_settings(folder)
+    settings = read_settings(folder := Path(folder))
     cfg = _config(folder, settings)
     if not isinstance(data, Data):
         data = replace(settings, data=data or settings.data).load_data(device_of(device), cache, folder)
     check_fingerprint(folder, data, changed_test)
+    tell(data)
     return cfg, Run(folder, settings.model, data)
 
 
@@ -314,16 +314,16 @@ def is_arch(text: str) -> bool:
     return text in ("largest", "smallest") or Path(text).is_file()
 
 
-def subnet(cfg: TrainingOptions, run: Run, text: str, stage: str | None = None) -> tuple[str, Network, Arch]:
+def subnet(cfg: TrainingOptions, folder: Path, text: str, stage: str | None = None) -> tuple[str, Network, Arch]:
     """Stage, supernet and architecture of a chosen subnet, a JSON file, "largest" or "smallest"; by default of the last
     stage. Raises ValueError if there is no such subnet, FileError if the stage is not trained."""
-    family = {member.name: member for member in family_of_run(run.folder)}
+    family = {member.name: member for member in family_of_run(folder)}
     if text not in family and not is_arch(text):
         names = ", ".join(["largest", "smallest", *family])
         raise ValueError(f"architecture {text!r} is neither a file nor one of {names}")
     last = METHODS[method_of(cfg)].stages(cfg)[-1]
     stage = stage or (family[text].stage if text in family else last)
-    supernet = load_supernet(run.folder, stage, run.data.device)
+    supernet = load_supernet(folder, stage)
     if text in family:
         values = family[text].arch
     elif text in ("largest", "smallest"):
@@ -348,7 +348,8 @@ def evaluate_run(
 
     With `compiled` those of its exported C, with the milliseconds of an image, see `evaluate_compiled`.
     """
-    (stage, supernet, values), images = subnet(cfg, run, arch, stage), getattr(run.data, split)
+    (stage, supernet, values), images = subnet(cfg, run.folder, arch, stage), getattr(run.data, split)
+    supernet.on(run.data.device)
     if compiled:
         from oncequant.export.compiled import evaluate_compiled
 
@@ -362,7 +363,8 @@ def evaluate_run(
 
 def add_member(cfg: TrainingOptions, run: Run, text: str, stage: str | None = None) -> str:
     """Measure an architecture and add it to the chosen subnets. Returns its name there."""
-    stage, supernet, arch = subnet(cfg, run, text, stage)
+    stage, supernet, arch = subnet(cfg, run.folder, text, stage)
+    supernet.on(run.data.device)
     name, brief = f"{stage}-{Path(text).stem}", supernet.space.brief(arch)
     taken = [member for member in family_of_run(run.folder) if member.name == name and member.arch != brief]
     if taken or Path(text).stem in ("S", "M", "L", "max"):  # a search gives these names
