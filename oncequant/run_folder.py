@@ -46,7 +46,7 @@ from oncequant.files import FileError, read_object, user_path, write_json
 from oncequant.models import config_from_json, config_to_json, family_of
 from oncequant.progress import console
 from oncequant.records import Command, Time, append_record, read_records
-from oncequant.run_images import check_images, differing_images, refusal, tell
+from oncequant.run_images import check_images, differing_images, refusal
 from oncequant.version import package_version
 
 LOCK_SECONDS = 10  # as long as a folder may stay locked after a kill: loader workers outlive their process by five
@@ -90,14 +90,14 @@ class RunSettings:
         cache: bool = True,
         run_dir: Path | None = None,
     ) -> Data:
-        """The data set with this run's splits, or those of another `source`, in the run's size; it is described.
+        """The data set with this run's splits, or those of another `source`, in the run's size.
 
         `asked` are the validation and test fractions that a new run was asked for: a split that exists refuses its own.
         Raises DataError; FileError if pictures cannot be read that the run in `run_dir` was made with."""
         fractions = asked or (self.validation_fraction, self.test_fraction)
         origin: Any = self.data if source is None else source
         try:
-            data = load_data(
+            return load_data(
                 origin,
                 size=self.size or max(self.model.resolutions),
                 seed=self.seed,
@@ -112,11 +112,17 @@ class RunSettings:
                 cache=cache,
             )
         except UnreadablePictures as error:
-            if run_dir is not None and (before := read_pictures(run_dir / "images.npz")) and error.found:
+            before = read_pictures(run_dir / "images.npz") if run_dir and self._splits_as_in(run_dir) else None
+            if before and error.found and run_dir:
                 raise FileError(refusal(run_dir, changes(before, error.found))) from error
             raise
-        tell(data)
-        return data
+
+    def _splits_as_in(self, run_dir: Path) -> bool:
+        """Whether a folder has a run whose splits are made like these."""
+        if not (run_dir / "run.json").exists():
+            return False
+        names, before = ("seed", "validation_fraction", "test_fraction", "max_train"), read_settings(run_dir)
+        return all(getattr(before, name) == getattr(self, name) for name in names)
 
     def to_json(self) -> dict[str, Any]:
         """As run.json keeps them."""

@@ -20,10 +20,8 @@ def tell(data: Data) -> None:
 
 def tell_run(data: Data, preset: str, pixels: int, folder: Path) -> None:
     """Print what a run works on, and what may not be meant so."""
-    counts = f"{len(data.train)} training, {len(data.validation)} validation, {len(data.test)} test images"
-    console.print(
-        f"{data.name}: {len(data.classes)} classes, {counts}; preset {preset}; run folder {folder}", soft_wrap=True
-    )
+    tell(data)
+    console.print(f"{data.name}: preset {preset}; run folder {folder}", soft_wrap=True)
     if data.flip:
         console.print(
             "training images are mirrored at random; use --no-flip where that changes the label", soft_wrap=True

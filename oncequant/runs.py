@@ -35,7 +35,7 @@ from oncequant.run_folder import (
 from oncequant.run_images import check_images, tell, tell_run
 from oncequant.search import BudgetOptions
 from oncequant.settings import DataOptions, Device, ModelOptions, device_of, presets_of, suited
-from oncequant.subnets import Split, evaluate, export_members, may_be_of, without_images
+from oncequant.subnets import Split, evaluate, export_members, may_be_of, subnet, without_images
 from oncequant.tables import check_costs, keep_tables
 from oncequant.train import TrainingOptions, check_shares
 
@@ -87,27 +87,14 @@ def prepare(
         images, how, pixels = data, loading_settings(data, cfg.seed), 0
         place = data.loading.source if data.loading else None
     settings = RunSettings(place, options.preset, model, name, cfg.to_json(), **how)
-    if isinstance(data, Data):
-        tell(images)
-    else:
-        run_dir = folder if _goes_on(folder, settings) else None
-        images = settings.load_data(device_of(device), data, asked, where.cache, run_dir)
+    if not isinstance(data, Data):
+        images = settings.load_data(device_of(device), data, asked, where.cache, folder)
     settings = _checked(settings, options, images, folder, search, costs)
     tell_run(images, options.preset, pixels, folder)
     settings = _decided(settings, images, folder)
     if hours is not None:
         settings = _timed(settings, images, folder, search, hours)
-    run = _begin(settings, images, folder, costs, where.changed_test)
-    return _config(folder, settings), run
-
-
-def _goes_on(folder: Path, settings: RunSettings) -> bool:
-    """Whether the folder has a run with splits as these settings make them."""
-    if not (folder / "run.json").exists():
-        return False
-    before = read_settings(folder)
-    names = ("seed", "validation_fraction", "test_fraction", "max_train")
-    return all(getattr(before, name) == getattr(settings, name) for name in names)
+    return _config(folder, settings), _begin(settings, images, folder, costs, where.changed_test)
 
 
 def new_run(
@@ -227,12 +214,11 @@ def open_run(
             f"{folder} was made of Python objects, which cannot be opened again by themselves: in Python use "
             f"open_run({str(folder)!r}, data=...), or give --data with a folder of the same pictures"
         )
-    if isinstance(data, Data):
-        images = data
-    else:
-        images = settings.load_data(device_of(device), data, None, cache, folder)
-    check_images(folder, images, changed_test)
-    return cfg, Run(folder, settings.model, images, changed_test)
+    if not isinstance(data, Data):
+        data = settings.load_data(device_of(device), data, None, cache, folder)
+    check_images(folder, data, changed_test)
+    tell(data)
+    return cfg, Run(folder, settings.model, data, changed_test)
 
 
 def _config(folder: Path, settings: RunSettings) -> TrainingOptions:
@@ -353,6 +339,7 @@ def evaluate_in(
     """`evaluate_run` for a folder: `data` are the run's images, which have moved, or others to measure on."""
     how = device, cache, changed_test
     settings = read_settings(folder)
+    subnet(_config(folder, settings), folder, arch, stage)  # refused before images are read
     if data is not None and place_of(data) == settings.data:
         data = None
     own = open_run(folder, None, *how) if data is None else _moved(folder, settings, data, how)

@@ -41,16 +41,16 @@ def is_arch(text: str) -> bool:
     return text in ("largest", "smallest") or user_path(text).is_file()
 
 
-def subnet(cfg: TrainingOptions, run: Run, text: str, stage: str | None = None) -> tuple[str, Network, Arch]:
+def subnet(cfg: TrainingOptions, folder: Path, text: str, stage: str | None = None) -> tuple[str, Network, Arch]:
     """Stage, supernet and architecture of a chosen subnet, a JSON file, "largest" or "smallest"; by default of the last
     stage. Raises ValueError if there is no such subnet, FileError if the stage is not trained."""
-    family = {member.name: member for member in family_of_run(run.folder)}
+    family = {member.name: member for member in family_of_run(folder)}
     if text not in family and not is_arch(text):
         names = ", ".join(["largest", "smallest", *family])
         raise ValueError(f"architecture {text!r} is neither a file nor one of {names}")
     last = METHODS[method_of(cfg)].stages(cfg)[-1]
     stage = stage or (family[text].stage if text in family else last)
-    supernet = load_supernet(run.folder, stage, run.data.device)
+    supernet = load_supernet(folder, stage)
     if text in family:
         values = family[text].arch
     elif text in ("largest", "smallest"):
@@ -73,7 +73,8 @@ def evaluate(
     data: Any = None,
 ) -> dict[str, Any]:
     """See `oncequant.runs.evaluate_run`."""
-    stage, supernet, values = subnet(cfg, run, arch, stage)
+    stage, supernet, values = subnet(cfg, run.folder, arch, stage)
+    supernet.on(run.data.device)
     costs = all_costs(supernet.space, values, run.costs)
     if data is not None and not (isinstance(data, Data) and data.fingerprint == run.data.fingerprint):
         others = other_images(data, run.data, split)
@@ -127,7 +128,8 @@ def without_images(folder: Path, device: torch.device) -> Data:
 
 def add_member(cfg: TrainingOptions, run: Run, text: str, stage: str | None = None) -> str:
     """Measure an architecture and add it to the chosen subnets. Returns its name there."""
-    stage, supernet, arch = subnet(cfg, run, text, stage)
+    stage, supernet, arch = subnet(cfg, run.folder, text, stage)
+    supernet.on(run.data.device)
     name, brief = f"{stage}-{Path(text).stem}", supernet.space.brief(arch)
     taken = [member for member in family_of_run(run.folder) if member.name == name and member.arch != brief]
     if taken or Path(text).stem in ("S", "M", "L", "max"):  # a search gives these names

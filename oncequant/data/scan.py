@@ -301,5 +301,6 @@ def _told(failures: dict[int, str], names: list[str]) -> str:
     """One line on pictures that cannot be decoded."""
     first, *others = sorted(failures)
     if not others:
-        return failures[first]
-    return f"{failures[first]}; {len(others)} more cannot be used: {some([names[i] for i in others])}"
+        return f"{failures[first]}; put a readable image in its place, or take it away"
+    more = some([names[i] for i in others])
+    return f"{failures[first]}; {len(others)} more cannot be used: {more}; mend them or take them away"
