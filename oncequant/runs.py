@@ -15,7 +15,7 @@ from oncequant import distributed
 from oncequant.arch import Arch
 from oncequant.cost import Budget
 from oncequant.cost_table import known_costs
-from oncequant.data import FRACTIONS, Data, check_images, native_size
+from oncequant.data import Data, check_images, native_size
 from oncequant.data.folders import is_read
 from oncequant.export.formats import DEFAULT_FORMATS, check_tools
 from oncequant.files import FileError
@@ -35,6 +35,7 @@ from oncequant.settings import DataOptions, Device, ModelOptions, device_of, pre
 from oncequant.supernet_file import load_supernet
 from oncequant.tables import check_costs, keep_tables
 from oncequant.train import TrainingOptions, check_shares
+from oncequant.training_memory import check_memory
 
 Paths = Sequence[Path]
 
@@ -79,12 +80,14 @@ def prepare(
         method=name,
         method_config=cfg.to_json(),
         seed=cfg.seed,
-        validation_fraction=FRACTIONS["validation"] if where.validation_fraction is None else where.validation_fraction,
-        test_fraction=FRACTIONS["test"] if where.test_fraction is None else where.test_fraction,
+        validation_fraction=where.fractions[0],
+        test_fraction=where.fractions[1],
         flip=where.flip,
         max_train=where.max_train,
         resident_gib=where.resident_gib,
     )
+    if not (folder / "run.json").exists():
+        check_memory(cfg, settings.model, device_used)
     data = settings.load_data(device_used, (where.validation_fraction, where.test_fraction))
     settings = _checked(settings, options, data, folder, search, costs)
     _tell(data, options.preset, pixels, folder)
@@ -115,18 +118,8 @@ def new_run(
     model = options.config(2, 1)
     if max(model.resolutions) > data.size:
         raise ValueError(f"resolutions {model.resolutions}: load the images with size {max(model.resolutions)}")
-    settings = RunSettings(
-        data.name,
-        options.preset,
-        model,
-        name,
-        cfg.to_json(),
-        cfg.seed,
-        FRACTIONS["validation"],
-        FRACTIONS["test"],
-        data.flip,
-        max_train=None,
-    )
+    parts = DataOptions().fractions
+    settings = RunSettings(data.name, options.preset, model, name, cfg.to_json(), cfg.seed, *parts, data.flip, None)
     return _begin(_checked(settings, options, data, Path(folder), search, costs), data, Path(folder), costs)
 
 
@@ -139,6 +132,7 @@ def _checked(
     if not all((folder / f"{stage}.safetensors").exists() for stage in method.stages(cfg)):
         for images in cfg.parts(len(data.train)):
             check_shares(cfg.batch(len(data.train)), images)
+        check_memory(cfg, settings.model, data.device, len(data.train), data)
     settings = replace(settings, model=options.config(len(data.classes), data.channels))
     method.check(cfg, search or method.SearchOptions(), settings.model)
     check_costs(cfg, search, settings.model, folder, costs)
@@ -192,13 +186,10 @@ def _stem(source: Path) -> str:
 def _tell(data: Data, preset: str, pixels: int, folder: Path) -> None:
     """Print what a run works on, and what may not be meant so."""
     counts = f"{len(data.train)} training, {len(data.validation)} validation, {len(data.test)} test images"
-    console.print(
-        f"{data.name}: {len(data.classes)} classes, {counts}; preset {preset}; run folder {folder}", soft_wrap=True
-    )
+    found = f"{data.name}: {len(data.classes)} classes, {counts}; preset {preset}; run folder {folder}"
+    console.print(found, soft_wrap=True)
     if data.flip:
-        console.print(
-            "training images are mirrored at random; use --no-flip where that changes the label", soft_wrap=True
-        )
+        console.print("training images are mirrored at random; --no-flip if that changes labels", soft_wrap=True)
     if pixels >= 2 * data.size:
         own = family_of(PRESETS[preset])
         larger = [n for n, c in PRESETS.items() if family_of(c) == own and max(c.resolutions) > data.size]
