@@ -13,7 +13,7 @@ from oncequant import distributed
 from oncequant.agreed import agreed, check_fits
 from oncequant.cost import Budget
 from oncequant.cost_table import known_costs
-from oncequant.data import FRACTIONS, Data, DataError, Reading, native_size
+from oncequant.data import Data, DataError, Reading, native_size
 from oncequant.data.sources import is_read
 from oncequant.data.splits import place_of
 from oncequant.export.formats import DEFAULT_FORMATS
@@ -38,6 +38,7 @@ from oncequant.settings import DataOptions, Device, ModelOptions, device_of, pre
 from oncequant.subnets import Split, evaluate, export_members, may_be_of, subnet, without_images
 from oncequant.tables import check_costs, keep_tables
 from oncequant.train import TrainingOptions, check_shares
+from oncequant.training_memory import check_memory
 
 Paths = Sequence[Path]
 
@@ -79,14 +80,15 @@ def prepare(
     options = suited(name, options, pixels)
     model = options.config(2, 1)  # for its resolution; classes and channels are known with the images
     asked = where.validation_fraction, where.test_fraction
-    fractions = (given if given is not None else FRACTIONS[split] for split, given in zip(FRACTIONS, asked))
     how: dict[str, Any] = {name: getattr(where, name) for name in LOADING} | {"seed": cfg.seed}
-    how |= dict(zip(("validation_fraction", "test_fraction"), fractions))
+    how |= dict(zip(("validation_fraction", "test_fraction"), where.fractions))
     place = place_of(where.data) if data is None else None
     if isinstance(data, Data):
         images, how, pixels = data, loading_settings(data, cfg.seed), 0
         place = data.loading.source if data.loading else None
     settings = RunSettings(place, options.preset, model, name, cfg.to_json(), **how)
+    if not (folder / "run.json").exists():
+        check_memory(cfg, settings.model, device_of(device))
     if not isinstance(data, Data):
         images = settings.load_data(device_of(device), data, asked, where.cache, folder)
     settings = _checked(settings, options, images, folder, search, costs)
@@ -144,6 +146,7 @@ def _checked(
     if not all((folder / f"{stage}.safetensors").exists() for stage in method.stages(cfg)):
         for images in cfg.parts(len(data.train)):
             check_shares(cfg.batch(len(data.train)), images)
+        check_memory(cfg, settings.model, data.device, len(data.train), data)
     settings = replace(settings, model=options.config(len(data.classes), data.channels))
     check_fits(settings.model, data)
     method.check(cfg, search or method.SearchOptions(), settings.model)

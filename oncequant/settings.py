@@ -9,6 +9,7 @@ import tyro
 from rich.table import Table
 
 from oncequant.arch import FLOAT_BITS, SKIP, pair
+from oncequant.data import FRACTIONS
 from oncequant.export.formats import DEFAULT_FORMATS
 from oncequant.family import WIDTHS, NetworkConfig, check_numbers
 from oncequant.files import PathText
@@ -60,6 +61,13 @@ class DataOptions:
         """Refuse impossible numbers before any work."""
         check_ranges(self, validation_fraction=(1e-4, 0.99), test_fraction=(1e-4, 0.99))
         check_ranges(self, max_train=(2, 1_000_000_000), resident_gib=(0, 1_000_000))
+
+    @property
+    def fractions(self) -> tuple[float, float]:
+        """Of validation and test images, also where they are left open."""
+        given = self.validation_fraction, self.test_fraction
+        validation, test = (FRACTIONS[split] if value is None else value for split, value in zip(FRACTIONS, given))
+        return validation, test
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ LAYERS = [  # a module may import modules of lines above it, and of its own pack
     {"export"},
     {"report"},
     {"methods"},
-    {"settings", "parser", "hours", "precision", "tables"},
+    {"settings", "parser", "hours", "precision", "tables", "training_memory"},
     {"hand_made"},
     {"compare", "subnets"},
     {"runs"},
