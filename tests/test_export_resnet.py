@@ -45,7 +45,8 @@ def test_residual_networks_of_all_precisions(precisions, shape, quantizers, tmp_
     before = {name: tensor.clone() for name, tensor in subnet.state_dict().items()}
     test = [(torch.randn(60, 3, 16, 16), torch.randint(10, (60,)))]
     preprocessing = (0.5,) * 3, (0.25,) * 3, tuple("0123456789"), 16
-    found = export_network(subnet, arch, *preprocessing, calibration, test, tmp_path)
+    formats = ("onnx", "package", "qonnx") if shape == "plain" else ("onnx", "package")
+    found = export_network(subnet, arch, *preprocessing, calibration, test, tmp_path, formats)
     onnx = found.judgements["onnx"]
     assert found.problems == () and onnx.simulator_argmax_differences == 0
     assert onnx.argmax_differences == onnx.near_tie_differences

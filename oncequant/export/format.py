@@ -114,6 +114,8 @@ class Format:
     """Why it cannot hold a network, naming the layer, or ""."""
     lacks: Callable[[], str] = lambda: ""
     """What this machine lacks to judge its files, such as a compiler, or ""."""
+    packed: bool = True
+    """Weights below 8 bits take less room in its files than those of 8 bits."""
     default: bool = True
     """Written where no formats are named."""
 

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, NamedTuple
 
-from oncequant.export import c, onnx, package
+from oncequant.export import c, onnx, package, qonnx
 from oncequant.export.format import Format, Row, text
 
-FORMATS: dict[str, Format] = {each.name: each for each in (onnx.FORMAT, package.FORMAT, c.FORMAT)}
+FORMATS: dict[str, Format] = {each.name: each for each in (onnx.FORMAT, package.FORMAT, c.FORMAT, qonnx.FORMAT)}
 DEFAULT_FORMATS = tuple(name for name, one in FORMATS.items() if one.default)
 
 

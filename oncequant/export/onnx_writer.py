@@ -48,20 +48,28 @@ def write_onnx(graph: Graph, path: Path) -> None:
 
 
 def onnx_model(graph: Graph) -> onnx.ModelProto:
-    """The model in memory; see `write_onnx`. Architecture, classes and preprocessing are in `metadata_props`."""
-    build = _Builder(graph)
+    """The model in memory; see `write_onnx`."""
+    return assembled(Builder(graph), "N", {"": OPSET})
+
+
+def assembled(build: "Builder", batch: int | str, opsets: dict[str, int]) -> onnx.ModelProto:
+    """What a builder makes of its graph's nodes, as a model of operators of these domains.
+
+    Architecture, classes and preprocessing are in `metadata_props`.
+    """
+    graph = build.graph
     for node in graph.nodes[1:]:
         build.node(node)
-    shape: list[str | int | None] = ["N", graph.channels, graph.resolution, graph.resolution]
+    shape: list[str | int | None] = [batch, graph.channels, graph.resolution, graph.resolution]
     model = helper.make_model(
         helper.make_graph(
             build.nodes,
             "oncequant",
             [helper.make_tensor_value_info("pixels", TensorProto.FLOAT, shape)],
-            [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", len(graph.classes)])],
+            [helper.make_tensor_value_info("logits", TensorProto.FLOAT, [batch, len(graph.classes)])],
             list(build.initializers.values()),
         ),
-        opset_imports=[helper.make_opsetid("", OPSET)],
+        opset_imports=[helper.make_opsetid(*each) for each in opsets.items()],
         ir_version=IR_VERSION,
         producer_name="oncequant",
         producer_version=package_version(),
@@ -87,7 +95,7 @@ def codes_name(node: Node) -> str:
     return f"{node.name}.u{grid_of(node).bits}"
 
 
-class _Builder:
+class Builder:
     """Collects ONNX nodes and initializers; a graph node's value has the graph node's name."""
 
     def __init__(self, graph: Graph):
@@ -158,9 +166,13 @@ class _Builder:
         if node.op == "linear":
             self.add("Gemm", operands, "logits" if node is self.graph.nodes[-1] else name, transB=1)
         else:
-            k = weights.weight.shape[-1]
-            shape = dict(pads=[k // 2] * 4, strides=[weights.stride] * 2, group=weights.groups, kernel_shape=[k, k])
-            self.add("Conv", operands, name, **shape)
+            self.conv(node, operands)
+
+    def conv(self, node: Node, operands: list[str], **attributes) -> None:
+        weights = weights_of(node)
+        k = weights.weight.shape[-1]
+        shape = dict(pads=[k // 2] * 4, strides=[weights.stride] * 2, group=weights.groups, kernel_shape=[k, k])
+        self.add("Conv", operands, node.name, **shape, **attributes)
 
     def weight(self, node: Node) -> str:
         """Name of the float weight."""

@@ -60,20 +60,25 @@ def float_parameters(graph: Graph) -> dict[str, tuple[Tensor, Tensor]]:
     return {n.name: (n.weights.float_weight(), _float_bias(graph, n, n.weights)) for n in graph.nodes if n.weights}
 
 
-def run_integer(graph: Graph, pixels: Tensor) -> Tensor:
-    """Logits (N, classes) as integer kernels compute them, from raw pixels (N, C, R, R)."""
+def run_integer(graph: Graph, pixels: Tensor, follow: Callable[[Node, Tensor], Tensor] | None = None) -> Tensor:
+    """Logits (N, classes) as integer kernels compute them, from raw pixels (N, C, R, R).
+
+    `follow(node, codes)` sees the codes of each quantizer, and returns those to go on with: another runtime's, to
+    compare each of its steps by itself.
+    """
     weights = {n.name: n.weights for n in graph.nodes if n.weights and not n.weights.is_integer}
     parameters = {name: (layer.float_weight(), layer.bias) for name, layer in weights.items()}
     readers = graph.consumers()
 
     def value(node: Node, inputs: list[_Value]) -> _Value:
         if node.op == "quantize":
-            return _Codes(_requantize(inputs[0], grid_of(node)), grid_of(node))
+            codes = _requantize(inputs[0], grid_of(node))
+            return _Codes(follow(node, codes) if follow else codes, grid_of(node))
         fusible = node.op in ("add", "multiply", "mean") or (node.weights and node.weights.is_integer)
         fused = [reader.op for reader in readers[node.name]] in (["quantize"], [])  # nobody reads the classifier
-        codes = [v for v in inputs if isinstance(v, _Codes)]
-        if fusible and fused and len(codes) == len(inputs):
-            return _Fused(node, codes)
+        on_grids = [v for v in inputs if isinstance(v, _Codes)]
+        if fusible and fused and len(on_grids) == len(inputs):
+            return _Fused(node, on_grids)
         return _float_value(graph, node, [_as_float(v) for v in inputs] or [pixels], parameters)
 
     for _, result in _walk(graph, value):
