@@ -20,6 +20,7 @@ import full_disk
 import kills
 import torch
 import tyro
+from trials import import_all
 
 from oncequant.files import write_csv
 
@@ -46,6 +47,7 @@ class Options:
 def main(options: Options) -> None:
     """Run what is missing, print counts; fail if a trial ended in another way than it must."""
     torch.set_num_threads(1)  # threads do not outlive the forks of the trials
+    import_all()
     out = options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     rows: list[dict] = list(csv.DictReader(options.table.open())) if options.table.exists() else []

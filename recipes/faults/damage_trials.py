@@ -59,7 +59,7 @@ CASES = (
     ),
     Case("oqat", "run/exports.json", (REPORT, SEARCH)),
     Case("oqat", "run/measurements.jsonl", (REPORT, SEARCH)),
-    Case("oqat", "run/metrics.jsonl", (REPORT, by_command("compare run --bits 2 --deployments 1 --ways supernet"))),
+    Case("training", "run/metrics.jsonl", (REPORT, TRAIN)),
     Case("oqat", "run/commands.jsonl", (INFO, REPORT, SEARCH)),
     Case("oqat", "run/2bit.safetensors", (EVALUATE, REPORT, SEARCH)),
     Case("oqat", "run/4bit.safetensors", (by_command("evaluate run 4bit-L", True), SEARCH)),
@@ -90,6 +90,7 @@ def trials(out: Path, count: int, seed: int, skip: set[int]) -> Iterator[dict[st
 
 def one_trial(out: Path, trial: int, case: Case, reader: Reader, rng: np.random.Generator) -> dict[str, Any]:
     """Damage a file, read it, judge."""
+    intact, expected = undamaged(out, case.base, reader)
     folder = copied(base(out, case.base), out / "damage")
     path = folder / case.file
     before, after = path.read_bytes(), path.read_bytes()
@@ -99,7 +100,6 @@ def one_trial(out: Path, trial: int, case: Case, reader: Reader, rng: np.random.
         after = mutate(before, rng)
     path.write_bytes(after)
     ended = forked(reader.action, folder, limit_s=120)
-    intact, expected = undamaged(out, case.base, reader)
     if ended.status == 0 and (not reader.prints or ended.output == intact.output):
         different = [name for name in differences(folder, expected) if name != case.file]
     else:
@@ -168,7 +168,7 @@ def must(ended: Ended) -> None:
 def undamaged(out: Path, name: str, reader: Reader) -> tuple[Ended, Path]:
     """What a reader says of undamaged files, and the folder then."""
     kept = out / "expected" / f"{name}-{re.sub(r'[^a-z0-9]+', '-', reader.name)[:60]}"
-    folder = copied(base(out, name), kept)
-    ended = forked(reader.action, folder)
+    place = copied(base(out, name), out / "damage")  # files hold the path
+    ended = forked(reader.action, place)
     must(ended)
-    return ended, folder
+    return ended, copied(place, kept)

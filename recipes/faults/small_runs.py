@@ -35,7 +35,7 @@ COMMANDS: dict[str, dict[str, str]] = {
     },
     "qfa": {
         "train": f"train qfa --run run {TRAINING} {ELASTIC} --mixed-subnets 1",
-        "search": "search run --evaluations 24 --population 8 --generations 2 --front-members 2 --device cpu",
+        "search": "search run --evaluations 30 --population 8 --generations 2 --front-members 2 --device cpu",
         "export": f"export run mixed-L {FILES} --device cpu",
         "report": "report run",
     },

@@ -4,6 +4,7 @@ The parent has imported everything once, so a trial starts at once. It computes 
 a fork.
 """
 
+import importlib
 import os
 import signal
 import sys
@@ -15,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from oncequant import cli
 
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
@@ -23,6 +26,21 @@ TICK = os.sysconf("SC_CLK_TCK")
 Hook = Callable[[str], None]
 """Is told every operation on files under the folder before it happens, "rename run/x.json"; what it raises, the
 operation raises."""
+
+
+LATER = (  # imported when they are needed, by one command or the other
+    "datasets", "matplotlib.pyplot", "onnx", "onnxruntime", "oncequant.report", "oncequant.export.compiled",
+    "oncequant.export.cortex_m", "oncequant.export.onnx_runtime", "oncequant.export.onnx_writer",
+    "oncequant.search.predicted", "pymoo.algorithms.moo.nsga2", "scipy.stats", "sklearn.datasets",
+    "torch.utils.tensorboard",
+)  # fmt: skip
+
+
+def import_all() -> None:
+    """Import what trials need, and let Pillow look for its formats."""
+    for name in LATER:
+        importlib.import_module(name)
+    Image.init()
 
 
 @dataclass(frozen=True)
@@ -104,6 +122,7 @@ def forked(
             for number, file in enumerate(outputs, start=1):
                 os.dup2(file.fileno(), number)
             os.chdir(folder)
+            sys.argv = ["oncequant"]  # which files keep
             if hook:
                 sys.addaudithook(_watch(hook, folder))
             if before:
