@@ -7,6 +7,7 @@ is applied.
 import io
 import math
 import os
+import zlib
 from typing import Any
 
 import numpy as np
@@ -106,9 +107,24 @@ def square(image: Image.Image, channels: int, size: int, uniform: np.ndarray | N
     return np.asarray(image).reshape(size, size, channels).transpose(2, 0, 1)
 
 
+def check_sums(image: Image.Image) -> None:
+    """Raise OSError if an opened PNG file does not match its checksums, at which decoding does not look."""
+    file = getattr(image, "fp", None)
+    if image.format != "PNG" or file is None:
+        return
+    place = file.tell()
+    file.seek(8)
+    while len(head := file.read(8)) == 8 and head[4:] != b"IEND":
+        content = file.read(int.from_bytes(head[:4], "big"))
+        if zlib.crc32(head[4:] + content).to_bytes(4, "big") != file.read(4):
+            raise OSError(f"its chunk {head[4:]!r} does not match its checksum")
+    file.seek(place)
+
+
 def check_whole(image: Image.Image) -> None:
     """Raise what decoding an opened image would raise, at little cost: JPEG and PNG files are decoded only if their end
     looks cut off."""
+    check_sums(image)
     ends = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
     if (file := getattr(image, "fp", None)) and image.format in ends:
         place = file.tell()

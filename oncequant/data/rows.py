@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from oncequant.data.images import DataError, open_image, square
+from oncequant.data.images import DataError, check_sums, open_image, square
 
 CHUNK = 64  # rows fetched and decoded together
 
@@ -74,6 +74,7 @@ def decode(records: Records, rows: Tensor, channels: int, size: int, uniform: Te
     out = np.empty((len(rows), channels, size, size), np.uint8)
 
     def render(position: int, image: Image.Image) -> None:
+        check_sums(image)
         out[position] = square(image, channels, size, None if uniform is None else uniform[position].numpy())
 
     for _ in records.map(rows, render):
