@@ -159,6 +159,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
             rows.append(json.loads(line))
         except (ValueError, RecursionError) as error:
             raise FileError(f"{path}, line {number}: not JSON ({error})") from error
+    if last.strip("\0") and not last.startswith("{"):  # zeros: the machine stopped before the disk had the line
+        raise FileError(f"{path}, line {len(lines) + 1}: not JSON, and not the beginning of it")
     return rows
 
 
