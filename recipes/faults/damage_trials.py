@@ -147,11 +147,11 @@ def base(out: Path, name: str) -> Path:
         make_pictures(new / "pictures", name.removeprefix("pictures-"))
         must(forked(prepare, new))
     elif name == "training":
-        step = undisturbed(out, "oqat")["train"]
+        step = undisturbed(out, "oqat", "train")
         last = max(i for i, operation in enumerate(step.operations) if operation == "rename run/2bit.resume.pt")
         forked(command(step.words), copied(step.before, new), hook=end_at(last + 2))
     else:
-        copied(undisturbed(out, name)["report"].after, new)
+        copied(undisturbed(out, name, "report").after, new)
         if name == "oqat":
             must(forked(partial(write_user_files, new), new))
     new.rename(folder)

@@ -28,7 +28,7 @@ def trials(out: Path, count: int, seed: int, skip: set[int]) -> Iterator[dict[st
     else:
         print("tmpfs cannot be mounted here: a full disk is simulated")
     for trial in set(range(count)) - skip:
-        step = undisturbed(out, methods[trial % len(methods)])[CYCLE[trial // len(methods) % len(CYCLE)]]
+        step = undisturbed(out, methods[trial % len(methods)], CYCLE[trial // len(methods) % len(CYCLE)])
         yield one_trial(place, trial, step, can_mount, np.random.default_rng([seed, 2, trial]))
 
 

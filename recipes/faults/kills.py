@@ -19,7 +19,7 @@ def trials(out: Path, count: int, seed: int, skip: set[int]) -> Iterator[dict[st
     """The rows of the trials that are not in `skip`."""
     methods = list(COMMANDS)
     for trial in set(range(count)) - skip:
-        step = undisturbed(out, methods[trial % len(methods)])[CYCLE[trial // len(methods) % len(CYCLE)]]
+        step = undisturbed(out, methods[trial % len(methods)], CYCLE[trial // len(methods) % len(CYCLE)])
         by_time = (trial + trial // len(CYCLE)) % 2 == 0
         yield one_trial(out, trial, step, by_time, np.random.default_rng([seed, 1, trial]))
 

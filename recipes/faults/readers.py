@@ -92,7 +92,7 @@ def reopen() -> None:
     print(digest(runs.open_run("new", data="pictures", device="cpu")[1].data))
 
 
-OF_A_TABLE = ("row 3 of the train split",)
+OF_A_TABLE = (" of the train split", "pictures cannot be loaded")  # the row, or the folder of the table
 OF_PICTURES = (
     Reader("prepare", lambda: prepare("another"), accepts=OF_A_TABLE),
     Reader("prepare, streamed", lambda: prepare("another", gib=0), accepts=OF_A_TABLE),

@@ -67,35 +67,23 @@ class Step:
         return COMMANDS[self.method][self.name].split()
 
 
-def undisturbed(out: Path, method: str) -> dict[str, Step]:
-    """The steps of a method by name; made once in `out`, in folders method/0, method/1, ..."""
-    known = out / f"{method}.json"
-    if not known.exists():
-        shutil.rmtree(out / method, ignore_errors=True)
-        (out / method / "0").mkdir(parents=True)
-        found = []
-        for number, (name, text) in enumerate(COMMANDS[method].items()):
-            before, after = out / method / str(number), out / method / str(number + 1)
-            shutil.copytree(before, after)
+def undisturbed(out: Path, method: str, name: str) -> Step:
+    """A step of a method, made once in `out` after those before it, in folders method/0, method/1, ..."""
+    (out / method / "0").mkdir(parents=True, exist_ok=True)
+    for number, (each, text) in enumerate(COMMANDS[method].items()):
+        before, after = out / method / str(number), out / method / str(number + 1)
+        known = out / method / f"{each}.json"
+        if not known.exists():
             log = out / "operations"
-            log.unlink(missing_ok=True)
-            log.touch()
-            ended = forked(command(text.split()), after, Counter(log))
+            log.write_text("")
+            ended = forked(command(text.split()), copied(before, after), Counter(log))
             if ended.status:
                 raise SystemExit(f"undisturbed {text}: {ended.errors or ended.output}")
-            found.append({"name": name, "cpu_s": ended.cpu_s, "operations": log.read_text().splitlines()})
-        known.write_text(json.dumps(found))
-    return {
-        step["name"]: Step(
-            method,
-            step["name"],
-            out / method / str(number),
-            out / method / str(number + 1),
-            step["cpu_s"],
-            tuple(step["operations"]),
-        )
-        for number, step in enumerate(json.loads(known.read_text()))
-    }
+            known.write_text(json.dumps({"cpu_s": ended.cpu_s, "operations": log.read_text().splitlines()}))
+        if each == name:
+            break
+    found = json.loads(known.read_text())
+    return Step(method, name, before, after, found["cpu_s"], tuple(found["operations"]))
 
 
 def copied(source: Path, target: Path) -> Path:

@@ -32,7 +32,7 @@ LATER = (  # imported when they are needed, by one command or the other
     "datasets", "matplotlib.pyplot", "onnx", "onnxruntime", "oncequant.report", "oncequant.export.compiled",
     "oncequant.export.cortex_m", "oncequant.export.onnx_runtime", "oncequant.export.onnx_writer",
     "oncequant.search.predicted", "pymoo.algorithms.moo.nsga2", "scipy.stats", "sklearn.datasets",
-    "torch.utils.tensorboard",
+    "torch._dynamo", "torch.utils.tensorboard",
 )  # fmt: skip
 
 
