@@ -64,7 +64,10 @@ class Arch(Mapping[str, int]):
     @staticmethod
     def from_json(text: str) -> "Arch":
         """Inverse of `to_json`. Raises ValueError if the text is not a JSON object of integers."""
-        values = json.loads(text)
+        try:
+            values = json.loads(text)
+        except RecursionError as error:
+            raise ValueError(f"an architecture is a JSON object of integers, not so many brackets: {error}") from error
         if not isinstance(values, dict) or not all(type(v) is int for v in values.values()):
             raise ValueError(f"an architecture is a JSON object of integers, got: {text[:80]}")
         return Arch(values)

@@ -170,7 +170,10 @@ def report(options: Report) -> None:
 
 def cost(options: Cost) -> None:
     """`oncequant cost`."""
-    lines = sys.stdin if options.archs == "-" else Path(options.archs).read_text().splitlines()
+    try:
+        lines = sys.stdin if options.archs == "-" else Path(options.archs).read_text().splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{options.archs} is not text: {error}") from error
     space, default = space_of_all_bits(options)
     costs = known_costs(None, options.costs)
     for number, line in enumerate(lines, start=1):

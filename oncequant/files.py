@@ -1,6 +1,7 @@
 """Files of a run folder: written atomically, read without executing code, errors that name the file."""
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -10,10 +11,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
+
+CHECKSUM = "sha256"  # in the metadata of a safetensors file
+HALF = ".half"  # how the names of files end that are still being written
 
 
 class FileError(OSError):
@@ -49,7 +54,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=HALF)
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
@@ -60,6 +65,14 @@ def write_atomically(path: Path, content: bytes) -> None:
         if temporary is not None and os.path.exists(temporary):
             os.unlink(temporary)
         raise FileError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def remove_halves(folder: Path, but: str = "") -> None:
+    """Remove files that a kill cut off while they were written, at any depth, not in the folder `but`. Only for folders
+    in which no other process writes."""
+    for path in folder.rglob(f".*{HALF}"):
+        if path.relative_to(folder).parts[0] != but:
+            path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -95,6 +108,7 @@ def read_object(path: Path, *keys: str) -> dict[str, Any]:
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """Write a safetensors file atomically; metadata is text by name. Equal tensors and metadata are equal bytes."""
     dense = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    metadata = {**metadata, CHECKSUM: _checksum(dense, metadata)}
     write_atomically(path, _with_sorted_header(save_safetensors(dense, metadata)))
 
 
@@ -114,9 +128,21 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     def parse(content: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
         tensors = load_safetensors(content)
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        return tensors, header.get("__metadata__", {})
+        metadata = header.get("__metadata__", {})
+        if metadata.pop(CHECKSUM, None) not in (None, _checksum(tensors, metadata)):  # older files have none
+            raise ValueError("it was changed or damaged, its content does not match its checksum")
+        return tensors, metadata
 
     return _read(path, parse, "safetensors")
+
+
+def _checksum(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
+    """SHA-256 of what a safetensors file holds: the format has no checksum of its own, and any bits are a number."""
+    found = hashlib.sha256(json.dumps(sorted(metadata.items())).encode())
+    for name, tensor in sorted(tensors.items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def append_line(path: Path, value: dict[str, Any]) -> None:
@@ -157,8 +183,10 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, start=1):
         try:
             rows.append(json.loads(line))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise FileError(f"{path}, line {number}: not JSON ({error})") from error
+    if last.strip("\0") and not last.startswith("{"):  # zeros: the machine stopped before the disk had the line
+        raise FileError(f"{path}, line {len(lines) + 1}: not JSON, and not the beginning of it")
     return rows
 
 
@@ -167,5 +195,5 @@ def _read(path: Path, parse: Callable[[bytes], Any], kind: str) -> Any:
         return parse(Path(path).read_bytes())
     except FileNotFoundError:
         raise FileError(f"{path} does not exist") from None
-    except (OSError, ValueError, SafetensorError, KeyError) as error:
+    except (OSError, ValueError, SafetensorError, KeyError, RecursionError) as error:
         raise FileError(f"{path} is not a readable {kind} file: {error}") from error

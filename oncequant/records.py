@@ -6,11 +6,12 @@ Accuracies are shares in [0, 1]; costs are those of `cost.COSTS` by name, withou
 """
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any, TypeVar, cast, get_args, get_origin
 
 from oncequant.arch import Arch
 from oncequant.files import FileError, append_line, read_json, read_lines, read_object, write_atomically, write_json
@@ -151,7 +152,30 @@ class Export:
         return member is not None and self.arch == member.arch
 
 
-Record = Command | Metrics | Time | Measurement | Member | Sample | Distribution | Export
+@dataclass(frozen=True)
+class Prediction:
+    """A point of `Predictions`: a subnet that the predictor had not seen."""
+
+    searcher: str
+    predicted: float
+    measured: float
+    """Both accuracies on the validation images."""
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """`predictor.json`: how good QFA's accuracy predictor is."""
+
+    kendall_tau: float
+    rmse: float
+    points: list[Prediction]
+    pairs: int | None = None
+    held_out: int | None = None
+    cost: str | None = None
+    hypervolume: dict[str, float] = field(default_factory=dict)
+
+
+Record = Predictions | Prediction | Command | Metrics | Time | Measurement | Member | Sample | Distribution | Export
 R = TypeVar("R", bound=Record)
 
 RECORDS: dict[str, type[Record]] = {  # file in a run folder -> what it holds
@@ -244,6 +268,7 @@ def from_json(kind: type[R], values: Any) -> R:
     return kind(**found)
 
 
+LARGEST = sys.float_info.max
 WORDS = {str: "text", int: "a whole number", float: "a number", dict: "a JSON object", list: "a JSON list"}
 
 
@@ -251,12 +276,16 @@ def _parsed(value: Any, kind: Any, name: str) -> Any:
     """`value` as a field of a type; `name` is for the message. Raises ValueError."""
     if kind is Arch:
         return Arch(_parsed(value, dict[str, int], name))
+    if is_dataclass(kind):
+        return from_json(cast(Any, kind), value)
     if get_origin(kind) is UnionType:  # of a type and None
         (kind,) = (one for one in get_args(kind) if one is not NoneType)
         return None if value is None else _parsed(value, kind, name)
     outer, inner = get_origin(kind) or kind, get_args(kind)
     if not isinstance(value, outer if outer is not float else int | float) or isinstance(value, bool):
         raise ValueError(f"{name} is {value!r:.60}, not {WORDS[outer]}")
+    if isinstance(value, int | float) and not -LARGEST <= value <= LARGEST:  # also true of NaN
+        raise ValueError(f"{name} is {value!r:.60}, not a finite number")
     if isinstance(value, dict):
         return {key: _parsed(one, inner[1], f"{name}.{key}") for key, one in value.items()}
     return [_parsed(one, inner[0], name) for one in value] if isinstance(value, list) else value

@@ -42,7 +42,7 @@ from oncequant.cost import Cost
 from oncequant.cost_table import run_costs
 from oncequant.data import Data, Reading, UnreadablePictures, changes, load_data, read_pictures, write_pictures
 from oncequant.family import NetworkConfig
-from oncequant.files import FileError, read_object, user_path, write_json
+from oncequant.files import FileError, read_object, remove_halves, user_path, write_json
 from oncequant.models import config_from_json, config_to_json, family_of
 from oncequant.progress import console
 from oncequant.records import Command, Time, append_record, read_records
@@ -296,6 +296,7 @@ def writing(run_dir: Path, command: str, device: torch.device) -> Iterator[None]
             console.print(
                 f"{run_dir}: no locks on this file system ({error}); run one command at a time", soft_wrap=True
             )
+        remove_halves(run_dir, but="report")  # a report may be written beside other commands
         _note_command(run_dir, command, device)
 
     distributed.from_main(begin)

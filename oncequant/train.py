@@ -9,6 +9,7 @@ import io
 import math
 import os
 import time
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -330,6 +331,8 @@ def _load_checkpoint(path: Path, net: nn.Module, optimizers: list, settings: dic
     """Restore a checkpoint and return its step. Raises FileError if it is damaged, foreign or from other settings."""
     try:
         state = torch.load(path, weights_only=True, map_location="cpu")
+        if damaged := zipfile.ZipFile(path).testzip():  # torch writes checksums and does not look at them
+            raise ValueError(f"{damaged} does not match its checksum")
         found, step = dict(state["settings"]), state["step"]
         if found == settings:
             net.load_state_dict(state["net"])

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from oncequant.export.formats import time_keys
-from oncequant.files import write_csv
+from oncequant.files import remove_halves, write_csv
 from oncequant.records import to_json
 from oncequant.report.contents import ReportError, read_contents
 from oncequant.report.page import write_page
@@ -26,6 +26,7 @@ def write_report(run_dir: Path) -> Path:
     data = page_data(contents)
     folder = contents.folder / "report"
     folder.mkdir(exist_ok=True)
+    remove_halves(folder)
     for name in ("metrics", "measurements", "family", "exports"):
         if records := getattr(contents, name):
             write_csv(folder / f"{name}.csv", [_flat(to_json(one)) for one in records])

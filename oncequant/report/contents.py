@@ -19,6 +19,8 @@ from oncequant.records import (
     Measurement,
     Member,
     Metrics,
+    Predictions,
+    from_json,
     read_exports,
     read_metrics,
     read_records,
@@ -87,8 +89,7 @@ def read_contents(folder: Path) -> Contents:
         family = read_records(folder / "family.json", Member)
         exports = read_exports(folder)
         distribution = read_records(folder / "distribution.jsonl", Distribution)
-        known = (folder / "predictor.json").exists()
-        predictions = read_object(folder / "predictor.json", "points", "kendall_tau", "rmse") if known else None
+        predictions = _predictions(folder / "predictor.json")
         known_costs = run_costs(folder)
         comparison = read_object(folder / "compare.json", "totals") if (folder / "compare.json").exists() else None
     except FileError as error:
@@ -100,22 +101,34 @@ def read_contents(folder: Path) -> Contents:
     members = {member.name: member for member in family}
     exports = [one for one in exports if one.arch is None or one.is_of(members.get(one.name))]
     stages = dict.fromkeys([m.stage for m in measurements] + [m.stage for m in family])
-    drawn_from = _last_space(folder, metrics) if distribution else None
+    drawn_from = _last_space(folder, metrics) if distribution or "samples" in stages else None
     spaces = {stage: _space_of(folder, info, stage, drawn_from) for stage in stages}
     if comparison and "hypervolumes" not in comparison:  # of a version that did not count seconds
         comparison = None
-    measurements = [_with_costs(folder, m, spaces[m.stage], known_costs) for m in measurements]
-    family = [_with_costs(folder, m, spaces[m.stage], known_costs) for m in family]
+    measurements = [_with_costs(folder / "measurements.jsonl", m, spaces[m.stage], known_costs) for m in measurements]
+    family = [_with_costs(folder / "family.json", m, spaces[m.stage], known_costs) for m in family]
     rest = (exports, distribution, drawn_from, predictions, comparison, spaces, known_costs)
     return Contents(folder, info, date, metrics, measurements, family, *rest)
 
 
-def _with_costs(folder: Path, record: R, space: SearchSpace, costs: Mapping[str, Cost]) -> R:
+def _predictions(path: Path) -> dict[str, Any] | None:
+    """predictor.json, if there is one. Raises FileError."""
+    if not path.exists():
+        return None
+    found = read_object(path)
+    try:
+        from_json(Predictions, found)
+    except ValueError as error:
+        raise FileError(f"{path}: {error}") from error
+    return found
+
+
+def _with_costs(path: Path, record: R, space: SearchSpace, costs: Mapping[str, Cost]) -> R:
     """With those of tables that came later. Raises ReportError for an architecture of another space."""
     try:
         return with_costs(record, space, costs)
     except ValueError as error:
-        raise ReportError(f"{folder}, stage {record.stage}: {error}") from error
+        raise ReportError(f"{path}, stage {record.stage}: {error}") from error
 
 
 def _check_costs(path: Path, costs: Iterable[dict[str, float]]) -> None:
