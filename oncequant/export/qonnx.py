@@ -165,5 +165,5 @@ FORMAT = Format(
     brief=("QONNX top-1", "QONNX kB"),
     notes="QONNX codes: images on which qonnx computes the codes of the integer simulator at every quantizer; on the "
     "others they differ where a float32 sum lies on a rounding boundary.",
-    packages=("onnx", "onnxruntime", "qonnx"),
+    packages=("qonnx",),  # which needs onnx and onnxruntime
 )
