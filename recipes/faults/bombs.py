@@ -33,10 +33,10 @@ def _bomb(path: Path) -> None:
 
 
 KINDS: tuple[tuple[str, Callable[[Path], None]], ...] = (
+    ("bomb.png", _bomb),
     ("huge.png", partial(_save, "L")),
     ("huge.jpg", partial(_save, "RGB")),
     ("huge-colour.png", partial(_save, "RGB")),
-    ("bomb.png", _bomb),
 )
 
 

@@ -11,6 +11,7 @@ import csv
 import sys
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -24,7 +25,6 @@ from trials import import_all
 
 from oncequant.files import write_csv
 
-PARTS = {"damage": damage_trials.trials, "kill": kills.trials, "disk": full_disk.trials, "memory": bombs.trials}
 GOOD = ("equal", "refused", "noted", "undetectable", "read")
 
 
@@ -41,6 +41,8 @@ class Options:
     disks: int = 20
     damages: int = 300
     bombs: int = 4
+    mount: bool = True
+    """Full disks are small tmpfs where this user may mount them; else they are simulated."""
     seed: int = 0
 
 
@@ -51,10 +53,16 @@ def main(options: Options) -> None:
     out = options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     rows: list[dict] = list(csv.DictReader(options.table.open())) if options.table.exists() else []
-    counts = {"kill": options.kills, "disk": options.disks, "damage": options.damages, "memory": options.bombs}
+    parts = {
+        "damage": (damage_trials.trials, options.damages),
+        "kill": (kills.trials, options.kills),
+        "disk": (partial(full_disk.trials, mount=options.mount), options.disks),
+        "memory": (bombs.trials, options.bombs),
+    }
     for part in options.parts:
         done = {int(row["trial"]) for row in rows if row["part"] == part}
-        for row in PARTS[part](out, counts[part], options.seed, done):
+        trials, count = parts[part]
+        for row in trials(out, count, options.seed, done):
             rows.append(row)
             write_csv(options.table, rows)
             print(*row.values(), sep=" | ", flush=True)

@@ -17,16 +17,16 @@ PAGE = 4096
 CYCLE = ("train", "export", "search", "train", "report")
 
 
-def trials(out: Path, count: int, seed: int, skip: set[int]) -> Iterator[dict[str, Any]]:
-    """The rows of the trials that are not in `skip`."""
+def trials(out: Path, count: int, seed: int, skip: set[int], mount: bool = True) -> Iterator[dict[str, Any]]:
+    """The rows of the trials that are not in `skip`; without `mount` full disks are simulated."""
     methods = list(COMMANDS)
     place = out / "disk"
     place.mkdir(exist_ok=True)
-    can_mount = mounted(place, "64m")
+    can_mount = mount and mounted(place, "64m")
     if can_mount:
         unmounted(place)
-    else:
-        print("tmpfs cannot be mounted here: a full disk is simulated")
+    elif mount:
+        print("tmpfs cannot be mounted here: full disks are simulated")
     for trial in set(range(count)) - skip:
         step = undisturbed(out, methods[trial % len(methods)], CYCLE[trial // len(methods) % len(CYCLE)])
         yield one_trial(place, trial, step, can_mount, np.random.default_rng([seed, 2, trial]))

@@ -251,7 +251,7 @@ def is_well_formed(before: bytes, after: bytes, path: Path) -> bool:
             return _header(before) == _header(after) and len(before) == len(after)
         if path.suffix == ".png":
             return _png_is_whole(after)
-    except (ValueError, RecursionError, IndexError):
+    except (ValueError, OSError, RecursionError, IndexError):
         return False
     return True
 
