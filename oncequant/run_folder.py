@@ -174,7 +174,6 @@ def create_run(run_dir: Path, settings: RunSettings, data: Data, command: str) -
                 place["method_config"] = {**place["method_config"], **newer}
             write_json(path, found)
         return
-    _note_date(run_dir, 0)
     write_json(
         path,
         {
@@ -209,6 +208,7 @@ def create_run(run_dir: Path, settings: RunSettings, data: Data, command: str) -
             "settings": wanted,
         },
     )
+    _note_date(run_dir, 0)
 
 
 def differing_images(there: dict[str, Any], data: Data) -> list[str]:
