@@ -215,8 +215,7 @@ def create_run(run_dir: Path, settings: RunSettings, data: Data, command: str, c
                 place["method_config"] = {**place["method_config"], **newer}
             write_json(path, found)
         return
-    _note_date(run_dir, 0)
-    if data.pictures:
+    if data.pictures:  # before run.json: a kill between the two leaves no run
         write_pictures(run_dir / "images.npz", data.pictures)
     write_json(
         path,
@@ -253,6 +252,7 @@ def create_run(run_dir: Path, settings: RunSettings, data: Data, command: str, c
             "settings": wanted,
         },
     )
+    _note_date(run_dir, 0)
 
 
 def _differences(name: str, old: Any, new: Any) -> list[tuple[str, Any, Any]]:

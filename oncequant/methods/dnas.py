@@ -260,13 +260,11 @@ def train(cfg: Config, run: Run) -> None:
     """Train every stage that has no checkpoint yet: the float network, the stochastic supernet, the samples."""
     cfg = agreed("dnas", cfg, run)
     config, parts = cfg.supernet_model(run.model), cfg.parts(len(run.data.train))
-    searched = distributed.from_main((run.folder / "search.safetensors").exists)
-    if not searched:  # parts of the training images train weights and distribution, and small ones are one batch each
-        for images in parts:
+    if not distributed.from_main((run.folder / "search.safetensors").exists):
+        for images in parts:  # they train weights and distribution, and small ones are one batch each
             check_shares(cfg.batch(len(run.data.train)), images)
     floats = replace(config, precisions=(FLOAT_PAIR,), per_layer=False)
-    baseline = job(cfg, floats, space_of(floats), run, "float")
-    if not baseline.is_done():
+    if not (baseline := job(cfg, floats, space_of(floats), run, "float")).is_done():
         train_alone(baseline, run.data)
     start = partial(start_alone, data=run.data, seed=cfg.seed, init=cfg.init)
     search = Stage("search", config, space_of(config), start, partial(train_search, cfg=cfg, run=run))
@@ -396,6 +394,5 @@ def choose(cfg: Config, options: SearchOptions, run: Run) -> list[Member]:
     else:
         picked = most_accurate_and_efficient(samples, cfg.cost, baseline.top1, cfg.tolerance)
     picks = [Pick(name, s.stage, space, space.complete(s.arch), s.top1_validation) for name, s in picked.items()]
-    replaced = set() if options.budgets else {"MA", "ME"}
     network = partial(load_supernet, run.folder, device=run.data.device)
-    return hand_out([baseline, *picks], network, judge, run.folder, replaced)
+    return hand_out([baseline, *picks], network, judge, run.folder, set() if options.budgets else {"MA", "ME"})

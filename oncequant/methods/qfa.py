@@ -360,14 +360,12 @@ def choose(cfg: Config, options: SearchOptions, run: Run) -> list[Member]:
     """
     cfg, data = agreed("qfa", cfg, run), run.data
     supernets = {stage: load_supernet(run.folder, stage, data.device) for stage in ("float", "mixed")}
-    supernet, judge = supernets["mixed"], Judge(data, cfg.calibration(data))
-    space = supernet.space
+    supernet, space, judge = supernets["mixed"], supernets["mixed"].space, Judge(data, cfg.calibration(data))
     check_reachable(space, options.budgets)
     find_cost(options.front, run.costs)
     memory = MeasurementFile(run.folder / "measurements.jsonl", "mixed", space, run.costs)
-    path = run.folder / "predictor.safetensors"
     evaluations, wanted = options.evaluations or EVALUATIONS, (options.budgets, options.front)
-    predictor, learned = None, set()
+    path, predictor, learned = run.folder / "predictor.safetensors", None, set()
     if options.searcher or space.size() <= evaluations:  # so small a space is measured whole
         searcher = options.searcher or "random"
         search_by_measuring(supernet, memory, searcher, evaluations, *wanted, judge, cfg.seed)
