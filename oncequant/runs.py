@@ -6,7 +6,7 @@ Nothing here prints results or knows of options' spelling; messages to the user 
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -15,8 +15,7 @@ from oncequant import distributed
 from oncequant.arch import Arch
 from oncequant.cost import Budget
 from oncequant.cost_table import known_costs
-from oncequant.data import Data, Reading, check_images, native_size
-from oncequant.data.sources import is_read
+from oncequant.data import Data, check_images, is_read, native_size
 from oncequant.export.formats import DEFAULT_FORMATS, check_tools
 from oncequant.files import FileError
 from oncequant.hours import fitted
@@ -65,13 +64,12 @@ def prepare(
     """
     where, options, device_used = where or DataOptions(), options or ModelOptions(), device_of(device)
     name, source = method_of(cfg), Path(where.data)
-    reading = Reading(where.layout, where.image_column, where.label_column)
     is_place = where.data != "digits" and source.exists()
     folder = where.run or Path("runs") / f"{_stem(source)}{'' if name == DEFAULT_METHOD else f'-{name}'}"
-    if is_place and is_read(source.resolve(), folder.resolve(), reading):
+    if is_place and is_read(source.resolve(), folder.resolve(), where.reading):
         raise ValueError(f"{folder}: this run folder would lie among the images of {where.data}; give another --run")
     known = presets_of(name).get(options.preset)
-    pixels = native_size(where.data, reading) if known is None or len(known.resolutions) == 1 else 0
+    pixels = native_size(where.data, where.reading) if known is None or len(known.resolutions) == 1 else 0
     options = suited(name, options, pixels)
     settings = RunSettings(
         data=str(source.resolve()) if is_place else where.data,  # a folder is found from anywhere
@@ -85,9 +83,7 @@ def prepare(
         flip=where.flip,
         max_train=where.max_train,
         resident_gib=where.resident_gib,
-        layout=where.layout,
-        image_column=where.image_column,
-        label_column=where.label_column,
+        **asdict(where.reading),
     )
     data = settings.load_data(device_used)
     settings = _checked(settings, options, data, folder, search, costs)

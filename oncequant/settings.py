@@ -9,6 +9,7 @@ import tyro
 from rich.table import Table
 
 from oncequant.arch import FLOAT_BITS, SKIP, pair
+from oncequant.data import Reading
 from oncequant.export.formats import DEFAULT_FORMATS
 from oncequant.family import NetworkConfig
 from oncequant.methods import METHODS
@@ -45,6 +46,11 @@ class DataOptions:
     resident_gib: float = 2.0
     """Decoded images are kept in memory up to this size; larger sets are decoded by worker processes as they are
     needed, and training images are cropped and scaled at random."""
+
+    @property
+    def reading(self) -> Reading:
+        """How the images are read, where that leaves a choice."""
+        return Reading(self.layout, self.image_column, self.label_column)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ pictures, `listings` that name them; `columns` are theirs. `images` decodes one 
 from oncequant.data.batches import calibration_batches, eval_batches, steps_per_epoch, train_batches
 from oncequant.data.images import DataError
 from oncequant.data.names import Reading
+from oncequant.data.sources import is_read
 from oncequant.data.splits import Data, ResidentSplit, Split, StreamingSplit, check_images, load_data, native_size
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "calibration_batches",
     "check_images",
     "eval_batches",
+    "is_read",
     "load_data",
     "native_size",
     "steps_per_epoch",
