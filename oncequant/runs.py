@@ -4,7 +4,7 @@ Nothing here prints results or knows of options' spelling; messages to the user 
 """
 
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,7 @@ from oncequant import distributed
 from oncequant.agreed import agreed, check_fits
 from oncequant.cost import Budget
 from oncequant.cost_table import known_costs
-from oncequant.data import Data, DataError, Reading, native_size
-from oncequant.data.sources import is_read
+from oncequant.data import Data, DataError, Reading, is_read, native_size
 from oncequant.data.splits import place_of
 from oncequant.export.formats import DEFAULT_FORMATS
 from oncequant.files import FileError, user_path
@@ -44,8 +43,6 @@ Paths = Sequence[Path]
 
 # -- making and opening
 
-LOADING = "layout", "image_column", "label_column", "flip", "max_train", "resident_gib"
-
 
 def prepare(
     cfg: TrainingOptions,
@@ -67,21 +64,21 @@ def prepare(
     """
     where, options, name = where or DataOptions(), options or ModelOptions(), method_of(cfg)
     source: Any = where.data if data is None else data
-    reading = Reading(where.layout, where.image_column, where.label_column)
     folder = user_path(where.run) if where.run else _default_folder(name, where.data)
     if not isinstance(data, Data):
-        _refuse_among_images(source, folder, reading)
+        _refuse_among_images(source, folder, where.reading)
     known = presets_of(name).get(options.preset)
     pixels = 0
     if isinstance(data, Data):
         pixels = data.size
     elif known is None or len(known.resolutions) == 1:
-        pixels = native_size(source, reading)
+        pixels = native_size(source, where.reading)
     options = suited(name, options, pixels)
     model = options.config(2, 1)  # for its resolution; classes and channels are known with the images
     asked = where.validation_fraction, where.test_fraction
-    how: dict[str, Any] = {name: getattr(where, name) for name in LOADING} | {"seed": cfg.seed}
-    how |= dict(zip(("validation_fraction", "test_fraction"), where.fractions))
+    how: dict[str, Any]
+    how = {"seed": cfg.seed, "flip": where.flip, "max_train": where.max_train, "resident_gib": where.resident_gib}
+    how |= {**asdict(where.reading), **dict(zip(("validation_fraction", "test_fraction"), where.fractions))}
     place = place_of(where.data) if data is None else None
     if isinstance(data, Data):
         images, how, pixels = data, loading_settings(data, cfg.seed), 0

@@ -9,7 +9,7 @@ import tyro
 from rich.table import Table
 
 from oncequant.arch import FLOAT_BITS, SKIP, pair
-from oncequant.data import FRACTIONS
+from oncequant.data import FRACTIONS, Reading
 from oncequant.export.formats import DEFAULT_FORMATS
 from oncequant.family import WIDTHS, NetworkConfig, check_numbers
 from oncequant.files import PathText
@@ -68,6 +68,11 @@ class DataOptions:
         given = self.validation_fraction, self.test_fraction
         validation, test = (FRACTIONS[split] if value is None else value for split, value in zip(FRACTIONS, given))
         return validation, test
+
+    @property
+    def reading(self) -> Reading:
+        """How the images are read, where that leaves a choice."""
+        return Reading(self.layout, self.image_column, self.label_column)
 
 
 @dataclass(frozen=True)

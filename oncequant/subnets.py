@@ -108,7 +108,7 @@ def may_be_of(folder: Path, settings: RunSettings, source: str) -> bool:
     """Whether a source has as many pictures as the run, so that it can be the run's own in another place."""
     there = read_object(folder / "run.json", "data")["data"]
     own = sum(there.get(split, 0) for split in ("train", "validation", "test"))
-    found = sum(map(len, open_source(source, needs_train=False).splits.values()))
+    found = sum(map(len, open_source(source, settings.reading, needs_train=False).splits.values()))
     return found >= own if settings.max_train else found == own
 
 

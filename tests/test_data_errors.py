@@ -81,7 +81,7 @@ def test_folders_that_make_no_sense(tmp_path):
 
     for name, change, words in [
         ("extra", only_in_test, "'okapi' occurs in the test split but not in the train split"),
-        ("no_train", no_train, "no train split, only validation"),
+        ("no_train", no_train, "no train split, only val;"),
         ("one", lambda root: (root / "train" / "cat").rename(root / "train" / ".cat"), "at least 2 classes.*'dog'"),
         ("flat", flat, "flat: holds no class folders"),
         (

@@ -254,8 +254,8 @@ def test_archives_are_to_be_unpacked(tmp_path, name):
 
 def test_without_a_network_the_hub_fails_soon(monkeypatch):
     monkeypatch.setattr(tables, "_hub_answers", lambda name: False)
-    before, start = datasets.config.HF_HUB_OFFLINE, time.process_time()
+    before, start = datasets.config.HF_HUB_OFFLINE, time.monotonic()
     with pytest.raises(DataError, match="no-such-org/no-such-set.*hub") as caught:
         open_source("no-such-org/no-such-set")
-    assert "\n" not in str(caught.value) and time.process_time() - start < 5
+    assert "\n" not in str(caught.value) and time.monotonic() - start < 10
     assert datasets.config.HF_HUB_OFFLINE == before

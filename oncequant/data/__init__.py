@@ -11,6 +11,7 @@ from oncequant.data.images import DataError
 from oncequant.data.names import Reading
 from oncequant.data.other import OtherImages, other_images
 from oncequant.data.pictures import Changes, Pictures, UnreadablePictures, changes, read_pictures, write_pictures
+from oncequant.data.sources import is_read
 from oncequant.data.splits import FRACTIONS, Data, ResidentSplit, Split, StreamingSplit, load_data, native_size
 from oncequant.data.summary import summary
 
@@ -29,6 +30,7 @@ __all__ = [
     "calibration_batches",
     "changes",
     "eval_batches",
+    "is_read",
     "load_data",
     "native_size",
     "other_images",

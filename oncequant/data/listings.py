@@ -9,14 +9,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from oncequant.data.columns import choose_image, choose_label, split_column
+from oncequant.data.columns import choose_image, choose_label, column, split_column
 from oncequant.data.images import DataError
-from oncequant.data.layout import files_below, look, unwrapped
-from oncequant.data.names import SPLITS, TABLES, Reading, is_image, is_unlabelled, listed, split_of, words_of
+from oncequant.data.layout import Folder, files_below, unwrapped
+from oncequant.data.names import SPLITS, Reading, is_image, is_unlabelled, listed, split_of, words_of
 from oncequant.data.rows import Records
 from oncequant.data.tables import datasets_library, is_one_table, load_parquet, refuse_missing
 
 SAMPLE = 256  # rows that decide which column names pictures, and from which folder on
+
+
+@dataclass(frozen=True)
+class _Pictures:
+    """All pictures below a folder."""
+
+    root: Path
+    paths: list[str]
 
 
 @dataclass(frozen=True)
@@ -56,11 +64,10 @@ class _Table:
     """Those that do name pictures."""
 
 
-def table_files(root: Path) -> list[Path]:
+def table_files(root: Folder) -> list[Path]:
     """Tables in a folder, in its folders, and in the folder that its only folder of pictures leads to."""
-    places = {root: None} | {folder: None for top in (root, unwrapped(root)) for folder in (top, *look(top)[0])}
-    inside = [path for place in places for path in sorted(place.iterdir()) if path.suffix.lower() in TABLES]
-    return [path for path in inside if path.is_file() and not path.name.startswith(".")]
+    places = {folder.path: folder for top in (root, unwrapped(root)) for folder in (top, *top.below)}
+    return [table for folder in places.values() for table in folder.tables]
 
 
 def read_listing(root: Path, files: list[Path], reading: Reading) -> Listing | None:
@@ -68,14 +75,14 @@ def read_listing(root: Path, files: list[Path], reading: Reading) -> Listing | N
 
     Raises DataError where columns leave a choice, labels are missing or contradict each other, or most pictures are
     not there."""
-    pictures = sorted(path for path in files_below(root) if is_image(path))
+    pictures = _Pictures(root, sorted(path for path in files_below(root) if is_image(path)))
     notes: list[str] = []
     tables = []
-    for file in files if pictures else ():
+    for file in files if pictures.paths else ():
         if len(files) > 1 and is_unlabelled(file.stem):
             notes.append(f"{file} left out: by its name its labels are none")
             continue
-        if (table := _opened(root, file, pictures, reading)).able:
+        if (table := _opened(file, pictures, reading)).able:
             tables.append(table)
     if not tables:
         return None
@@ -88,20 +95,20 @@ def read_listing(root: Path, files: list[Path], reading: Reading) -> Listing | N
         for table in by_split[split]:
             what = table.file.name
             image = choose_image(table.rows, list(table.able), what, reading, notes)
-            column = split_column(table.rows)
-            if split != "train" and not column and label not in table.rows.features:
+            told = split_column(table.rows)
+            if split != "train" and not told and label not in table.rows.features:
                 notes.append(f"{table.file} left out: it has no column {label!r} with labels")
                 continue
             if not label:
-                others = {*table.able, *([column[0]] if column else [])}
+                others = {*table.able, *([told[0]] if told else [])}
                 label = choose_label(table.rows, image, what, reading, notes, others)
                 feature = table.rows.features[label]
             refuse_missing(table.rows, label, what)
-            for part, rows in _parts(table, column, split, notes).items():
-                pairs = _pairs(table, image, label, part, rows, root, pictures, notes)
+            for part, rows in _parts(table, told, split, notes).items():
+                pairs = _pairs(table, image, label, part, rows, pictures, notes)
                 found.setdefault(part, []).extend(pairs)
     labels = {path: value for pairs in found.values() for path, value in pairs}
-    if unnamed := len(pictures) - len(labels):
+    if unnamed := len(pictures.paths) - len(labels):
         notes.append(f"{root}: {unnamed} pictures are left out, since no row names them")
     datasets = datasets_library()
     features = datasets.Features(image=datasets.Value("string"), label=feature)
@@ -128,7 +135,7 @@ def read_table(file: Path) -> tuple[Any, dict[str, list[str]]]:
             rows = load_parquet(str(file), {"train": [str(file)]})["train"]
             texts = rows.with_format("arrow").select_columns(_nameable(rows))[:] if _nameable(rows) else pa.table({})
         elif suffix in (".jsonl", ".ndjson"):
-            texts = json.read_json(file)
+            texts = json.read_json(file).flatten()
             rows = datasets.Dataset(datasets.table.InMemoryTable(texts))
         else:
             with open(file, "rb") as content:
@@ -158,9 +165,9 @@ def _nameable(rows: Any) -> list[str]:
     return [name for name, kind in kinds.items() if re.fullmatch(r"u?int\d+|(large_)?string", kind)]
 
 
-def _opened(root: Path, file: Path, pictures: list[str], reading: Reading) -> _Table:
+def _opened(file: Path, pictures: _Pictures, reading: Reading) -> _Table:
     rows, texts = read_table(file)
-    rates = {name: rate for name, (_, rate) in _named(texts, root, file, _split_of(root, file), pictures).items()}
+    rates = {name: rate for name, (_, rate) in _named(texts, file, _split_of(pictures.root, file), pictures).items()}
     if rates.get(wanted := reading.image_column or "", 0) > 0:
         return _Table(file, rows, texts, (wanted,))
     able = {name: len(set(texts[name])) for name, rate in rates.items() if rate >= 0.5}
@@ -191,13 +198,13 @@ def _by_split(root: Path, tables: list[_Table]) -> dict[str, list[_Table]]:
     return splits
 
 
-def _parts(table: _Table, column: tuple[str, dict[str, str]] | None, split: str, notes: list[str]) -> dict[str, list]:
+def _parts(table: _Table, told: tuple[str, dict[str, str]] | None, split: str, notes: list[str]) -> dict[str, list]:
     """The rows of each split of a table."""
-    if column is None:
+    if told is None:
         return {split: list(range(len(table.rows)))}
-    name, splits = column
+    name, splits = told
     parts: dict[str, list[int]] = {}
-    for row, value in enumerate(table.rows[name]):
+    for row, value in enumerate(column(table.rows, name).to_pylist()):
         parts.setdefault(splits.get(value, ""), []).append(row)
     if left := parts.pop("", []):
         notes.append(f"{table.file}: {len(left)} rows left out, since column {name!r} is empty there")
@@ -209,13 +216,13 @@ def _parts(table: _Table, column: tuple[str, dict[str, str]] | None, split: str,
 
 
 def _named(
-    columns: dict[str, list[str]], root: Path, file: Path, split: str | None, pictures: list[str]
+    columns: dict[str, list[str]], file: Path, split: str | None, pictures: _Pictures
 ) -> dict[str, tuple[_Naming, float]]:
     """For each column the way of naming pictures that fits best, and the part of its values that it finds."""
     samples = {name: [text for text in values if text] for name, values in columns.items()}
     samples = {name: values[:: max(1, len(values) // SAMPLE)] for name, values in samples.items() if values}
     best = {name: (_Naming({}), 0.0) for name in columns}
-    for naming in _namings(root, file, split or "train", pictures):
+    for naming in _namings(file, split or "train", pictures):
         for name, values in samples.items():
             rate = sum(naming.find(value) is not None for value in values) / len(values)
             if rate > best[name][1]:
@@ -225,22 +232,28 @@ def _named(
     return best
 
 
-def _namings(root: Path, file: Path, split: str, pictures: list[str]) -> Iterator[_Naming]:
+def _namings(file: Path, split: str, pictures: _Pictures) -> Iterator[_Naming]:
     """How a table may name pictures: by their paths from its folder, from a folder called like it or like its split,
-    or whole; or by the end of their paths, where that tells them apart. Those of other splits' folders come last."""
-    folders = sorted({Path(path).parent for path in pictures}, key=lambda path: (len(path.parts), path))
+    or whole; or by the end of their paths, where that tells them apart, outside of folders of other splits."""
+    root, paths, words = pictures.root, pictures.paths, words_of(file.stem)
+    folders = sorted(set(map(Path, set(map(os.path.dirname, paths)))), key=_depth)
     other = {str(folder) for folder in folders if _tells(folder.relative_to(root)) not in (None, split)}
-    like = [f for f in folders if _tells(f.relative_to(root)) == split or words_of(f.name) == words_of(file.stem)]
+    above = sorted({up for f in folders for up in (f, *f.parents) if root in up.parents}, key=_depth)
+    like = [f for f in above if split_of(f.name) == split or words_of(f.name) == words != []]
     for base in dict.fromkeys([file.parent, *like[:3]]):
         start = len(str(base)) + 1
-        yield _Naming(_keyed((path[start:], path) for path in pictures if path.startswith(f"{base}{os.sep}")))
-    yield _Naming({path: path for path in pictures})
+        yield _Naming(_keyed((path[start:], path) for path in paths if path.startswith(f"{base}{os.sep}")))
+    yield _Naming({path: path for path in paths})
     for parts in (3, 2, 1):
         ends: dict[str, list[str]] = {}
-        for path in pictures:
+        for path in paths:
             if os.path.dirname(path) not in other:
-                ends.setdefault("/".join(Path(path).parts[-parts:]), []).append(path)
-        yield _Naming(_keyed((end, paths[0]) for end, paths in ends.items() if len(paths) == 1), parts)
+                ends.setdefault("/".join(path.split(os.sep)[-parts:]), []).append(path)
+        yield _Naming(_keyed((end, found[0]) for end, found in ends.items() if len(found) == 1), parts)
+
+
+def _depth(folder: Path) -> tuple[int, Path]:
+    return len(folder.parts), folder
 
 
 def _tells(folder: Path) -> str | None:
@@ -258,26 +271,19 @@ def _keyed(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
 
 
 def _pairs(
-    table: _Table,
-    image: str,
-    label: str,
-    split: str,
-    rows: list[int],
-    root: Path,
-    pictures: list[str],
-    notes: list[str],
+    table: _Table, image: str, label: str, split: str, rows: list[int], pictures: _Pictures, notes: list[str]
 ) -> list[tuple[str, Any]]:
     """Path and label of the pictures of some rows. Raises DataError if most are not there, or one has two labels."""
     texts = [table.texts[image][row] or "" for row in rows]
-    naming = _named({image: texts}, root, table.file, split, pictures)[image][0]
+    naming = _named({image: texts}, table.file, split, pictures)[image][0]
     paths = list(map(naming.find, texts))
     missing = [text for text, path in zip(texts, paths) if path is None]
     if missing:
         names = f"{len(missing)} of {len(texts)} pictures in column {image!r} are not there: {listed(missing, 3)}"
         if 2 * len(missing) > len(texts):
-            raise DataError(f"{table.file}: {names}; looked for below {root}")
+            raise DataError(f"{table.file}: {names}; looked for below {pictures.root}")
         notes.append(f"{table.file}: {names}; these rows are left out")
-    values = table.rows[label]
+    values = column(table.rows, label).to_pylist()
     found: dict[str, Any] = {}
     twice = []
     for row, text, path in zip(rows, texts, paths):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from oncequant.data.batches import eval_batches
 from oncequant.data.images import DataError
-from oncequant.data.names import ACCEPTED
+from oncequant.data.names import ACCEPTED, AUTO
 from oncequant.data.rows import Records
 from oncequant.data.sources import open_source
 from oncequant.data.splits import Data, Split, StreamingSplit
@@ -80,7 +80,7 @@ def _of_loaded(data: Data, like: Data) -> dict[str, Split]:
 
 
 def _of_source(source: Any, like: Data) -> tuple[str, dict[str, Split]]:
-    opened = open_source(source, needs_train=False)
+    opened = open_source(source, like.loading.reading if like.loading else AUTO, needs_train=False)
     for note in opened.notes:
         console.print(note, soft_wrap=True)
     found: dict[str, Split] = {}

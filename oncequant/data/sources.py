@@ -17,7 +17,7 @@ import numpy as np
 
 from oncequant.data.folders import class_folders
 from oncequant.data.images import DataError
-from oncequant.data.layout import Layout, find_layout
+from oncequant.data.layout import Layout, are_parts, find_layout, survey
 from oncequant.data.listings import Listing, read_listing, read_table, table_files
 from oncequant.data.names import ACCEPTED, ARCHIVES, AUTO, SPLITS, TABLES, Reading, is_image, listed
 from oncequant.data.rows import Records
@@ -75,7 +75,7 @@ def is_read(root: Path, folder: Path, reading: Reading = AUTO) -> bool:
     if not root.is_dir() or hub_snapshot(root) or parquet_splits(root):
         return False
     try:
-        places = find_layout(root, reading.layout).places
+        places = find_layout(survey(root), reading.layout).places
     except DataError:
         return False  # a table names the images, or there are none
     return any(folder.is_relative_to(place) for place in places)
@@ -119,12 +119,13 @@ def _folder(root: Path, reading: Reading) -> Source:
             if listing := read_listing(root, files, reading):
                 return Source(name, listing.splits, listing.notes)
         return Source(name, *table_rows(name, tables, reading))
-    files = table_files(root)
+    tree = survey(root)
+    files = table_files(tree)
     asked = reading.image_column or reading.label_column
     layout, listing, errors = None, None, []
     if not asked:
         try:
-            layout = find_layout(root, reading.layout)
+            layout = find_layout(tree, reading.layout)
         except DataError as error:
             errors.append(error)
     if files and reading.layout == "auto":
@@ -137,7 +138,7 @@ def _folder(root: Path, reading: Reading) -> Source:
     if listing:
         return Source(name, listing.splits, listing.notes)
     if layout:
-        if errors and _are_parts(layout):  # of the table
+        if errors and (len(layout.classes["train"]) < 2 or are_parts(layout.classes["train"])):  # of the table
             raise errors[-1]
         return Source(name, *class_folders(layout))
     if errors:
@@ -160,27 +161,24 @@ def _table(file: Path, reading: Reading) -> Source:
 
 def _agreed(name: str, layout: Layout, listing: Listing) -> Source:
     """Class folders beside a table that names the same pictures. Raises DataError if they tell different classes."""
+    splits, notes = class_folders(layout)
+    tables = listed(file.name for file in listing.files)
+    if 2 * len(listing.labels) < (total := sum(map(len, splits.values()))):
+        few = f"{name}: {tables} left out, since it names only {len(listing.labels)} of {total} pictures"
+        return Source(name, splits, (*notes, few))
     folders = {str(folder): label for classes in layout.classes.values() for label, folder in classes.items()}
     pairs = set()
     for path, label in listing.labels.items():
         above = next((str(parent) for parent in Path(path).parents if str(parent) in folders), "")
         pairs.add((folders.get(above, ""), label))
-    tables = listed(file.name for file in listing.files)
     if len(pairs) > len({folder for folder, _ in pairs}) or len(pairs) > len({label for _, label in pairs}):
         raise DataError(
-            f"{name}: {tables} tells other classes than the folders {listed(sorted(folders.values()))}; say --layout "
-            "classes for those of the folders, or name the table's column with --label-column"
+            f"{name}: {tables} tells other classes than the folders {listed(sorted(set(folders.values())))}; say "
+            "--layout classes for those of the folders, or name the table's column with --label-column"
         )
     if len(listing.splits) > len(layout.classes):
         return Source(name, listing.splits, listing.notes)
-    splits, notes = class_folders(layout)
     return Source(name, splits, (*notes, f"{name}: {tables} left out, since it tells the classes of the folders"))
-
-
-def _are_parts(layout: Layout) -> bool:
-    """Whether class folders look like numbered parts of one folder: "images_001", "images_002"."""
-    names = [name for classes in layout.classes.values() for name in classes]
-    return len({re.sub(r"\d+", "0", name) for name in names}) == 1 and not all(name.isdigit() for name in names)
 
 
 # -- in Python

@@ -9,7 +9,7 @@ from unittest import mock
 
 from oncequant.data.columns import choose_image, choose_label, missing_labels
 from oncequant.data.images import DataError
-from oncequant.data.layout import filled, look
+from oncequant.data.layout import survey
 from oncequant.data.names import ACCEPTED, SPLITS, Reading, is_neutral, listed, split_of, splits_of
 from oncequant.data.rows import Records
 
@@ -28,7 +28,7 @@ def parquet_splits(root: Path) -> dict[str, list[str]]:
     unnamed = []
     for file in files:
         split, above = own.get(file.stem), file.parent
-        while not split and above != root and not filled(above):  # a table among pictures is not the split
+        while not split and above != root and not survey(above).inside:  # a table among pictures is not the split
             split, above = split_of(above.name.removeprefix("partial-")), above.parent
         if split:
             splits.setdefault(split, []).append(str(file))
@@ -36,7 +36,7 @@ def parquet_splits(root: Path) -> dict[str, list[str]]:
             sets.add(str(folder.relative_to(root)))
         else:
             unnamed.append(file)
-    if not splits and (not files or filled(root) or look(root)[1]):
+    if not splits and (not files or survey(root).filled):
         return {}
     if "train" not in splits and is_one_table(unnamed):
         splits["train"] = list(map(str, unnamed))
@@ -57,7 +57,7 @@ def hub_snapshot(root: Path) -> Path | None:
         raise DataError(f"{root}: is the hub's cache; give one of the data sets in it: {listed(cached)}")
     if not (root / "snapshots").is_dir() or not ((root / "refs").is_dir() or root.name.startswith("datasets--")):
         return None
-    snapshots = look(root / "snapshots")[0]
+    snapshots = [folder.path for folder in survey(root / "snapshots").below]
     main = root / "refs" / "main"
     if main.is_file() and (found := root / "snapshots" / main.read_text().strip()).is_dir():
         return found
