@@ -13,7 +13,8 @@ from pictures import picture, surroundings, write_folder  # noqa: F401 - surroun
 from oncequant.data import load_data, read_pictures
 from oncequant.files import FileError, read_json, write_json
 from oncequant.methods import oqat
-from oncequant.run_folder import check_fingerprint, read_settings
+from oncequant.run_folder import read_settings
+from oncequant.run_images import check_images
 from oncequant.runs import new_run, open_run
 from oncequant.settings import DataOptions
 
@@ -181,10 +182,10 @@ def test_python_data_is_compared_by_pixels(tmp_path):
 
     data = load_data((rows(), None, rows()[:10]), size=12)
     run = new_run(PLAIN, data, tmp_path / "run", preset="resnet-nano", resolutions=(12,))
-    check_fingerprint(run.folder, load_data((rows(), None, rows()[:10]), size=12))
+    check_images(run.folder, load_data((rows(), None, rows()[:10]), size=12))
     with pytest.raises(FileError, match=r"train split: 1 changed \(row 7 of the train split\)"):
-        check_fingerprint(run.folder, load_data((rows(7), None, rows()[:10]), size=12))
+        check_images(run.folder, load_data((rows(7), None, rows()[:10]), size=12))
     other = load_data((rows(), None, rows(7)[:10]), size=12)
     with pytest.raises(FileError, match=re.escape("test split: 1 changed (row 7 of the test split)")):
-        check_fingerprint(run.folder, other)
-    check_fingerprint(run.folder, other, changed_test=True)
+        check_images(run.folder, other)
+    check_images(run.folder, other, changed_test=True)
