@@ -11,14 +11,21 @@ from oncequant.version import package_version
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
+STARTING = "oncequant is starting ..."
+
 
 def main() -> None:
     """Entry point of the `oncequant` command."""
     if sys.argv[1:] == ["--version"]:  # before what takes seconds to import
         print(f"oncequant {package_version()}")
         return
+    is_seen = sys.stderr.isatty()
+    if is_seen:
+        print(f"\r{STARTING}", end="", file=sys.stderr, flush=True)
     from oncequant import cli
 
+    if is_seen:
+        print(f"\r{' ' * len(STARTING)}\r", end="", file=sys.stderr, flush=True)
     cli.main()
 
 

@@ -52,7 +52,7 @@ def track(title: str, total: int, start: int = 0) -> Iterator[Update]:
 def _lines(title: str, total: int, start: int) -> Update:
     """One line soon, one every so often, and one at the end."""
     began = time.monotonic()
-    last = began + SECONDS_TO_LINE - SECONDS_BETWEEN_LINES
+    last = began + min(SECONDS_TO_LINE, SECONDS_BETWEEN_LINES) - SECONDS_BETWEEN_LINES
 
     def update(done: int, metrics: dict[str, float]) -> None:
         nonlocal last

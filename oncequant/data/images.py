@@ -79,7 +79,8 @@ def _flatten(image: Image.Image, channels: int) -> Image.Image:
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("L" if channels == 1 else "RGB")
+    wanted = "L" if channels == 1 else "RGB"
+    return image if image.mode == wanted else image.convert(wanted)  # which would copy a large one
 
 
 def random_boxes(uniform: np.ndarray, aspect: float) -> np.ndarray:

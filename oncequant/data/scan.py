@@ -204,10 +204,11 @@ class Work:
                 block = np.arange(begin, min(begin + BLOCK, end))
                 found = {i: next(results) for i in block[todo[block]]}
                 new = {i: square for i, square in found.items() if square is not None}
-                squares = np.zeros((len(block) * self.wanted, self.channels, self.size, self.size), np.uint8)
+                squares = np.empty((len(block) * self.wanted, self.channels, self.size, self.size), np.uint8)
                 if self.wanted and self.stored and len(new) < len(block):
-                    old = np.array([i for i in block if i not in new])
-                    squares[old - begin], whole = self.stored.read(self.positions[old])
+                    old = block[[i not in new for i in block]] if new else block
+                    kept, whole = self.stored.read(self.positions[old])
+                    squares[old - begin if new else slice(None)] = kept
                     damaged = old[~whole]
                     new |= zip(damaged, self.looks(part, damaged, first, again=True))  # type: ignore[arg-type]
                 if self.wanted:
@@ -246,7 +247,7 @@ def scan(
     stored = entry.squares if entry and entry.squares and entry.squares.shape[1:] == (channels, size, size) else None
     pixels, writer, problem = None, None, ""
     if grey_bytes * channels <= limit:
-        pixels = np.zeros((n, channels, size, size), np.uint8)
+        pixels = np.empty((n, channels, size, size), np.uint8)
     elif path and not (good.all() and stored) and not (problem := no_room(path, grey_bytes * channels)):
         writer = PixelWriter(path, (n, channels, size, size))
     wanted = pixels is not None or writer is not None
@@ -261,7 +262,7 @@ def scan(
         for block, squares, new in work.blocks(todo):
             fresh += new
             if pixels is not None:
-                pixels[block] = squares
+                pixels[block[0] : block[-1] + 1] = squares
             if writer:
                 writer.add(squares)
             if update is None and todo.any() and time.monotonic() - began_s > SECONDS_TO_BAR:

@@ -321,11 +321,12 @@ def _stratified(labels: Tensor, classes: tuple[str, ...], keep: int, seed: int) 
 def _statistics(split: Split, seed: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Per-channel mean and standard deviation of pixels in [0, 1]; integer sums, so equal on every device."""
     sample = torch.randperm(len(split), generator=generator_of("statistics", seed))[:STATISTICS_SAMPLE].sort().values
-    total, squares, count = torch.tensor(0), torch.tensor(0), 0
+    found = []  # counts of each value, by channel: (C, 256)
     for indices in sample.split(CHUNK):
-        pixels = split.images(indices).long()
-        total, squares = total + pixels.sum((0, 2, 3)).cpu(), squares + pixels.square().sum((0, 2, 3)).cpu()
-        count += pixels[:, 0].numel()
+        channels = split.images(indices).cpu().numpy().swapaxes(0, 1)
+        found.append([np.bincount(channel.ravel(), minlength=256) for channel in channels])
+    counts, values = torch.from_numpy(np.sum(found, axis=0)), torch.arange(256)
+    total, squares, count = (counts * values).sum(1), (counts * values**2).sum(1), counts[0].sum()
     mean = total.double() / count
     std = (squares.double() / count - mean.square()).clamp(min=1).sqrt()  # min: blank images must not divide by zero
     return tuple((mean / 255).tolist()), tuple((std / 255).tolist())

@@ -22,7 +22,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.linalg import solve
 from threadpoolctl import ThreadpoolController
 
 from oncequant.cost import COSTS
@@ -144,6 +143,8 @@ def check_pairs(codes: np.ndarray, top1: np.ndarray) -> None:
 @one_thread
 def fit(space: SearchSpace, codes: np.ndarray, top1: np.ndarray, seed: int) -> AccuracyPredictor:
     """`fit_predictor` without its checks."""
+    from scipy.linalg import solve  # a third of a second, which every command would pay
+
     encoding, costs = inputs(space, codes)
     x = np.concatenate([encoding, costs], axis=1, dtype=np.float64)
     width = encoding.shape[1]
