@@ -1,7 +1,9 @@
 """How a stage learns: its schedule, and the optimizers of its parameters."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -32,7 +34,7 @@ class Schedule:
     clip_norm: float = 10.0
     """Largest global gradient norm."""
     step_size_lr: float = 1.0
-    """Learning rate of the quantizers' parameters, relative to `lr`."""
+    """Learning rate of the quantizers' parameters, relative to `lr`. AdamW moves a step size by a share of itself."""
     arch_lr: float | None = None
     """Constant learning rate of architecture parameters, which have an Adam of their own."""
 
@@ -41,6 +43,30 @@ class Schedule:
         if step < self.warmup:
             return self.lr * (step + 1) / self.warmup
         return self.lr * (1 + math.cos(math.pi * (step - self.warmup) / max(1, self.steps - self.warmup))) / 2
+
+
+class StepSizeAdamW(torch.optim.AdamW):
+    """AdamW that moves step sizes, element by element, by shares of themselves, so that they keep their sign.
+
+    AdamW moves every number by about `lr`, however small its gradient, so that LSQ's gradient scale has no effect, and
+    a step size not much larger than `lr` would reach zero within a few steps. A layer then computes next to nothing,
+    the batch norm behind it divides by sqrt(eps), and the gradient grows 316 times with each such layer (docs/log.md).
+    So Adam trains the logarithm of a step size, as https://arxiv.org/abs/1903.08066 does that of thresholds.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], lr: float, step_sizes: list[nn.Parameter]):
+        super().__init__(groups, lr=lr, fused=True)
+        self.step_sizes = step_sizes
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]  # as all of torch's
+        """Update all parameters that have gradients. `closure` is not supported."""
+        assert closure is None
+        moving = [step_size for step_size in self.step_sizes if step_size.grad is not None]
+        before = [step_size.clone() for step_size in moving]
+        super().step()
+        for step_size, old in zip(moving, before):
+            step_size.copy_(old * ((step_size - old) * old.sign()).exp())
 
 
 def make_optimizers(net: nn.Module, schedule: Schedule) -> list[torch.optim.Optimizer]:
@@ -52,6 +78,7 @@ def make_optimizers(net: nn.Module, schedule: Schedule) -> list[torch.optim.Opti
     others: list[nn.Parameter] = []
     steps: list[nn.Parameter] = []
     archs: list[nn.Parameter] = []
+    step_sizes = [parameter for name, parameter in net.named_parameters() if name.endswith(".step_size")]
     for name, parameter in net.named_parameters():
         if parameter in own:
             continue
@@ -66,7 +93,7 @@ def make_optimizers(net: nn.Module, schedule: Schedule) -> list[torch.optim.Opti
     adam = [torch.optim.Adam([{"params": archs, "lr": schedule.arch_lr}])] if archs else []
     if schedule.optimizer == "sgd":
         return [torch.optim.SGD(groups, lr=schedule.lr, momentum=0.9, nesterov=True), *adam]
-    rest: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=schedule.lr, fused=True), *adam]
+    rest: list[torch.optim.Optimizer] = [StepSizeAdamW(groups, schedule.lr, step_sizes), *adam]
     if not convolutions:
         return rest
     muon = {"params": convolutions, "scale": schedule.muon_lr / schedule.lr}

@@ -64,7 +64,7 @@ def test_the_scale_of_a_gradient_does_not_matter():
 def test_it_trains_dense_convolutions_and_adamw_the_rest(preset):
     net = build_network(with_bits(replace(PRESETS[preset], edge_bits=8), 4))
     optimizers = make_optimizers(net, Schedule(1, 2, 3e-3, optimizer="muon", muon_lr=0.15))
-    assert [type(optimizer).__name__ for optimizer in optimizers] == ["Muon", "AdamW"]
+    assert [type(optimizer).__name__ for optimizer in optimizers] == ["Muon", "StepSizeAdamW"]
     names = {parameter: name for name, parameter in net.named_parameters()}
     muon, rest = ({names[p] for g in o.param_groups for p in g["params"]} for o in optimizers)
     assert not muon & rest and muon | rest == set(names.values())
@@ -75,7 +75,7 @@ def test_it_trains_dense_convolutions_and_adamw_the_rest(preset):
 
 def test_without_dense_convolutions_there_is_adamw_alone():
     net = torch.nn.Linear(3, 2)
-    assert [type(o).__name__ for o in make_optimizers(net, Schedule(1, 2, 1e-3, optimizer="muon"))] == ["AdamW"]
+    assert [type(o).__name__ for o in make_optimizers(net, Schedule(1, 2, 1e-3, optimizer="muon"))] == ["StepSizeAdamW"]
 
 
 def test_the_float_stage_trains_subnets_or_the_largest_alone(tmp_path):
