@@ -163,6 +163,14 @@ class Prediction:
 
 
 @dataclass(frozen=True)
+class Hypervolumes:
+    """Of the fronts that a predictor found in `Predictions`, and of those of uniform bit-widths."""
+
+    predicted: float
+    uniform: float
+
+
+@dataclass(frozen=True)
 class Predictions:
     """`predictor.json`: how good QFA's accuracy predictor is."""
 
@@ -172,10 +180,22 @@ class Predictions:
     pairs: int | None = None
     held_out: int | None = None
     cost: str | None = None
-    hypervolume: dict[str, float] = field(default_factory=dict)
+    hypervolume: Hypervolumes | None = None
 
 
-Record = Predictions | Prediction | Command | Metrics | Time | Measurement | Member | Sample | Distribution | Export
+Record = (
+    Predictions
+    | Prediction
+    | Hypervolumes
+    | Command
+    | Metrics
+    | Time
+    | Measurement
+    | Member
+    | Sample
+    | Distribution
+    | Export
+)
 R = TypeVar("R", bound=Record)
 
 RECORDS: dict[str, type[Record]] = {  # file in a run folder -> what it holds
@@ -257,7 +277,7 @@ def from_json(kind: type[R], values: Any) -> R:
     rest = dict(values)
     for of in fields(kind):
         if of.metadata.get("rest"):
-            found[of.name] = {name: _parsed(value, float, name) for name, value in rest.items()}
+            found[of.name] = {name: _parsed(value, float, name, diverged=True) for name, value in rest.items()}
             rest = {}
         elif of.name in rest:
             found[of.name] = _parsed(rest.pop(of.name), of.type, of.name)
@@ -272,8 +292,9 @@ LARGEST = sys.float_info.max
 WORDS = {str: "text", int: "a whole number", float: "a number", dict: "a JSON object", list: "a JSON list"}
 
 
-def _parsed(value: Any, kind: Any, name: str) -> Any:
-    """`value` as a field of a type; `name` is for the message. Raises ValueError."""
+def _parsed(value: Any, kind: Any, name: str, diverged: bool = False) -> Any:
+    """`value` as a field of a type; `name` is for the message. Numbers are finite, or may be those of a training that
+    has `diverged`. Raises ValueError."""
     if kind is Arch:
         return Arch(_parsed(value, dict[str, int], name))
     if is_dataclass(kind):
@@ -284,7 +305,8 @@ def _parsed(value: Any, kind: Any, name: str) -> Any:
     outer, inner = get_origin(kind) or kind, get_args(kind)
     if not isinstance(value, outer if outer is not float else int | float) or isinstance(value, bool):
         raise ValueError(f"{name} is {value!r:.60}, not {WORDS[outer]}")
-    if isinstance(value, int | float) and not -LARGEST <= value <= LARGEST:  # also true of NaN
+    is_finite = not isinstance(value, int | float) or -LARGEST <= value <= LARGEST
+    if not is_finite and (isinstance(value, int) or not diverged):
         raise ValueError(f"{name} is {value!r:.60}, not a finite number")
     if isinstance(value, dict):
         return {key: _parsed(one, inner[1], f"{name}.{key}") for key, one in value.items()}

@@ -197,6 +197,8 @@ def _watch(hook: Hook, folder: Path) -> Callable[[str, tuple], None]:
             if isinstance(path, int | type(None)):
                 return
             place = os.path.abspath(os.fsdecode(path))
+            if event == "os.mkdir" and os.path.isdir(place):  # nothing happens
+                return
             if place.startswith(f"{folder}{os.sep}") and "tensorboard" not in place and not place.endswith(".lock"):
                 hook(f"{event.removeprefix('os.')} {os.path.relpath(place, folder)}")
         finally:
