@@ -302,26 +302,26 @@ def totals(rows: Sequence[Deployment], shared: Mapping[str, Effort]) -> list[dic
 
 def shared_effort(cfg: oqat.Config, run_dir: Path, bits: int) -> dict[str, Effort]:
     """What the supernets took that each way starts from. Raises FileError if one was trained elsewhere."""
-    effort = training_effort(run_dir)
     needed = ["float", *(oqat.stage_name(b) for b in cfg.bit_schedule if b >= bits)]
-    if missing := [stage for stage in needed if stage not in effort]:
-        raise FileError(
-            f"{run_dir / 'metrics.jsonl'} does not say how {', '.join(missing)} was trained: taken over from another "
-            "run? compare counts training images, so it needs a run that has trained every stage itself"
-        )
+    effort = training_effort(run_dir, needed)
     every = sum((effort[stage] for stage in needed), Effort())
     starts = {"supernet": every, "nas-then-quantize": effort["float"], "search-then-retrain": every}
     return {way: starts.get(way, Effort()) for way in get_args(Way)}
 
 
-def training_effort(run_dir: Path) -> dict[str, Effort]:
+def training_effort(run_dir: Path, needed: Sequence[str] = ()) -> dict[str, Effort]:
     """By stage, the images that training has seen, once for each subnet of a step, and its seconds with validation.
-    Raises FileError."""
+    Raises FileError, also if one of the stages `needed` was trained elsewhere."""
     last = {row.stage: row for row in read_metrics(run_dir)}
     if not last or any("images" not in row.values for row in last.values()):
         raise FileError(f"{run_dir / 'metrics.jsonl'} does not count training images: a run of an older version?")
-    if missing := [stage for stage, row in last.items() if row.time_s is None]:
-        raise FileError(f"{run_dir / 'times.jsonl'} does not say how long {', '.join(missing)} was trained")
+    if missing := [stage for stage in needed if stage not in last]:
+        raise FileError(
+            f"{run_dir / 'metrics.jsonl'} does not say how {', '.join(missing)} was trained: taken over from another "
+            "run? compare counts training images, so it needs a run that has trained every stage itself"
+        )
+    if untimed := [stage for stage, row in last.items() if row.time_s is None]:
+        raise FileError(f"{run_dir / 'times.jsonl'} does not say how long {', '.join(untimed)} was trained")
     return {stage: Effort(int(row.values["images"]), row.time_s or 0.0) for stage, row in last.items()}
 
 

@@ -124,7 +124,7 @@ def test_a_network_made_by_hand_has_the_time_that_it_is_given(tmp_path, monkeypa
     monkeypatch.setattr("oncequant.hand_made.rehearse", rehearse)
     cfg = replace(CONFIG, bit_schedule=(4,), float_epochs=4, epochs=3, min_steps=0, batch_size=32)
     one = hand_made(RESIDUAL["resnet-nano"], 4, COSTS["bitops"])[0]
-    run = Run(tmp_path, one.model, digits())
+    run = Run(tmp_path, one.model, digits(max(one.model.resolutions)))
     train_for(cfg, run, 0.5)
     train_for(cfg, run, 0.5)  # nothing is left to do
     assert asked == [None]
