@@ -101,12 +101,13 @@ def test_every_command_tells_it(tmp_path, monkeypatch, capsys):
     (folder / "test" / "dog" / "002.png").write_bytes(b"")
     train = ("train", "--data", folder, "--run", run, "--bit-schedule", "4", "--epochs", "1", "--float-epochs", "1")
     train += ("--min-steps", "2", "--device", "cpu")
-    for command in (train, ("search", run), ("evaluate", run, "largest"), ("export", run), ("compare", run)):
+    for command in (train, ("search", run), ("export", run), ("compare", run)):
         assert "test split: 1 cannot be read (test/dog/002.png)" in fails(monkeypatch, capsys, *command), command
     (folder / "test" / "dog" / "002.png").unlink()
     assert "test split: 1 gone (test/dog/002.png)" in fails(monkeypatch, capsys, *train)
     call(monkeypatch, *train, "--changed-test", "--no-cache")
     assert "test figures from now on are of other pictures" in " ".join(capsys.readouterr().out.split())
+    assert "1 gone (test/dog/002.png)" in fails(monkeypatch, capsys, "evaluate", run, "largest")
     call(monkeypatch, "evaluate", run, "largest", "--split", "test", "--changed-test")
     shown = capsys.readouterr()
     assert json.loads(shown.out)["images"] == 23 and "images: 24 train, 24 validation, 23 test" in shown.err

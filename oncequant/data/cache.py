@@ -57,7 +57,7 @@ class Squares:
             if stored.shape != self.shape or stored.dtype != np.uint8:
                 raise ValueError("other pixels than the table says")
             first, is_run = indices[:1].sum(), (np.diff(indices) == 1).all()
-            pixels = np.ascontiguousarray(stored[first : first + len(indices)] if is_run else stored[indices])
+            pixels = np.array(stored[first : first + len(indices)] if is_run else stored[indices])
         except ERRORS:  # removed, or cut off
             return np.zeros((len(indices), *self.shape[1:]), np.uint8), wrong
         return pixels, np.fromiter(map(zlib.crc32, pixels), np.uint32, len(pixels)) == self.sums[indices]
