@@ -28,7 +28,7 @@ class FileError(OSError):
 MAY_BE_PATH = "may be a path"
 PathText = Annotated[str, MAY_BE_PATH]
 """Of an option: a path or something else, such as a name. The command line replaces `~` and `$NAME` in it."""
-VARIABLE = re.compile(r"\$(?:(\w+)|\{(\w+)\})", re.ASCII)
+VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)\})", re.ASCII)
 
 
 def user_path(text: str | os.PathLike[str]) -> Path:

@@ -4,9 +4,7 @@
 those of the program's dictionaries, and paths, in which `~` and `$NAME` are replaced before anything looks at them.
 """
 
-import contextlib
 import difflib
-import io
 import re
 import sys
 from collections.abc import Collection, Mapping, Sequence
@@ -162,7 +160,8 @@ class Groups:
         words_of = self._split(options, words)
         groups: dict[str, dict[str, Any]] = {name: {} for name in self.kinds}
         for option in options:
-            if (given := words_of[option.field]) not in (None, ()):
+            given = words_of[option.field]
+            if given is not None and not (option.repeated and not given):
                 try:
                     groups[option.group][option.field] = option.value(given)
                 except ValueError as error:
@@ -205,27 +204,18 @@ class Groups:
             rows.append(
                 (option.field, Annotated[hint if option.repeated else hint | None, *how], field(default=default))
             )
-        said, found, unknown = io.StringIO(), object(), list[str]()
-        flags = [option.name for option in options if option.kind is bool]
-        try:
-            with contextlib.redirect_stderr(said):
-                found, unknown = tyro.cli(
-                    make_dataclass("Options", rows, kw_only=True),
-                    prog=self.program,
-                    args=with_values(words, flags),
-                    config=(tyro.conf.DisallowNone,),
-                    return_unknown_args=True,
-                    add_help=False,
-                )
-        except SystemExit:
-            frameless = re.sub("[╭╮╰╯│─]", " ", said.getvalue().partition("╮")[2])
-            wrong(f"{one_line(frameless)} `{self.program} --help` explains the options")
+        words = with_values(words, [option.name for option in options if option.kind is bool])
+        if lacks := lacking_value(options, words):
+            wrong(f"{lacks}: its value is missing; `{self.program} --help` explains the options")
+        flat: Any = make_dataclass("Options", rows, kw_only=True)
+        how_all = (tyro.conf.DisallowNone,)
+        found, unknown = tyro.cli(flat, args=words, config=how_all, return_unknown_args=True, add_help=False)
         if unknown:
             word = next((word for word in unknown if word.startswith("-")), unknown[0]).partition("=")[0]
             names = [option.name for option in options if not option.positional]
             near = difflib.get_close_matches(word, names, n=2)
-            hint_of = f"; is it {' or '.join(near)}?" if near else ""
-            wrong(f"{self.program} knows no {word}{hint_of}; `{self.program} --help` explains the options")
+            hint_of = f"is it {' or '.join(near)}?" if near else f"`{self.program} --help` explains the options"
+            wrong(f"{self.program} knows no {word}; {hint_of}")
         return vars(found)
 
     def _made(self, groups: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
@@ -292,6 +282,21 @@ def with_values(words: Sequence[str], flags: Collection[str]) -> list[str]:
         else:
             found.append(word)
     return found
+
+
+def lacking_value(options: Sequence[Option], words: Sequence[str]) -> str | None:
+    """The name of the first option that has fewer values than it takes."""
+    counts = {
+        option.name: option.count or 1
+        for option in options
+        if (option.count or option.repeated) and not option.positional
+    }
+    for place, word in enumerate(words):
+        count = counts.get(word.replace("_", "-"), 0)
+        following = words[place + 1 : place + 1 + count]
+        if len(following) < count or any(re.match("--?[a-zA-Z]", value) and value != "-inf" for value in following):
+            return word
+    return None
 
 
 def refuse_empty(words: Sequence[str]) -> None:

@@ -262,7 +262,7 @@ class ProfileOptions:
 
     def __post_init__(self) -> None:
         """Refuse impossible numbers before any work."""
-        check_ranges(self, rounds=(1, 100_000), num_classes=CLASSES, image_channels=(1, 3), bits=(1, 8))
+        check_ranges(self, rounds=(1, 100_000), num_classes=CLASSES, image_channels=(1, 3), bits=BITS)
 
 
 @dataclass(frozen=True)

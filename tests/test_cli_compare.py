@@ -76,7 +76,7 @@ def test_a_float_network_alone_is_no_supernet(digits_run, tmp_path, monkeypatch,
 
 def test_compare_needs_the_supernet(digits_run, tmp_path, monkeypatch, capsys):
     assert "holds bit-widths 4, 2" in fails(monkeypatch, capsys, "compare", digits_run, "--bits", "3")
-    assert "deployments is at least 1" in fails(monkeypatch, capsys, "compare", digits_run, "--deployments", "0")
+    assert "--deployments 0: use 1 to 1,000" in fails(monkeypatch, capsys, "compare", digits_run, "--deployments", "0")
     for file in ("run.json", "float.safetensors", "4bit.safetensors", "2bit.safetensors"):
         shutil.copy(digits_run / file, tmp_path)
     lines = (digits_run / "metrics.jsonl").read_text().splitlines(keepends=True)

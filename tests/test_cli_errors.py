@@ -1,5 +1,7 @@
 """An error of a command is one line that names the cause, and ends all processes."""
 
+import shutil
+
 import pytest
 import torch
 from commands import call, fails
@@ -21,7 +23,7 @@ def test_errors_keep_what_looks_like_markup(tmp_path, monkeypatch, capsys):
         (["search", "NOWHERE"], "run.json"),
         (["report", "NOWHERE"], "NOWHERE"),
         (["train", "--data", "NOWHERE/x/y", "--run", "NEW"], "accepted are"),
-        (["train", "--bit-schedule", "2", "4", "--run", "NEW"], "bit_schedule"),
+        (["train", "--bit-schedule", "2", "4", "--run", "NEW"], "--bit-schedule"),
         (["cost", "NOWHERE/archs.jsonl"], "archs.jsonl"),
     ],
 )
@@ -52,3 +54,19 @@ def test_any_error_of_one_of_several_processes_ends_it_at_once(monkeypatch, caps
     with pytest.raises(SystemExit):
         call(monkeypatch, "info")
     assert ended == [1] and says in capsys.readouterr().err
+
+
+def test_info_of_an_unfinished_run_says_what_is_missing_and_what_goes_on(digits_run, tmp_path, monkeypatch, capsys):
+    run = tmp_path / "a run"
+    run.mkdir()
+    for name in ("run.json", "commands.jsonl", "float.safetensors"):
+        shutil.copy(digits_run / name, run)
+    call(monkeypatch, "info", run)
+    shown = capsys.readouterr().out
+    assert "not trained yet: 4bit, 2bit" in shown and "this goes on: oncequant run" in shown and "top-1" not in shown
+    for name in ("4bit", "2bit"):
+        shutil.copy(digits_run / f"{name}.safetensors", run)
+    call(monkeypatch, "info", run)
+    assert f"oncequant search '{run}'" in capsys.readouterr().out
+    call(monkeypatch, "info", digits_run)
+    assert "not trained yet" not in (shown := capsys.readouterr().out) and "4bit-" in shown

@@ -64,12 +64,12 @@ def test_only_options_that_differ_are_named_and_finished_stages_can_be_taken_ove
 @pytest.mark.parametrize(
     "options, named",
     [
-        (["--kernel-sizes", "4"], "kernel_sizes"),
+        (["--kernel-sizes", "4"], "--kernel-sizes"),
         (["--depths", "0", "1"], "depths"),
         (["--width", "0"], "width"),
         (["--resolutions", "1", "2"], "resolutions"),
-        (["--depths", "2", "2"], "name every value once"),
-        (["--calibration-images", "1"], "calibration_images"),
+        (["--depths", "2", "2"], "every value once"),
+        (["--calibration-images", "1"], "--calibration-images"),
     ],
 )
 def test_impossible_model_options_are_refused(tmp_path, monkeypatch, capsys, options, named):

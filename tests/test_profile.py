@@ -120,9 +120,9 @@ def test_command_line(tmp_path, monkeypatch, capsys):
         (["--out", "table.txt"], "ends with .csv or .json"),
         (["--kernel-sizes", "3", "9"], "kernels of more than 7 x 7 have none in C: conv 16 > 8, kernel 9"),
         (["--out", "table.json"], "a profile is CSV"),
-        (["--rounds", "0"], "rounds 0: use at least 1"),
-        (["--num-classes", "0"], "num_classes 0: use at least 2"),
-        (["--bits", "9"], "weight_bits = [9]: use 1 to 8"),
+        (["--rounds", "0"], "--rounds 0: use 1 to 100,000"),
+        (["--num-classes", "0"], "--num-classes 0: use 2 to 1,000,000"),
+        (["--bits", "9"], "weight_bits [9]: use 1 to 8"),
         (["--preset", "resnet20", "--depths", "2"], "depths is not an option of resnet networks"),
     ],
 )
