@@ -152,14 +152,15 @@ def create_run(run_dir: Path, settings: RunSettings, data: Data, command: str, c
                 f"{run_dir} holds a run with other settings: {'; '.join(different)}. Give another --run folder."
             )
         check_fingerprint(run_dir, data, changed_test)
+        table = run_dir / "images.npz"
+        if data.pictures and not table.exists() and found["data"].get("digests") == data.pictures.digests():
+            write_pictures(table, data.pictures)  # a kill came between the two files
         if newer:  # so that searches and exports compute with what training is told now
             found = read_object(path)
             for place in (found, found["settings"]):
                 place["method_config"] = {**place["method_config"], **newer}
             write_json(path, found)
         return
-    if data.pictures:
-        write_pictures(run_dir / "images.npz", data.pictures)
     write_json(
         path,
         {
@@ -196,6 +197,8 @@ def create_run(run_dir: Path, settings: RunSettings, data: Data, command: str, c
             "settings": wanted,
         },
     )
+    if data.pictures:
+        write_pictures(run_dir / "images.npz", data.pictures)
 
 
 def _differences(name: str, old: Any, new: Any) -> list[tuple[str, Any, Any]]:
