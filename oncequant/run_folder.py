@@ -121,7 +121,8 @@ class RunSettings:
         """Whether a folder has a run whose splits are made like these."""
         if not (run_dir / "run.json").exists():
             return False
-        names, before = ("seed", "validation_fraction", "test_fraction", "max_train"), read_settings(run_dir)
+        names = "seed", "validation_fraction", "test_fraction", "max_train", "reading"
+        before = read_settings(run_dir)
         return all(getattr(before, name) == getattr(self, name) for name in names)
 
     def to_json(self) -> dict[str, Any]:
@@ -209,14 +210,15 @@ def create_run(run_dir: Path, settings: RunSettings, data: Data, command: str, c
                 f"{run_dir} holds a run with other settings: {'; '.join(different)}. Give another --run folder."
             )
         check_images(run_dir, data, changed_test)
+        table = run_dir / "images.npz"
+        if data.pictures and not table.exists() and found["data"].get("digests") == data.pictures.digests():
+            write_pictures(table, data.pictures)  # a kill came between the two files
         if newer:  # so that searches and exports compute with what training is told now
             found = read_object(path)
             for place in (found, found["settings"]):
                 place["method_config"] = {**place["method_config"], **newer}
             write_json(path, found)
         return
-    if data.pictures:  # before run.json: a kill between the two leaves no run
-        write_pictures(run_dir / "images.npz", data.pictures)
     write_json(
         path,
         {
@@ -253,6 +255,8 @@ def create_run(run_dir: Path, settings: RunSettings, data: Data, command: str, c
         },
     )
     _note_date(run_dir, 0)
+    if data.pictures:
+        write_pictures(run_dir / "images.npz", data.pictures)
 
 
 def _differences(name: str, old: Any, new: Any) -> list[tuple[str, Any, Any]]:

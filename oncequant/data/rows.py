@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
@@ -173,6 +173,8 @@ class Records:
         if isinstance(error, Image.DecompressionBombError):
             most = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
             return f"{where}: larger than {most} megapixels, the most that is read; scale it down, or take it away"
+        if isinstance(error, UnidentifiedImageError):
+            return f"{where}: cannot be read as an image: its content is of no kind that is known"
         return f"{where}: {error if isinstance(error, DataError) else f'cannot be read as an image: {error}'}"
 
 
