@@ -90,10 +90,20 @@ def read_object(path: Path, *keys: str) -> dict[str, Any]:
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a safetensors file atomically; metadata is text by name."""
+    """Write a safetensors file atomically; metadata is text by name. Equal tensors and metadata are equal bytes."""
     dense = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     metadata = {**metadata, CHECKSUM: _checksum(dense, metadata)}
-    write_atomically(path, save_safetensors(dense, metadata))
+    write_atomically(path, _with_sorted_header(save_safetensors(dense, metadata)))
+
+
+def _with_sorted_header(content: bytes) -> bytes:
+    """The same safetensors file with its metadata by name: the library has them in a random order."""
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of eight bytes
+    return len(text).to_bytes(8, "little") + text + content[start:]
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
