@@ -35,6 +35,7 @@ def test_a_flipped_bit_in_a_tensor_is_found_also_in_metadata(tmp_path):
     tensors, metadata = read_tensors(path)
     assert metadata == {"format": "x"} and torch.equal(tensors["w"], torch.arange(6.0))
     whole = path.read_bytes()
+    assert whole.index(b'"format"') < whole.index(b'"sha256"')  # in order: a package has a hash of the whole file
     for place in (whole.index(b'"x"') + 1, len(whole) - 1):
         damaged = bytearray(whole)
         damaged[place] ^= 1

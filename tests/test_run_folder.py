@@ -86,7 +86,7 @@ def test_file_systems_without_locks_are_used_without(digits_run, tmp_path, monke
 def test_a_line_that_a_full_disk_cut_off_is_mended(digits_run, tmp_path):
     shutil.copy(digits_run / "run.json", tmp_path)
     path = tmp_path / "commands.jsonl"
-    for torn in ("", '{"comm', "x" * 200_000):
+    for torn in ("", '{"comm', "{" + "x" * 200_000):
         with path.open("a") as file:
             file.write(torn)
         for command in ("oncequant a", "oncequant b"):

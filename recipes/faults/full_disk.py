@@ -4,6 +4,7 @@ The run folder lies in a tmpfs of a random size, which grows afterwards. Where i
 hook makes every new file fail from the n-th operation on.
 """
 
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,32 +44,39 @@ def unmounted(place: Path) -> None:
     subprocess.run(["umount", place], check=True)
 
 
+def used(place: Path) -> int:
+    """Pages of a tmpfs that hold something."""
+    state = os.statvfs(place)
+    return (state.f_blocks - state.f_bfree) * state.f_frsize // PAGE
+
+
 def pages(folder: Path) -> int:
-    """What a tmpfs takes for a folder."""
-    sizes = [path.lstat().st_size if path.is_file() else PAGE for path in folder.rglob("*")]
-    return sum(-(-size // PAGE) for size in sizes)
+    """What files take in a tmpfs."""
+    return sum(-(-path.stat().st_size // PAGE) for path in folder.rglob("*") if path.is_file())
 
 
 def one_trial(place: Path, trial: int, step: Step, can_mount: bool, rng: np.random.Generator) -> dict[str, Any]:
     """Let a command run out of space, give it more, compare."""
     cpu_s, share = 0.0, rng.uniform(0, 1)
     while True:  # until space is really too little
-        hook = None
+        hook, more = None, 0
         if can_mount:
-            least, most = pages(step.before), pages(step.after)
-            mounted(place, str((least + 1 + int(share * max(2, most - least))) * PAGE))
-            moment = f"space for {100 * share:.0f} % of what it adds"
+            mounted(place, "1g")
+            folder = copied(step.before, place / "folder")
+            more = int(share * max(1, pages(step.after) - pages(step.before)))
+            mounted(place, str((used(place) + more) * PAGE), again=True)
+            moment = f"space for {more} more pages of {PAGE} bytes"
         else:
+            folder = copied(step.before, place / "folder")
             number = 1 + int(share * len(step.operations))
             hook, moment = full_from(number), f"from operation {number} on"
-        folder = copied(step.before, place / "folder")
         first = forked(command(step.words), folder, hook=hook)
         cpu_s += first.cpu_s
-        if first.status != 0:
+        if first.status != 0 or share == 0:
             break
         if can_mount:
             unmounted(place)
-        share *= 0.8
+        share = 0.8 * share if share > 0.05 else 0
     halves = [path.name for path in folder.rglob(".*") if path.name != ".lock"]
     if can_mount:
         mounted(place, "1g", again=True)
