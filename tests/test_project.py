@@ -29,6 +29,7 @@ LAYERS = [  # a module may import modules of lines above it, and of its own pack
     {"schedule"},
     {"models"},
     {"supernet_file", "measure"},
+    {"run_images"},
     {"run_folder"},
     {"search", "stages"},
     {"train"},

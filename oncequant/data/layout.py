@@ -75,7 +75,9 @@ class Folder:
         return self.pictures or any(folder.pictures for folder in self.below)
 
 
-def find_layout(root: Folder, layout: Literal["auto", "classes", "splits"] = "auto") -> Layout:
+def find_layout(
+    root: Folder, layout: Literal["auto", "classes", "splits"] = "auto", needs_train: bool = True
+) -> Layout:
     """Splits and classes of a folder. Raises DataError where what it holds leaves a choice, or is none of both."""
     notes: list[str] = []
     top = unwrapped(root, stop_at_splits=layout != "classes")
@@ -85,7 +87,7 @@ def find_layout(root: Folder, layout: Literal["auto", "classes", "splits"] = "au
         splits = _named(top.inside)
         if not splits and (within := _within_classes(top)):
             return _classes_with_splits(top, within, notes)
-        if "train" not in splits.values():
+        if "train" not in splits.values() and (needs_train or not splits):
             found = listed(folder.name for folder in splits) or "other folders"
             raise DataError(
                 f"{top.path}: there is no train split, only {found}; give the folder "

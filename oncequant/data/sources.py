@@ -53,7 +53,7 @@ def open_source(source: Any, reading: Reading = AUTO, *, needs_train: bool = Tru
         rows = (list(zip(pixels, digits.target.tolist())), None, None)
         opened = replace(_python_datasets(rows, reading), name=source)
     elif (place := Path(source).expanduser()).is_dir():
-        opened = _folder(place, reading)
+        opened = _folder(place, reading, needs_train)
     elif place.exists():
         opened = _table(place, reading)
     elif looks_local(source):
@@ -106,11 +106,11 @@ def _similar(place: Path) -> str:
 # -- on this machine
 
 
-def _folder(root: Path, reading: Reading) -> Source:
+def _folder(root: Path, reading: Reading, needs_train: bool = True) -> Source:
     """A folder: of parquet files, of the hub's cache, of pictures with a table, or of class folders."""
     name = root.resolve().name
     if snapshot := hub_snapshot(root):
-        opened = _folder(snapshot, reading)
+        opened = _folder(snapshot, reading, needs_train)
         return replace(opened, name=name, notes=(f"{root}: read is its snapshot {snapshot.name}", *opened.notes))
     if parquet := parquet_splits(root):
         tables = load_parquet(str(root), parquet)
@@ -125,9 +125,11 @@ def _folder(root: Path, reading: Reading) -> Source:
     layout, listing, errors = None, None, []
     if not asked:
         try:
-            layout = find_layout(tree, reading.layout)
+            layout = find_layout(tree, reading.layout, needs_train)
         except DataError as error:
             errors.append(error)
+    if layout and "train" not in layout.classes:
+        return Source(name, *class_folders(layout))
     if files and reading.layout == "auto":
         try:
             listing = read_listing(root, files, reading)
