@@ -156,7 +156,7 @@ def test_runs_without_the_table_are_told_as_before(tmp_path):
     write_json(run / "run.json", values)
     open_run(run, device="cpu")
     picture(88).save(folder / "train" / "cat" / "000.png")  # among the sample
-    assert "images of pictures have changed" in refused(run)
+    assert "was made of other images" in refused(run)
 
 
 def test_a_damaged_table_is_named(tmp_path):

@@ -97,7 +97,7 @@ class Config(SupernetOptions, TrainingOptions):
         if len(set(self.bits)) < len(self.bits):
             raise ValueError(f"bits {self.bits}: use each once")
         check_ranges(self, depthwise_floor=(1, max(b for b in self.bits if b < FLOAT_BITS)))
-        check_ranges(self, mixed_subnets=(0, 100), range_batch=(2, 65_536), learned_offsets=(0, 1))
+        check_ranges(self, mixed_subnets=(0, 1000), range_batch=(2, 65_536), learned_offsets=(0, 1))
         if INPUT_QUANTIZERS[self.activations].counts_batches and self.checkpoint_activations:
             raise ValueError(
                 f"activations {self.activations}: not with checkpoint_activations, which moves averages twice"
