@@ -52,6 +52,9 @@ def check_images(run_dir: Path, data: Data, changed_test: bool = False) -> None:
         found = changes(pictures, data.pictures)
         if set(old).isdisjoint(new) or (old == new and " changed (" in str(found)):
             found = None  # others, or in another order: a list of all would tell nothing
+        elif found.moved and not found.by_split and not found.classes:
+            different = ["the same ones, but the images of each split (another seed, or other fractions)"]
+            found = None
     if found is None or not str(found):
         raise FileError(f"{run_dir} was made of other images: {'; '.join(different or [OTHER])}")
     kept = {name: value for name, value in known.items() if name != "test"} | {"fingerprint": data.fingerprint}
