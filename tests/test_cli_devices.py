@@ -35,7 +35,7 @@ def calm(tmp_path_factory):
 def test_devices_shares_training_and_search_and_prints_once(calm, tmp_path, monkeypatch):
     folder, output = calm
     shutil.copytree(folder, tmp_path / "run")
-    assert output.count("digits: 10 classes") == 1 and output.count("train 4bit: 24/24") == 1
+    assert output.count("digits: preset") == 1 and output.count("train 4bit: 24/24") == 1
     assert {p.name for p in (tmp_path / "run").iterdir()} == {
         ".lock", "run.json", "commands.jsonl", "times.jsonl", "metrics.jsonl", "tensorboard", "float.safetensors",
         "4bit.safetensors",

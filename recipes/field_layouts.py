@@ -1,0 +1,174 @@
+"""Pictures as users find them, each run with nothing but `--data`: what the networks are worth, how long it takes.
+
+CIFAR-100's columns, a Kaggle competition, a CSV beside a folder, parquet files as the hub converts them, splits with
+other names, and splits inside classes. Pictures are a part of a data set of parquet files (CIFAR-10).
+
+python recipes/field_layouts.py path/to/parquet OUT results/field-layouts_cpu_202611.csv
+"""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import tyro
+
+from oncequant.data.sources import open_source
+from oncequant.files import write_atomically, write_csv
+
+
+class Picture(NamedTuple):
+    """One picture of the data set."""
+
+    content: bytes
+    label: int
+
+
+@dataclass(frozen=True)
+class Options:
+    """From where and where to."""
+
+    data: Annotated[str, tyro.conf.Positional]
+    """Folder of parquet files."""
+    out: Annotated[Path, tyro.conf.Positional]
+    """Folder for pictures and runs."""
+    results: Annotated[Path, tyro.conf.Positional]
+    """Table to write."""
+    train: int = 600
+    """Training pictures."""
+    test: int = 300
+    """Test pictures."""
+    classes: int = 3
+    """The first classes alone."""
+
+
+Pictures = Sequence[Picture]
+NAMES = "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"
+
+
+def cell(picture: Picture) -> dict[str, bytes | None]:
+    """A picture in a column of pictures."""
+    return {"bytes": picture.content, "path": None}
+
+
+def two_labels(root: Path, train: Pictures, test: Pictures) -> None:
+    """CIFAR-100's columns: img, fine_label, coarse_label."""
+    for split, pictures in (("train", train), ("test", test)):
+        fine = [picture.label for picture in pictures]
+        columns = dict(img=[cell(p) for p in pictures], fine_label=fine, coarse_label=[label // 2 for label in fine])
+        pq.write_table(pa.table(columns), root / f"{split}-00000-of-00001.parquet")
+
+
+def hub_converted(root: Path, train: Pictures, test: Pictures) -> None:
+    """The hub's conversion to parquet: default/train/0000.parquet and so on."""
+    for split, pictures in (("train", train), ("test", test)):
+        half = len(pictures) // 2
+        for number, part in enumerate((pictures[:half], pictures[half:])):
+            path = root / "default" / split / f"{number:04d}.parquet"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pq.write_table(pa.table(dict(image=[cell(p) for p in part], label=[p.label for p in part])), path)
+
+
+def kaggle(root: Path, train: Pictures, test: Pictures) -> None:
+    """A competition: train/, trainLabels.csv with id and label, a test folder without labels, a sample submission."""
+    write(root / "train", [f"{i}.png" for i in range(1, len(train) + 1)], train)
+    write(root / "test", [f"{i}.png" for i in range(1, len(test) + 1)], test)
+    table(root / "trainLabels.csv", ["id", "label"], [(i, NAMES[p.label]) for i, p in enumerate(train, start=1)])
+    table(root / "sampleSubmission.csv", ["id", "label"], [(i, "cat") for i in range(1, len(test) + 1)])
+
+
+def csv_beside_folder(root: Path, train: Pictures, test: Pictures) -> None:
+    """images/ and labels.csv with file, label and split."""
+    rows = [("train", p) for p in train] + [("test", p) for p in test]
+    names = [f"{i:05d}.png" for i in range(len(rows))]
+    write(root / "images", names, [picture for _, picture in rows])
+    listed = [(name, NAMES[p.label], split) for name, (split, p) in zip(names, rows)]
+    table(root / "labels.csv", ["file", "label", "split"], listed)
+
+
+def other_names(root: Path, train: Pictures, test: Pictures) -> None:
+    """training_set/training_set/cat/0.png and test_set/test_set/...: unpacked twice."""
+    for split, pictures in (("training_set", train), ("test_set", test)):
+        for label in {picture.label for picture in pictures}:
+            mine = [picture for picture in pictures if picture.label == label]
+            write(root / split / split / NAMES[label], [f"{i}.png" for i in range(len(mine))], mine)
+
+
+def splits_inside(root: Path, train: Pictures, test: Pictures) -> None:
+    """cat/train/0.png, cat/test/0.png."""
+    for split, pictures in (("train", train), ("test", test)):
+        for label in {picture.label for picture in pictures}:
+            mine = [picture for picture in pictures if picture.label == label]
+            write(root / NAMES[label] / split, [f"{i}.png" for i in range(len(mine))], mine)
+
+
+LAYOUTS: tuple[Callable[[Path, Pictures, Pictures], None], ...] = (
+    two_labels, kaggle, csv_beside_folder, hub_converted, other_names, splits_inside
+)  # fmt: skip
+
+
+def write(folder: Path, names: Sequence[str], pictures: Pictures) -> None:
+    """Picture files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, picture in zip(names, pictures, strict=True):
+        (folder / name).write_bytes(picture.content)
+
+
+def table(path: Path, columns: Sequence[str], rows: Sequence[tuple]) -> None:
+    """A CSV file."""
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([columns, *rows])
+    write_atomically(path, text.getvalue().encode())
+
+
+def some(data: str, split: str, count: int, classes: int) -> Pictures:
+    """So many pictures of the first classes, evenly."""
+    records = open_source(data).splits[split]
+    labels = np.array(records.labels())
+    rows = [row for k in range(classes) for row in np.flatnonzero(labels == k)[: count // classes]]
+    return [Picture(records.rows[int(row)][records.image]["bytes"], int(labels[row])) for row in sorted(rows)]
+
+
+def main(options: Options) -> None:
+    """Write the layouts that are not there yet, run those that are not done, and the table of all."""
+    train, test = (some(options.data, s, getattr(options, s), options.classes) for s in ("train", "test"))
+    rows = []
+    for layout in LAYOUTS:
+        name = layout.__name__.replace("_", "-")
+        root, run, seconds = options.out / name, options.out / "runs" / name, options.out / "runs" / f"{name}.seconds"
+        if not root.exists():
+            root.mkdir(parents=True)
+            layout(root, train, test)
+        if not seconds.exists():
+            began = time.monotonic()
+            subprocess.run(
+                [sys.executable, "-m", "oncequant", "run", "--data", str(root), "--run", str(run)], check=True
+            )
+            seconds.write_text(f"{time.monotonic() - began:.0f}")
+        made, members = (json.loads((run / f"{what}.json").read_text()) for what in ("run", "family"))
+        exports = {one["name"]: one for one in json.loads((run / "exports.json").read_text())}
+        for member in members:
+            rows.append(
+                {
+                    "layout": name,
+                    **{key: made["data"][key] for key in ("train", "validation", "test", "classes")},
+                    "name": member["name"],
+                    "top1_test": member["top1_test"],
+                    "problems": "; ".join(exports[member["name"]]["problems"]),
+                    "seconds_of_run": int(seconds.read_text()),
+                }
+            )
+    write_csv(options.results, rows)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))
