@@ -193,7 +193,7 @@ class Existing:
 class Measured(Existing):
     """A run that is there, and images to measure on."""
 
-    data: str | None = None
+    data: PathText | None = None
     """Other labelled images to measure on, of the run's classes or some of them: all of them, or those of --split. Or
     where the run's own images are now, if they have moved."""
 
