@@ -177,6 +177,7 @@ class ElasticConv(nn.Module):
         if norm_before is not None:
             norm_weight, norm_bias, eps = norm_before.parameters_of(x)
             statistics = batch_norm_statistics(x, norm_weight, norm_bias, eps, quantizer.needs_extremes)
+            spare_constant_channels(x, statistics[1], eps)
         x, ask = quantizer.prepare(x, self.ask(spec, activation, how, statistics))
         grid = quantizer.grid(x, ask)
         if statistics is None:
@@ -272,15 +273,14 @@ class ElasticBatchNorm(nn.Module):
         c, of_batch = x.shape[1], self.training or how.batch_norms
         if how.sync_norms and self.training and world_size() > 1:
             return _batch_norm_of_all(x, self.weight[:c], self.bias[:c], self.eps)
-        mean: Tensor | None = None
-        variance: Tensor | None = None
-        if not of_batch:
-            mean, variance = self.running_mean[:c], self.running_var[:c]
-        elif how.observer is not None:
-            mean, variance = torch.zeros_like(self.running_mean[:c]), torch.ones_like(self.running_var[:c])
+        mean, variance = self.running_mean[:c], self.running_var[:c]
+        if of_batch:  # they become those of the batch
+            mean, variance = torch.zeros_like(mean), torch.ones_like(variance)
         weight, bias = _first(self.weight, c), _first(self.bias, c)
         y = F.batch_norm(x, mean, variance, weight, bias, of_batch, 1.0, self.eps)
-        if of_batch and how.observer is not None and mean is not None and variance is not None:
+        if of_batch:
+            spare_constant_channels(x, (variance + self.eps).rsqrt(), self.eps)
+        if of_batch and how.observer is not None:
             values = y.numel() // c  # of a channel; batch norm gives the unbiased variance
             how.observer.statistics(self, len(y), mean, variance * ((values - 1) / values))
         return y
@@ -300,7 +300,22 @@ def _batch_norm_of_all(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> T
     mean = AllSum.apply(x.mean((0, 2, 3))) / world_size()
     centred = x - mean[:, None, None]
     variance = AllSum.apply(centred.square().mean((0, 2, 3))) / world_size()
-    return (centred * (weight * (variance + eps).rsqrt())[:, None, None] + bias[:, None, None]).to(dtype)
+    inverse_std = (variance + eps).rsqrt()
+    spare_constant_channels(x, inverse_std.detach(), eps)
+    return (centred * (weight * inverse_std)[:, None, None] + bias[:, None, None]).to(dtype)
+
+
+def spare_constant_channels(x: Tensor, inverse_std: Tensor, eps: float) -> None:
+    """Let the gradient by x (N, C, H, W) pass as if its standard deviation were 1 where its variance is below `eps`.
+
+    `inverse_std` (C,) is what a training batch norm of x multiplies by. At few bits all weights or inputs of a channel
+    may be on level zero. To normalise what is constant would multiply its gradient by 1 / sqrt(eps) = 316, and once
+    more in each layer behind; the norm of the whole gradient would be that of this channel (docs/log.md).
+    """
+    constant = inverse_std > (2 * eps) ** -0.5
+    if x.requires_grad and (not x.is_cpu or bool(constant.any())):  # not to wait for a GPU
+        factor = torch.where(constant, eps**0.5, 1.0).to(x.dtype)[:, None, None]
+        x.register_hook(lambda grad: grad * factor)
 
 
 class SharedWeights:

@@ -260,7 +260,7 @@ def fit(
     batches = train_batches(data, schedule.batch_size, seed=seed, start_step=start, workers=workers, shard=shard)
     log_every = max(1, min(20, schedule.steps // 20))
     evaluate_at = {round((i + 1) * schedule.steps / evaluations) for i in range(evaluations)} if evaluate else set()
-    last_save, gradients_finite = time.monotonic(), torch.tensor(True)
+    last_save, finite, good = time.monotonic(), torch.tensor(True), torch.tensor(start)  # good: steps until then
     metrics: dict[str, float] = {}
     net.train()
     with track(f"train {stage}", schedule.steps, start) as bar:
@@ -274,14 +274,15 @@ def fit(
             loss = step_function(images, labels, step_rng(seed, step), step / schedule.steps)
             distributed.average_gradients(net)
             norm = torch.nn.utils.clip_grad_norm_(net.parameters(), schedule.clip_norm)
-            gradients_finite = torch.isfinite(norm) & gradients_finite.to(norm.device)  # looked at when logging
+            finite = finite.to(norm.device) & norm.isfinite()
+            good = good.to(norm.device) + finite  # both are looked at when logging
             for optimizer in optimizers:
                 optimizer.step()
             done = step + 1
             if done % log_every == 0 or done in evaluate_at or done == schedule.steps:  # in all processes alike
                 value = distributed.mean(loss)
-                if not (math.isfinite(value) and bool(gradients_finite)):
-                    raise TrainingError(_not_finite(stage, done, schedule, checkpoint))
+                if not (math.isfinite(value) and bool(finite)):
+                    raise TrainingError(_not_finite(stage, min(int(good) + 1, done), schedule, checkpoint))
                 if evaluate and done in evaluate_at:
                     metrics = evaluate()
                     net.train()
@@ -291,7 +292,7 @@ def fit(
                     log.write(done, schedule.steps, {"loss": value, "lr": schedule.lr_at(step), **seen, **row})
                 bar(done, {"loss": value, **metrics})
             is_time = time.monotonic() - last_save >= checkpoint_seconds and done < schedule.steps
-            if is_time and distributed.is_main() and math.isfinite(float(loss)) and bool(gradients_finite):
+            if is_time and distributed.is_main() and math.isfinite(float(loss)) and bool(finite):
                 _save_checkpoint(checkpoint, net, optimizers, done, settings)
                 last_save = time.monotonic()
 
@@ -353,8 +354,15 @@ def _load_checkpoint(path: Path, net: nn.Module, optimizers: list, settings: dic
 
 def _not_finite(stage: str, step: int, schedule: Schedule, checkpoint: Path) -> str:
     saved = f"the last good state is {checkpoint}" if checkpoint.exists() else "no checkpoint had been written yet"
+    if step == 1:
+        return (
+            f"stage {stage}: the loss or its gradient is not finite at step 1, before anything was learned, so that "
+            "no learning rate would help. The weights that it starts from, of the stage before or of a file that was "
+            "given, are damaged or far too large: train that stage again, or give another file."
+        )
+    rates = f"{schedule.lr:g}" + (f", of muon below {schedule.muon_lr:g}," if schedule.optimizer == "muon" else "")
     return (
         f"stage {stage}: the loss or its gradient is not finite at step {step}; {saved}. "
-        f"Try a learning rate below {schedule.lr:g} or a smaller clip norm in another run folder, to which the "
-        ".safetensors files of finished stages can be copied: they are not trained again."
+        f"Try a learning rate below {rates} in another run folder, to which the .safetensors files of finished stages "
+        "can be copied: they are not trained again."
     )

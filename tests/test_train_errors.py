@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from small_training import TINY, Interrupted, digits, small_fit
+from small_training import TINY, Interrupted, digits, small_fit, supernet
 
 from oncequant.files import FileError
 from oncequant.models import build_network
@@ -22,6 +22,38 @@ def test_a_loss_that_is_not_finite_stops_with_advice(tmp_path):
         small_fit(tmp_path, step, steps=5)
     state = torch.load(tmp_path / "s.resume.pt", weights_only=True)
     assert state["step"] == 2
+
+
+@pytest.mark.parametrize("bits", [32, 2])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "sgd"])
+def test_the_advice_helps(bits, optimizer, tmp_path):
+    """After a far too high learning rate, a lower one is the cure; to clip more is none, so it is not advised."""
+
+    def train(folder, rate, clip_norm=10.0):
+        net = supernet(bits)
+
+        def step(images, labels, rng, done):
+            return sandwich_step(net, images, labels, [net.space.largest()])
+
+        rates = dict(lr=8e-3 * rate, muon_lr=0.12 * rate, optimizer=optimizer, clip_norm=clip_norm)
+        fit(net, step, digits(), Schedule(20, 16, **rates), stage="s", run_dir=tmp_path / folder, seed=0)
+
+    for folder, clip_norm in (("high", 10.0), ("clipped", 0.1)):
+        with pytest.raises(TrainingError, match=r"not finite at step ([2-9]|1\d).*learning rate below 8e\\+06"):
+            train(folder, 1e9, clip_norm)
+    train("lower", 10)
+
+
+def test_numbers_broken_from_the_start_are_no_matter_of_the_learning_rate(tmp_path):
+    net = build_network(TINY)
+    with torch.no_grad():
+        net.stem.weight[0, 0, 0, 0] = float("inf")
+
+    def step(images, labels, rng, done):
+        return sandwich_step(net, images, labels, [net.space.smallest()])
+
+    with pytest.raises(TrainingError, match="not finite at step 1, before anything was learned.*weights"):
+        fit(net, step, digits(), Schedule(60, 16, 1e-3), stage="s", run_dir=tmp_path, seed=0)  # logged every 3 steps
 
 
 @pytest.mark.parametrize(
