@@ -38,7 +38,7 @@ def test_devices_shares_training_and_search_and_prints_once(calm, tmp_path, monk
     assert output.count("digits: preset") == 1 and output.count("train 4bit: 24/24") == 1
     assert {p.name for p in (tmp_path / "run").iterdir()} == {
         ".lock", "run.json", "commands.jsonl", "times.jsonl", "metrics.jsonl", "tensorboard", "float.safetensors",
-        "4bit.safetensors",
+        "4bit.safetensors", "images.npz",
     }  # fmt: skip
     shutil.copytree(tmp_path / "run", tmp_path / "copy")
     finish(oncequant("search", tmp_path / "run", "--evaluations", 4, "--devices", 2))

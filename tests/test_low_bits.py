@@ -59,8 +59,8 @@ def test_twenty_steps_at_two_bits_on_random_labels(name):
                 optimizer.step()
             shares += [(now.detach() / then).flatten() for now, then in steps.items()]
     assert max(norms.values()) < MOST, norms
-    moved = torch.cat(shares)  # by about the sum of the learning rates, 8 %, at most three times that
-    assert 0.75 < moved.min() and moved.max() < 1.33, (moved.min(), moved.max())
+    moved = torch.cat(shares)  # by four times the sum of the learning rates if all in one direction: exp(0.34) = 1.4
+    assert 0.5 < moved.min() and moved.max() < 2, (moved.min(), moved.max())
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -72,7 +72,7 @@ def test_step_sizes_keep_their_sign_and_move_by_shares_of_themselves(optimizer):
     with torch.no_grad():
         for step_size, value in zip(steps, start):
             step_size.fill_(value)
-    optimizers = make_optimizers(net, Schedule(1, 2, lr=0.1, optimizer=optimizer))
+    optimizers = make_optimizers(net, Schedule(1, 2, lr=0.025, optimizer=optimizer))
     for _ in range(30):
         for step_size in steps:
             step_size.grad = torch.ones_like(step_size)
