@@ -301,10 +301,8 @@ def writing(run_dir: Path, command: str, device: torch.device) -> Iterator[None]
                 f"{run_dir}: no locks on this file system ({error}); run one command at a time", soft_wrap=True
             )
         remove_halves(run_dir, but="report")  # a report may be written beside other commands
-        for done in run_dir.rglob(
-            "*.safetensors"
-        ):  # a kill may have come between a stage's file and its checkpoint's end
-            done.with_suffix(".resume.pt").unlink(missing_ok=True)
+        for trained in run_dir.rglob("*.safetensors"):  # a kill may come before the checkpoint of a stage is removed
+            trained.with_suffix(".resume.pt").unlink(missing_ok=True)
         _note_command(run_dir, command, device)
 
     distributed.from_main(begin)

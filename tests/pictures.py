@@ -1,5 +1,6 @@
 """Pictures, folders and data sets that tests of data are made of."""
 
+from collections import Counter
 from pathlib import Path
 
 import datasets
@@ -9,7 +10,8 @@ import torch
 from PIL import Image
 from torch.utils.data import TensorDataset
 
-from oncequant.data import load_data
+from oncequant.data import Reading, load_data
+from oncequant.data.sources import open_source
 
 CARVED = dict(validation_fraction=0.2, test_fraction=0.2)
 
@@ -61,3 +63,13 @@ def same(batches, others):
     return len(batches) == len(others) > 0 and all(
         torch.equal(x, u) and torch.equal(y, v) for (x, y), (u, v) in zip(batches, others)
     )
+
+
+def counts(root, **reading):
+    """{split: {class or label: rows}} of a source, and its notes."""
+    source = open_source(str(root), Reading(**reading))
+    found = {}
+    for split, records in source.splits.items():
+        labels = records.labels()
+        found[split] = dict(Counter(records.names[label] if records.names else label for label in labels))
+    return found, " ".join(source.notes)

@@ -1,13 +1,11 @@
 """What `oncequant.data` promises of folders: splits are never learned as classes, and what is left out is said."""
 
-from collections import Counter
-
 import pytest
-from pictures import picture, surroundings  # noqa: F401 - surroundings is a fixture
+from pictures import counts, picture, surroundings  # noqa: F401 - surroundings is a fixture
 
 from oncequant.data import DataError, Reading, load_data
 from oncequant.data.names import split_of, splits_of
-from oncequant.data.sources import is_read, open_source
+from oncequant.data.sources import is_read
 
 
 def write(root, *folders, count=3):
@@ -17,16 +15,6 @@ def write(root, *folders, count=3):
         for i in range(count):
             picture(1000 * len(folder) + i).save(root / folder / f"{i}.png")
     return root
-
-
-def counts(root, **reading):
-    """{split: {class: number of pictures}} of a source, and its notes."""
-    source = open_source(str(root), Reading(**reading))
-    found = {}
-    for split, records in source.splits.items():
-        labels = records.labels()
-        found[split] = dict(Counter(records.names[label] if records.names else label for label in labels))
-    return found, " ".join(source.notes)
 
 
 def pets(*names):

@@ -1,6 +1,5 @@
 """What `oncequant.data` promises of parquet files and of data sets on the hub."""
 
-from collections import Counter
 from pathlib import Path
 
 import datasets
@@ -9,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from pictures import picture, surroundings, write_folder  # noqa: F401 - surroundings is a fixture
+from pictures import counts, picture, surroundings, write_folder  # noqa: F401 - surroundings is a fixture
 
 from oncequant.data import DataError, Reading, load_data
 from oncequant.data.rows import decode
@@ -163,16 +162,6 @@ def test_the_missing_package_is_named(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r'pip install "oncequant\[data\]"'):
         load_data(str(tmp_path), size=12)
     assert len(load_data("digits", size=8, max_train=20).train) == 20
-
-
-def counts(root, **reading):
-    """{split: {label: rows}} of a source, and its notes."""
-    source = open_source(str(root), Reading(**reading))
-    found = {}
-    for split, records in source.splits.items():
-        labels = records.labels()
-        found[split] = dict(Counter(records.names[label] if records.names else label for label in labels))
-    return found, " ".join(source.notes)
 
 
 def write_rows(path: Path, **columns) -> Path:

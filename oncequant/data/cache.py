@@ -105,10 +105,12 @@ def read_entry(path: Path) -> Entry | None:
     """The entry with this table, unless there is none or it is damaged; it stays for another DAYS."""
     try:
         names, rows, rest = unpacked(path)
-        shape, squares = tuple(int(side) for side in rest["shape"]), None
-        if shape:
+        squares = None
+        if len(rest["shape"]):
+            n, channels, height, width = map(int, rest["shape"])
+            shape = n, channels, height, width
             pixels = path.parent / rest["pixels"].tobytes().decode()
-            squares = Squares(pixels, shape, rest["sums"])  # type: ignore[arg-type]
+            squares = Squares(pixels, shape, rest["sums"])
             whole = np.load(pixels, mmap_mode="r", allow_pickle=False).shape == shape and len(rest["sums"]) == shape[0]
             squares = squares if whole else None
     except FileNotFoundError as error:
@@ -138,7 +140,8 @@ class PixelWriter:
     """Writes squares beside a table, block by block as they come. A fault is told in `problem` and leaves no file."""
 
     def __init__(self, table: Path, shape: tuple[int, int, int, int]):
-        self.shape, self.sums, self.problem = shape, [0] * 0, ""
+        self.shape, self.problem = shape, ""
+        self.sums: list[int] = []
         self._file: BinaryIO | None = None
         self.path = table
         try:
@@ -154,9 +157,8 @@ class PixelWriter:
         if self._file is None:
             return
         try:
-            self._file.write(
-                np.ascontiguousarray(block).data
-            )  # a memory map would end the process when the disk is full
+            # a memory map would end the process when the disk is full
+            self._file.write(np.ascontiguousarray(block).data)
             self.sums.extend(map(zlib.crc32, block))
         except OSError as error:
             self._stop(error)

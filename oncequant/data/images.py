@@ -124,8 +124,8 @@ def value_range(raw: Any, image: Image.Image) -> tuple[float, float] | None:
     tiles: Any = getattr(image, "tile", None)  # how a file's pixels are stored: Pillow keeps 8 of 16 bits of colours
     is_deep = bool(tiles) and ";16" in str(tiles[0][3])
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        low, high = image.getextrema()
-        return float(low), float(high)  # type: ignore[arg-type]  # of one band
+        low, high = np.asarray(image.getextrema(), float)  # of one band
+        return float(low), float(high)
     if not is_deep:
         return None
     bands: Any = image.getextrema()

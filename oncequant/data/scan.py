@@ -210,7 +210,9 @@ class Work:
                     kept, whole = self.stored.read(self.positions[old])
                     squares[old - begin if new else slice(None)] = kept
                     damaged = old[~whole]
-                    new |= zip(damaged, self.looks(part, damaged, first, again=True))  # type: ignore[arg-type]
+                    for i, square in zip(damaged, self.looks(part, damaged, first, again=True)):
+                        assert square is not None  # what is stored is not believed
+                        new[i] = square
                 if self.wanted:
                     for i, square in new.items():
                         squares[i - begin] = square

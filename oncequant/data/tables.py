@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 from oncequant.data.columns import choose_image, choose_label, missing_labels
 from oncequant.data.images import DataError
@@ -84,8 +85,7 @@ def load_hub(name: str) -> dict[str, Any]:
     what = f"{name!r} is no folder here, and as a hub dataset it"
     offline = not _hub_answers(name)
     try:
-        # The library would try again for half a minute. This holds for this call alone.
-        with mock.patch.object(datasets.config, "HF_HUB_OFFLINE", offline or datasets.config.HF_HUB_OFFLINE):
+        with _offline(datasets.config, offline):
             tables = datasets.load_dataset(name)
     except Exception as error:  # network, authorisation, unknown name, ...: the library says which
         raise _failed(what, error) from error
@@ -163,6 +163,17 @@ def is_one_table(files: list[Path]) -> bool:
 def _failed(what: str, error: Exception) -> DataError:
     cause = f" ({error.__cause__})" if error.__cause__ else ""
     return DataError(f"{what} cannot be loaded: {' '.join(f'{error}{cause}'.split())}; {ACCEPTED}")
+
+
+@contextmanager
+def _offline(config: Any, is_offline: bool) -> Iterator[None]:
+    """Make `datasets` look in its cache alone for a while: without a network it would try again for half a minute."""
+    before = config.HF_HUB_OFFLINE
+    config.HF_HUB_OFFLINE = before or is_offline
+    try:
+        yield
+    finally:
+        config.HF_HUB_OFFLINE = before
 
 
 def _hub_answers(name: str) -> bool:
