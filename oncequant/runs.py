@@ -66,6 +66,7 @@ def prepare(
     source: Any = where.data if data is None else data
     folder = user_path(where.run) if where.run else _default_folder(name, where.data)
     if not isinstance(data, Data):
+        _tell_start(source)
         _refuse_among_images(source, folder, where.reading)
     known = presets_of(name).get(options.preset)
     pixels = 0
@@ -122,6 +123,12 @@ def new_run(
     else:
         given = data
     return prepare(cfg, where, ModelOptions(preset, **network), search, costs=_paths(costs), data=given)[1]
+
+
+def _tell_start(source: Any) -> None:
+    """Say what is read: to list many pictures takes a while."""
+    if isinstance(source, (str, Path)) and str(source) != "digits":
+        console.print(f"reading {source}", soft_wrap=True)
 
 
 def _default_folder(method: str, source: str) -> Path:
@@ -215,6 +222,7 @@ def open_run(
             f"open_run({str(folder)!r}, data=...), or give --data with a folder of the same pictures"
         )
     if not isinstance(data, Data):
+        _tell_start(data or settings.data)
         data = settings.load_data(device_of(device), data, None, cache, folder)
     check_images(folder, data, changed_test)
     tell(data)

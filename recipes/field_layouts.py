@@ -1,7 +1,8 @@
 """Pictures as users find them, each run with nothing but `--data`: what the networks are worth, how long it takes.
 
-CIFAR-100's columns, a Kaggle competition, a CSV beside a folder, parquet files as the hub converts them, splits with
-other names, and splits inside classes. Pictures are a part of a data set of parquet files (CIFAR-10).
+CIFAR-100's columns, a Kaggle competition, a CSV beside a folder, and parquet files as the hub converts them. Pictures
+are a part of a data set of parquet files (CIFAR-10). Several at once: a process for some of the `--layouts` each, and one
+for the table.
 
 python recipes/field_layouts.py path/to/parquet OUT results/field-layouts_cpu_202611.csv
 """
@@ -24,6 +25,7 @@ import tyro
 
 from oncequant.data.sources import open_source
 from oncequant.files import write_atomically, write_csv
+from oncequant.run_folder import date_of
 
 
 class Picture(NamedTuple):
@@ -49,6 +51,8 @@ class Options:
     """Test pictures."""
     classes: int = 3
     """The first classes alone."""
+    layouts: tuple[str, ...] = ("two-labels", "kaggle", "csv-beside-folder", "hub-converted")
+    """Which of them."""
 
 
 Pictures = Sequence[Picture]
@@ -95,24 +99,8 @@ def csv_beside_folder(root: Path, train: Pictures, test: Pictures) -> None:
     table(root / "labels.csv", ["file", "label", "split"], listed)
 
 
-def other_names(root: Path, train: Pictures, test: Pictures) -> None:
-    """training_set/training_set/cat/0.png and test_set/test_set/...: unpacked twice."""
-    for split, pictures in (("training_set", train), ("test_set", test)):
-        for label in {picture.label for picture in pictures}:
-            mine = [picture for picture in pictures if picture.label == label]
-            write(root / split / split / NAMES[label], [f"{i}.png" for i in range(len(mine))], mine)
-
-
-def splits_inside(root: Path, train: Pictures, test: Pictures) -> None:
-    """cat/train/0.png, cat/test/0.png."""
-    for split, pictures in (("train", train), ("test", test)):
-        for label in {picture.label for picture in pictures}:
-            mine = [picture for picture in pictures if picture.label == label]
-            write(root / NAMES[label] / split, [f"{i}.png" for i in range(len(mine))], mine)
-
-
 LAYOUTS: tuple[Callable[[Path, Pictures, Pictures], None], ...] = (
-    two_labels, kaggle, csv_beside_folder, hub_converted, other_names, splits_inside
+    two_labels, kaggle, csv_beside_folder, hub_converted
 )  # fmt: skip
 
 
@@ -142,12 +130,12 @@ def main(options: Options) -> None:
     """Write the layouts that are not there yet, run those that are not done, and the table of all."""
     train, test = (some(options.data, s, getattr(options, s), options.classes) for s in ("train", "test"))
     rows = []
-    for layout in LAYOUTS:
-        name = layout.__name__.replace("_", "-")
+    named = {layout.__name__.replace("_", "-"): layout for layout in LAYOUTS}
+    for name in options.layouts:
         root, run, seconds = options.out / name, options.out / "runs" / name, options.out / "runs" / f"{name}.seconds"
         if not root.exists():
             root.mkdir(parents=True)
-            layout(root, train, test)
+            named[name](root, train, test)
         if not seconds.exists():
             began = time.monotonic()
             subprocess.run(
@@ -165,6 +153,8 @@ def main(options: Options) -> None:
                     "top1_test": member["top1_test"],
                     "problems": "; ".join(exports[member["name"]]["problems"]),
                     "seconds_of_run": int(seconds.read_text()),
+                    **{key: made[key] for key in ("seed", "commit", "device")},
+                    "date": date_of(run),
                 }
             )
     write_csv(options.results, rows)
