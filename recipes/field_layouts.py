@@ -1,8 +1,8 @@
 """Pictures as users find them, each run with nothing but `--data`: what the networks are worth, how long it takes.
 
 CIFAR-100's columns, a Kaggle competition, a CSV beside a folder, and parquet files as the hub converts them. Pictures
-are a part of a data set of parquet files (CIFAR-10). Several at once: a process for some of the `--layouts` each, and one
-for the table.
+are a part of a data set of parquet files (CIFAR-10). Several at once: a process for some of the `--layouts` each, and
+one for the table.
 
 python recipes/field_layouts.py path/to/parquet OUT results/field-layouts_cpu_202611.csv
 """
