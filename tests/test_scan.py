@@ -64,6 +64,8 @@ def damaged(kind):
         content = saved("PNG")
         content[content.find(b"IDAT") + 5 + 2000] ^= 1
         return content
+    if kind == "PNG without its end":
+        return saved("PNG")[:-14]
     if kind == "cut GIF":
         return saved("GIF")[:1500]
     if kind == "cut WebP":
@@ -73,8 +75,8 @@ def damaged(kind):
     return {"empty": b"", "text": b"<html>404</html>", "header alone": saved("PNG")[:40]}[kind]
 
 
-KINDS = ("cut JPEG", "PNG with zeros in its middle", "PNG with a wrong checksum", "cut GIF", "cut WebP", "cut TIFF",
-         "empty", "text", "header alone")  # fmt: skip
+KINDS = ("cut JPEG", "PNG with zeros in its middle", "PNG with a wrong checksum",
+         "PNG without its end", "cut GIF", "cut WebP", "cut TIFF", "empty", "text", "header alone")  # fmt: skip
 
 
 @pytest.mark.parametrize("streaming", [False, True])

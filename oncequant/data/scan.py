@@ -106,19 +106,20 @@ def look_at(raw: Any, row: np.void, size: int, channels: int | None, before: np.
 
 
 def check_sums(content: bytes) -> None:
-    """Raise DataError if a chunk of a PNG file is not what its checksum says; Pillow does not look at those of pixels.
-    What is cut off is left to Pillow."""
+    """Raise DataError if a chunk of a PNG file is not what its checksum says, or its end is missing; Pillow does not
+    look at the checksums of pixels, and needs no end where all pixels are there."""
     place = 8
     while place + 12 <= len(content):
         end = place + 8 + int.from_bytes(content[place : place + 4], "big")
         if end + 4 > len(content):
-            return
+            break
         is_needed = not content[place + 4] & 0x20  # notes and the like may be wrong
         if is_needed and zlib.crc32(content[place + 4 : end]) != int.from_bytes(content[end : end + 4], "big"):
             raise DataError("cannot be read as an image: damaged, a checksum is wrong")
         if content[place + 4 : place + 8] == b"IEND":
             return
         place = end + 4
+    raise DataError("cannot be read as an image: truncated, its end is missing")
 
 
 def listed(parts: Sequence[Part], source: str) -> tuple[list[str], np.ndarray]:
