@@ -85,7 +85,7 @@ def load_hub(name: str) -> dict[str, Any]:
     what = f"{name!r} is no folder here, and as a hub dataset it"
     offline = not _hub_answers(name)
     try:
-        with _offline(datasets.config, offline):
+        with _offline(datasets, offline):
             tables = datasets.load_dataset(name)
     except Exception as error:  # network, authorisation, unknown name, ...: the library says which
         raise _failed(what, error) from error
@@ -166,14 +166,14 @@ def _failed(what: str, error: Exception) -> DataError:
 
 
 @contextmanager
-def _offline(config: Any, is_offline: bool) -> Iterator[None]:
+def _offline(datasets: Any, is_offline: bool) -> Iterator[None]:
     """Make `datasets` look in its cache alone for a while: without a network it would try again for half a minute."""
-    before = config.HF_HUB_OFFLINE
-    config.HF_HUB_OFFLINE = before or is_offline
+    before = datasets.config.HF_HUB_OFFLINE
+    datasets.config.HF_HUB_OFFLINE = before or is_offline
     try:
         yield
     finally:
-        config.HF_HUB_OFFLINE = before
+        datasets.config.HF_HUB_OFFLINE = before
 
 
 def _hub_answers(name: str) -> bool:
