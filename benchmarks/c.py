@@ -34,7 +34,6 @@ from oncequant.export.compiled import load_compiled
 from oncequant.export.cortex_m import emulate, missing_tools
 from oncequant.export.graph import Graph
 from oncequant.export.lower import lower
-from oncequant.export.onnx_runtime import session
 from oncequant.export.onnx_writer import write_onnx
 from oncequant.export.program import place, program
 from oncequant.family import with_bits
@@ -44,6 +43,7 @@ from oncequant.models.elastic_resnet import PRESETS as ELASTIC
 from oncequant.models.mobilenet_v3 import PRESETS as MOBILE
 from oncequant.models.resnet import PRESETS as RESNET
 from oncequant.network import Network
+from oncequant.onnx_session import session
 
 ROUNDS, REPEATS = 25, 5
 CLASSES = tuple("0123456789")

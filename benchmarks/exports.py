@@ -20,12 +20,12 @@ import tyro
 from rows import measured, save
 
 from oncequant.export.lower import lower
-from oncequant.export.onnx_runtime import session
 from oncequant.export.onnx_writer import write_onnx
 from oncequant.family import with_bits
 from oncequant.measure import calibrate, initialise_quantizers
 from oncequant.models import build_network, extract_subnet
 from oncequant.models.mobilenet_v3 import PRESETS
+from oncequant.onnx_session import session
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ From Python, everything public is an attribute of this module, imported when it 
     report_run                       one page about all of it
     load_package                     an exported network as a plain nn.Module
     load_compiled                    an exported network in C, compiled for this machine
+    load_classifier                  an exported network in ONNX Runtime, picture files in; needs no torch
     COSTS, Budget, table_cost        costs, bounds on them, and costs measured on a device
 
 A run from Python is a run: checks, files and errors are those of the command line, which goes on with it where it can
@@ -28,6 +29,7 @@ _PUBLIC = {  # where each name is from
     "oncequant.run_folder": ("Run",),
     "oncequant.runs": ("evaluate_run", "export_run", "new_run", "open_run", "report_run", "search_run", "train_run"),
     "oncequant.export.compiled": ("load_compiled",),
+    "oncequant.predict": ("load_classifier",),
     "oncequant.export.package": ("load_package",),
     "oncequant.cost": ("COSTS", "Budget"),
     "oncequant.cost_table": ("table_cost",),

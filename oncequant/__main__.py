@@ -19,6 +19,10 @@ def main() -> None:
     if sys.argv[1:] == ["--version"]:  # before what takes seconds to import
         print(f"oncequant {package_version()}")
         return
+    if sys.argv[1:2] == ["predict"]:  # it works without torch
+        from oncequant import predict
+
+        predict.main(sys.argv[2:])
     is_seen = sys.stderr.isatty()
     if is_seen:
         print(f"\r{STARTING}", end="", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""The command line: `oncequant run | train | search | compare | evaluate | export | report | cost | profile | info`.
+"""The command line: `oncequant run | train | search | compare | evaluate | export | predict | report | ...`.
 
 Errors that the user can mend are one line; with ONCEQUANT_TRACEBACK=1 they come with their traceback.
 """
@@ -24,6 +24,7 @@ from oncequant.allocator import keep_freed_memory
 from oncequant.arch import Arch
 from oncequant.cost import COSTS
 from oncequant.cost_table import known_costs
+from oncequant.cpu import cores
 from oncequant.export.formats import DEFAULT_FORMATS, FORMATS, check_tools, exports_table, needed_packages
 from oncequant.files import read_object
 from oncequant.methods import METHODS, method_of
@@ -304,7 +305,7 @@ def _machine(options: object) -> tuple[int, torch.device]:
     places = [getattr(asked, name) for name in ("source", "machine") if hasattr(asked, name)]
     given = {name: value for place in places for name, value in vars(place).items()}
     devices, device = given.get("devices", 1), device_of(given.get("device", "cpu"))
-    there = torch.cuda.device_count() if device.type == "cuda" else distributed.cores()
+    there = torch.cuda.device_count() if device.type == "cuda" else cores()
     asked_for = {"devices": devices, "jobs": getattr(getattr(asked, "training", None), "jobs", None) or 1}
     for name, count in asked_for.items():
         if count > there:

@@ -6,7 +6,6 @@ must be on a file system that all hosts see.
 """
 
 import contextlib
-import math
 import os
 import socket
 import subprocess
@@ -23,6 +22,8 @@ import torch.distributed as dist
 import torch.distributed.nn.functional  # noqa: F401 - imported later it would keep the process group of then for ever
 from torch import Tensor, nn
 from torch.distributed.constants import default_pg_timeout
+
+from oncequant.cpu import cores
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -113,15 +114,6 @@ def leave() -> None:
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
-
-
-def cores() -> int:
-    """CPU cores that this process may use: those it may run on, or fewer if its cgroup has a smaller share of time."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError):  # "max", or no cgroups
-        quota, period = map(int, Path("/sys/fs/cgroup/cpu.max").read_text().split())
-        count = min(count, max(1, math.ceil(quota / period)))
-    return count
 
 
 def launch(processes: int, arguments: Sequence[str], device: torch.device) -> int:

@@ -1,7 +1,6 @@
 """Files of a run folder: written atomically, read without executing code, errors that name the file."""
 
 import csv
-import hashlib
 import io
 import json
 import os
@@ -11,13 +10,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_safetensors
-from safetensors.torch import save as save_safetensors
-from torch import Tensor
-
-CHECKSUM = "sha256"  # in the metadata of a safetensors file
 HALF = ".half"  # how the names of files end that are still being written
 
 
@@ -92,7 +84,7 @@ def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 def read_json(path: Path) -> Any:
     """Read JSON. Raises FileError if the file is missing or not JSON."""
-    return _read(path, lambda content: json.loads(content), "JSON")
+    return read_file(path, lambda content: json.loads(content), "JSON")
 
 
 def read_object(path: Path, *keys: str) -> dict[str, Any]:
@@ -103,46 +95,6 @@ def read_object(path: Path, *keys: str) -> dict[str, Any]:
     if missing := [key for key in keys if key not in value]:
         raise FileError(f"{path} lacks {missing[0]!r}")
     return value
-
-
-def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a safetensors file atomically; metadata is text by name. Equal tensors and metadata are equal bytes."""
-    dense = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    metadata = {**metadata, CHECKSUM: _checksum(dense, metadata)}
-    write_atomically(path, _with_sorted_header(save_safetensors(dense, metadata)))
-
-
-def _with_sorted_header(content: bytes) -> bytes:
-    """The same safetensors file with its metadata by name: the library has them in a random order."""
-    start = 8 + int.from_bytes(content[:8], "little")
-    header = json.loads(content[8:start])
-    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of eight bytes
-    return len(text).to_bytes(8, "little") + text + content[start:]
-
-
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file. Raises FileError if it is missing, truncated or foreign."""
-
-    def parse(content: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
-        tensors = load_safetensors(content)
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        metadata = header.get("__metadata__", {})
-        if metadata.pop(CHECKSUM, None) not in (None, _checksum(tensors, metadata)):  # older files have none
-            raise ValueError("it was changed or damaged, its content does not match its checksum")
-        return tensors, metadata
-
-    return _read(path, parse, "safetensors")
-
-
-def _checksum(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
-    """SHA-256 of what a safetensors file holds: the format has no checksum of its own, and any bits are a number."""
-    found = hashlib.sha256(json.dumps(sorted(metadata.items())).encode())
-    for name, tensor in sorted(tensors.items()):
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
 
 
 def append_line(path: Path, value: dict[str, Any]) -> None:
@@ -190,10 +142,11 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _read(path: Path, parse: Callable[[bytes], Any], kind: str) -> Any:
+def read_file(path: Path, parse: Callable[[bytes], Any], kind: str) -> Any:
+    """What `parse` makes of the content of a file of this kind. Raises FileError if it is missing or damaged."""
     try:
         return parse(Path(path).read_bytes())
     except FileNotFoundError:
         raise FileError(f"{path} does not exist") from None
-    except (OSError, ValueError, SafetensorError, KeyError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, RecursionError) as error:
         raise FileError(f"{path} is not a readable {kind} file: {error}") from error

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from oncequant import distributed
+from oncequant.cpu import cores
 from oncequant.data import Data, train_batches
 from oncequant.elastic import Pass
 from oncequant.family import NetworkConfig
@@ -158,13 +159,13 @@ def quantizer_penalty(net: Network, decay: float) -> Tensor | float:
 
 
 def _available(device: torch.device) -> int:
-    return torch.cuda.device_count() if device.type == "cuda" else distributed.cores()
+    return torch.cuda.device_count() if device.type == "cuda" else cores()
 
 
 def _begin_worker(at_once: int, places: SimpleQueue, device: str, parent: int) -> None:
     """A worker has its share of the cores, a GPU of its own as far as there are so many, and no progress bar; it ends
     with its parent, and at once by Ctrl-C."""
-    torch.set_num_threads(max(1, distributed.cores() // at_once))
+    torch.set_num_threads(max(1, cores() // at_once))
     if device == "cuda":
         torch.cuda.set_device(places.get() % torch.cuda.device_count())
     console.quiet = True

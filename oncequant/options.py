@@ -15,6 +15,7 @@ from typing import Annotated, Any, get_type_hints
 
 import tyro
 
+from oncequant import predict
 from oncequant.compare import CompareOptions
 from oncequant.export.formats import FORMATS
 from oncequant.files import FileError, PathText, user_path
@@ -120,6 +121,14 @@ class Export:
 
 
 @dataclass(frozen=True)
+class Predict:
+    """Classify pictures with an exported network.
+
+    Its options are in oncequant/predict.py, which works without what this module needs.
+    """
+
+
+@dataclass(frozen=True)
 class Report:
     """Write RUN/report: a page that works offline, pictures and tables."""
 
@@ -161,8 +170,8 @@ class Info:
 
 
 COMMANDS = {  # in the order of use
-    "run": Run, "info": Info, "search": Search, "evaluate": Evaluate, "export": Export, "report": Report,
-    "train": Train, "compare": Compare, "profile": Profile, "cost": Cost,
+    "run": Run, "info": Info, "search": Search, "evaluate": Evaluate, "export": Export, "predict": Predict,
+    "report": Report, "train": Train, "compare": Compare, "profile": Profile, "cost": Cost,
 }  # fmt: skip
 TITLES = {  # of groups, in the help
     "data": "Images", "model": "Network", "training": "Training", "tables": "Search", "search": "Search",
@@ -193,6 +202,8 @@ def parse(words: Sequence[str]) -> Any:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"is it {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
         wrong(f"there is no command {name!r}; {hint} `oncequant --help` explains them")
+    if name == "predict":
+        predict.main(rest)
     _refuse_old_spellings(name, rest)
     kind, program = COMMANDS[name], f"oncequant {name}"
     if name in ("run", "train"):

@@ -6,10 +6,11 @@ from pathlib import Path
 import torch
 
 from oncequant.family import NetworkConfig
-from oncequant.files import FileError, read_tensors, write_tensors
+from oncequant.files import FileError
 from oncequant.models import build_network, config_from_json, config_to_json, space_of
 from oncequant.network import Network
 from oncequant.space import SearchSpace
+from oncequant.tensor_files import read_tensors, write_tensors
 
 FORMAT = "oncequant supernet 1"
 

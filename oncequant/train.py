@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from oncequant import distributed
+from oncequant.cpu import cores
 from oncequant.data import Data, calibration_batches, steps_per_epoch, train_batches
 from oncequant.files import FileError, write_atomically
 from oncequant.limits import RATES, SEEDS, check_ranges
@@ -255,7 +256,7 @@ def fit(
     distributed.broadcast_state(net)
     log = _MetricsLog(run_dir, stage, start) if distributed.is_main() else None
     neighbours = max(neighbours, int(os.environ.get("LOCAL_WORLD_SIZE", processes)))  # torchrun sets it
-    workers = max(1, min(8, distributed.cores() // neighbours))  # they decode streamed images
+    workers = max(1, min(8, cores() // neighbours))  # they decode streamed images
     shard = rank, processes
     batches = train_batches(data, schedule.batch_size, seed=seed, start_step=start, workers=workers, shard=shard)
     log_every = max(1, min(20, schedule.steps // 20))

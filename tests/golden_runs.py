@@ -46,7 +46,8 @@ def run(name: str, folder: Path) -> None:
 def digest(folder: Path) -> dict:
     """What a run folder holds, in short."""
     from oncequant.export.package import load_package
-    from oncequant.files import read_json, read_lines, read_tensors
+    from oncequant.files import read_json, read_lines
+    from oncequant.tensor_files import read_tensors
 
     stages = sorted(p for p in folder.rglob("*.safetensors") if "exports" not in p.parts and p.stem != "predictor")
     networks = {str(p.relative_to(folder)): read_tensors(p)[0] for p in stages}

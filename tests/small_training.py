@@ -6,13 +6,13 @@ import torch
 
 from oncequant.data import load_data
 from oncequant.family import with_bits
-from oncequant.files import read_tensors
 from oncequant.measure import initialise_quantizers
 from oncequant.methods import oqat
 from oncequant.models import build_network
 from oncequant.models.mobilenet_v3 import PRESETS
 from oncequant.sandwich import sandwich_step
 from oncequant.schedule import Schedule
+from oncequant.tensor_files import read_tensors
 from oncequant.train import fit
 
 TINY = replace(PRESETS["nano"], resolutions=(6, 8), stage_widths=(8, 8, 8), final_expand_width=16, feature_mix_width=16,

@@ -16,7 +16,7 @@ from commands import call, fails
 from PIL import Image
 from processes import finish, free_port, oncequant
 
-from oncequant.files import read_tensors
+from oncequant.tensor_files import read_tensors
 
 TINY_OPTIONS = (
     "--data digits --resolutions 8 --depths 1 --kernel-sizes 3 --expand-ratios 2 3 --width 0.5 --max-train 120 "

@@ -14,12 +14,12 @@ from small_training import CONFIG, TINY, digits
 
 from oncequant import distributed, sandwich
 from oncequant.data import train_batches
-from oncequant.files import read_tensors
 from oncequant.methods import oqat, qfa
 from oncequant.quantizers import batchquant
 from oncequant.records import Measurement, read_records
 from oncequant.run_folder import Run
 from oncequant.sandwich import sandwich_archs
+from oncequant.tensor_files import read_tensors
 from oncequant.train import check_shares
 
 

@@ -17,8 +17,8 @@ from oncequant import from_scratch
 from oncequant.arch import FLOAT_PAIR as FLOAT
 from oncequant.arch import SKIP
 from oncequant.cost import COSTS, Budget
+from oncequant.cpu import cores
 from oncequant.data import load_data
-from oncequant.distributed import cores
 from oncequant.elastic import ALONE
 from oncequant.files import FileError, read_json, read_lines
 from oncequant.methods import dnas

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from oncequant.files import read_tensors, write_tensors
+from oncequant.tensor_files import read_tensors, write_tensors
 
 SCRIPT = """
 import numpy as np, torch

@@ -12,13 +12,14 @@ from torch.testing import assert_close
 
 from oncequant.export.graph import Grid, Weights
 from oncequant.export.lower import grid_over, lower, network_input
-from oncequant.export.onnx_runtime import kernel_counts, near_ties, run_onnx, session
+from oncequant.export.onnx_runtime import kernel_counts, near_ties, run_onnx
 from oncequant.export.onnx_writer import onnx_model, write_onnx
 from oncequant.export.package import load_package, write_package
 from oncequant.export.packing import pack, unpack
 from oncequant.export.simulate import _accumulate, _Codes, run_float, run_integer
 from oncequant.models import build_network, space_of
 from oncequant.network import elastic_layers
+from oncequant.onnx_session import session
 from oncequant.quantizers.functional import activate
 
 

@@ -11,8 +11,9 @@ import pytest
 import torch
 from small_training import small_fit
 
-from oncequant.files import FileError, read_lines, read_tensors, remove_halves, write_atomically, write_tensors
+from oncequant.files import FileError, read_lines, remove_halves, write_atomically
 from oncequant.records import Predictions, from_json
+from oncequant.tensor_files import read_tensors, write_tensors
 
 CAMPAIGN = Path(__file__).parent.parent / "recipes" / "faults" / "campaign.py"
 

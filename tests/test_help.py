@@ -14,7 +14,7 @@ from oncequant.parser import Groups, help_texts
 
 FORBIDDEN = re.compile(r"[{}╭│]|None|True|False|\[\w+ \[|default \)")
 ARGUMENT = re.compile(r"^  \[?(--[a-z-]+|[A-Z]+)\b.*")
-COMMANDS_AND_METHODS = [[name] for name in COMMANDS if name not in ("run", "train")]
+COMMANDS_AND_METHODS = [[name] for name in COMMANDS if name not in ("run", "train", "predict")]
 COMMANDS_AND_METHODS += [[name, method] for name in ("run", "train") for method in METHODS]
 
 
@@ -31,7 +31,7 @@ def pages(capsys, command):
     return [first, *(page(capsys, *command, topic) for topic in re.findall(r"--help-\w+", first))]
 
 
-@pytest.mark.parametrize("command", [[], *COMMANDS_AND_METHODS], ids=" ".join)
+@pytest.mark.parametrize("command", [[], ["predict"], *COMMANDS_AND_METHODS], ids=" ".join)
 def test_helps_fit_a_screen(command, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     for text in pages(capsys, command):

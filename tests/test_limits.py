@@ -13,6 +13,7 @@ from commands import fails, image_folder
 
 from oncequant import distributed, training_memory
 from oncequant.compare import CompareOptions
+from oncequant.cpu import cores
 from oncequant.data import DataError, load_data
 from oncequant.methods import METHODS, oqat
 from oncequant.models import PRESETS
@@ -146,7 +147,7 @@ def test_what_the_machine_cannot_hold_is_refused_with_how_it_is_computed(words, 
 
 def test_memory_and_cores_are_those_of_the_group_of_this_process():
     assert 0 < training_memory.memory_of(CPU) <= os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    assert 1 <= distributed.cores() <= (os.cpu_count() or 1)
+    assert 1 <= cores() <= (os.cpu_count() or 1)
 
 
 MEASURED = """

@@ -11,7 +11,6 @@ from test_families import SMALL
 from oncequant import train
 from oncequant.cost import COSTS, Budget
 from oncequant.data import load_data
-from oncequant.files import read_tensors
 from oncequant.measure import Judge
 from oncequant.methods import METHODS, method_of
 from oncequant.models import FAMILIES, PRESETS, family_of
@@ -19,6 +18,7 @@ from oncequant.records import Member, read_records
 from oncequant.run_folder import Run
 from oncequant.search.budget import BudgetError
 from oncequant.supernet_file import load_supernet
+from oncequant.tensor_files import read_tensors
 
 COMMON = dict(epochs=1, float_epochs=1, min_steps=3, batch_size=32, calibration_images=64, checkpoint_seconds=0)
 QUICK = {  # options of training and of choosing that are done in seconds

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.stats import kendalltau
 
 from oncequant.cost import COSTS, Budget
-from oncequant.files import FileError, write_tensors
+from oncequant.files import FileError
 from oncequant.models import space_of
 from oncequant.models.mobilenet_v3 import PRESETS
 from oncequant.search import predicted
@@ -26,6 +26,7 @@ from oncequant.search.predictor import (
     save_predictor,
 )
 from oncequant.space import ArchError
+from oncequant.tensor_files import write_tensors
 
 BITS = (2, 3, 4)
 CONFIG = replace(PRESETS["nano"], weight_bits=BITS, act_bits=BITS, edge_bits=8)

@@ -13,8 +13,11 @@ from oncequant.quantizers import INPUT_QUANTIZERS, WEIGHT_QUANTIZERS
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [  # a module may import modules of lines above it, and of its own package
-    {"distributed", "allocator", "native", "muon", "version", "limits", "help_text"},
-    {"arch", "files", "progress"},
+    {"allocator", "native", "muon", "version", "cpu", "limits", "help_text"},
+    {"distributed"},
+    {"arch", "files", "images", "progress"},
+    {"tensor_files", "onnx_session"},
+    {"predict"},
     {"data"},
     {"plan", "records"},
     {"structure"},

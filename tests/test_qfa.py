@@ -11,7 +11,6 @@ from torch.testing import assert_close
 
 from oncequant.data import eval_batches
 from oncequant.export.verify import export_network
-from oncequant.files import read_tensors
 from oncequant.measure import calibrated_subnet, measure
 from oncequant.methods import qfa
 from oncequant.models import build_network, space_of
@@ -19,6 +18,7 @@ from oncequant.models.mobilenet_v3 import PRESETS
 from oncequant.quantizers.batchquant import BatchQuant
 from oncequant.run_folder import Run
 from oncequant.supernet_file import load_supernet
+from oncequant.tensor_files import read_tensors
 
 
 @pytest.fixture(scope="module")

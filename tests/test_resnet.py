@@ -15,11 +15,12 @@ from oncequant.arch import SKIP
 from oncequant.arch import pair as precision
 from oncequant.cost import COSTS, bitops, macs, params, weight_bytes
 from oncequant.elastic import ALONE, Pass
-from oncequant.files import FileError, write_tensors
+from oncequant.files import FileError
 from oncequant.measure import calibrate, initialise_quantizers
 from oncequant.models import build_network, config_from_json, config_to_json, extract_subnet, space_of
 from oncequant.models.import_resnet import import_standard, read_standard
 from oncequant.models.resnet import PRESETS, ResNetConfig
+from oncequant.tensor_files import write_tensors
 
 SMALL = ResNetConfig(stage_blocks=(2, 1, 1), stage_widths=(8, 16, 16), resolutions=(12,))
 PAIRS = (SKIP, 104, 204, 303, 808, FLOAT)

@@ -15,7 +15,7 @@ from small_training import CONFIG, TINY, Interrupted, assert_equal_runs, digits,
 
 from oncequant.data import load_data
 from oncequant.elastic import Pass, SharedWeights
-from oncequant.files import read_lines, read_tensors
+from oncequant.files import read_lines
 from oncequant.measure import initialise_quantizers
 from oncequant.methods import oqat, qfa
 from oncequant.models import build_network
@@ -23,6 +23,7 @@ from oncequant.models.mobilenet_v3 import PRESETS
 from oncequant.run_folder import Run
 from oncequant.sandwich import sandwich_step
 from oncequant.schedule import Schedule, make_optimizers
+from oncequant.tensor_files import read_tensors
 from oncequant.train import fit
 
 SCRIPT = """

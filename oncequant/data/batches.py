@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from oncequant.data.images import DataError
 from oncequant.data.rows import CHUNK
 from oncequant.data.splits import Data, ResidentSplit, Split, generator_of
+from oncequant.images import DataError
 
 CROPS = ("auto", "pad", "resized", "none")
 EVALUATED_PIXELS = 100_000  # of a batch on a CPU: with more, activations leave the caches

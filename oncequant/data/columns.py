@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from oncequant.data.images import DataError
 from oncequant.data.names import Reading, listed, splits_of, words_of
+from oncequant.images import DataError
 
 IMAGE_NAMES = ("image", "img", "picture", "photo", "pixel_values", "pixels", "jpg", "jpeg", "png", "file_name", "file")
 LABEL_NAMES = ("label", "labels", "class", "category", "target")

@@ -6,10 +6,9 @@ import os
 from collections import Counter
 from pathlib import Path
 
-from oncequant.data.images import DataError
-from oncequant.data.layout import Layout, files_below
-from oncequant.data.names import is_image
+from oncequant.data.layout import Layout
 from oncequant.data.rows import FileTable, Records
+from oncequant.images import DataError, files_below, is_image
 
 
 def class_folders(layout: Layout) -> tuple[dict[str, Records], tuple[str, ...]]:

@@ -8,26 +8,15 @@ folders of pictures and all its siblings are splits, too. A class may so be call
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Container, Iterator, Sequence
+from collections.abc import Collection, Container, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
 from typing import Literal
 
-from oncequant.data.images import DataError
-from oncequant.data.names import (
-    ACCEPTED,
-    SPLITS,
-    TABLES,
-    is_image,
-    is_litter,
-    is_neutral,
-    is_unlabelled,
-    listed,
-    splits_of,
-    words_of,
-)
+from oncequant.data.names import ACCEPTED, SPLITS, TABLES, is_neutral, is_unlabelled, listed, splits_of, words_of
+from oncequant.images import DataError, is_image, is_litter
 
 
 @dataclass(frozen=True)
@@ -133,23 +122,6 @@ def _survey(path: Path, real: str, above: frozenset[str]) -> Folder:
         raise DataError(f"{error.filename or path}: cannot be read: {error.strerror}") from error
     inner = tuple(_survey(folder, place, above) for folder, place in sorted(below))
     return Folder(path, inner, tuple(sorted(folder for folder, _ in litter)), pictures, tuple(sorted(tables)))
-
-
-def files_below(folder: Path) -> Iterator[str]:
-    """Files of a folder at any depth, no hidden ones. Links are followed, but not upwards, and into a folder once."""
-
-    def refuse(error: OSError) -> None:
-        raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from error
-
-    seen = set(map(os.path.realpath, folder.absolute().parents))
-    for parent, below, files in os.walk(folder, followlinks=True, onerror=refuse):
-        place = os.path.realpath(parent)
-        if place in seen:
-            below.clear()
-            continue
-        seen.add(place)
-        below[:] = sorted(name for name in below if not is_litter(name))
-        yield from (os.path.join(parent, file) for file in files if not file.startswith("."))
 
 
 def unwrapped(folder: Folder, stop_at_splits: bool = False, stop: Container[str] = ()) -> Folder:

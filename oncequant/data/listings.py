@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from oncequant.data.columns import choose_image, choose_label, column, split_column
-from oncequant.data.images import DataError
-from oncequant.data.layout import Folder, files_below, unwrapped
-from oncequant.data.names import SPLITS, Reading, is_image, is_unlabelled, listed, split_of, words_of
+from oncequant.data.layout import Folder, unwrapped
+from oncequant.data.names import SPLITS, Reading, is_unlabelled, listed, split_of, words_of
 from oncequant.data.rows import Records
 from oncequant.data.tables import datasets_library, is_one_table, load_parquet, refuse_missing
+from oncequant.images import DataError, files_below, is_image
 
 SAMPLE = 256  # rows that decide which column names pictures, and from which folder on
 

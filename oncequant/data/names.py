@@ -1,12 +1,10 @@
 """What splits and pictures are called in public data sets, how a source is to be read, and what is accepted as one."""
 
-import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-EXTENSIONS = frozenset(".jpg .jpeg .jpe .jfif .png .bmp .gif .webp .tif .tiff .ppm .pgm .pbm .jp2 .avif".split())
 TABLES = frozenset([".csv", ".tsv", ".jsonl", ".ndjson", ".parquet"])
 ARCHIVES = frozenset(".zip .tar .gz .tgz .bz2 .xz .7z .rar .zst".split())
 SPLITS = ("train", "validation", "test")
@@ -49,10 +47,6 @@ _UNLABELLED = frozenset("pred preds predict prediction predictions unlabeled unl
 _GLUED = re.compile(  # trainset, testimages, valdata
     f"({'|'.join(sorted(_SPLIT_OF, key=len, reverse=True))})"
     "(sets?|data|dataset|images?|imgs?|pictures?|photos?|splits?|folders?|dir|labels?|files?)"
-)
-# What programs put beside the user's folders.
-_LITTER = frozenset(
-    "__macosx @eadir #recycle @recycle $recycle.bin lost+found __pycache__".split() + ["system volume information"]
 )
 
 
@@ -106,16 +100,6 @@ def is_neutral(name: str) -> bool:
 def is_unlabelled(name: str) -> bool:
     """Whether a name tells that the pictures have no labels: "seg_pred", "unlabelled"."""
     return not _UNLABELLED.isdisjoint(words_of(name))
-
-
-def is_litter(name: str) -> bool:
-    """Whether a folder is hidden, or one that programs make."""
-    return name.startswith(".") or name.lower() in _LITTER
-
-
-def is_image(name: str) -> bool:
-    """Whether a file is an image by its name."""
-    return os.path.splitext(name)[1].lower() in EXTENSIONS
 
 
 def listed(names: Iterable[object], most: int = 5) -> str:

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from oncequant.data.batches import eval_batches
-from oncequant.data.images import DataError
 from oncequant.data.names import ACCEPTED, AUTO
 from oncequant.data.rows import Records
 from oncequant.data.sources import open_source
 from oncequant.data.splits import Data, Split, StreamingSplit
+from oncequant.images import DataError
 from oncequant.progress import console
 
 

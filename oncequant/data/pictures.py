@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from oncequant.data.images import DataError
 from oncequant.files import FileError, write_atomically
+from oncequant.images import DataError
 
 SPLITS = ("train", "validation", "test")
 ROW = np.dtype(

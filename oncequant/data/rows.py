@@ -5,32 +5,23 @@ from __future__ import annotations
 import hashlib
 import operator
 import os
-import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from oncequant.data.images import DataError, open_image, square
-from oncequant.distributed import cores
+from oncequant.cpu import cores
+from oncequant.images import DataError, alone_if_large, open_image, square, why_unreadable
 
 CHUNK = 64  # rows fetched and decoded together
-LARGE = 50_000_000  # pixels; such pictures are decoded one at a time, for they may take a gigabyte each
-_one_large = threading.Lock()
-
-
-def alone_if_large(image: Image.Image) -> AbstractContextManager:
-    """What to hold while an opened picture is decoded."""
-    return _one_large if image.width * image.height > LARGE else nullcontext()
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,12 +161,7 @@ class Records:
         """One line on a picture that cannot be decoded."""
         path = raw.get("path") if isinstance(raw, dict) else raw if isinstance(raw, str) else ""
         where = path if isinstance(raw, str) else f"row {row} of the {self.split} split {path or ''}".rstrip()
-        if isinstance(error, Image.DecompressionBombError):
-            most = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
-            return f"{where}: larger than {most} megapixels, the most that is read; scale it down, or take it away"
-        if isinstance(error, UnidentifiedImageError):
-            return f"{where}: cannot be read as an image: its content is of no kind that is known"
-        return f"{where}: {error if isinstance(error, DataError) else f'cannot be read as an image: {error}'}"
+        return f"{where}: {why_unreadable(error)}"
 
 
 def decode(records: Records, rows: Tensor, channels: int, size: int, uniform: Tensor | None = None) -> Tensor:

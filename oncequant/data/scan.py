@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-import zlib
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -30,9 +29,9 @@ from oncequant.data.cache import (
     table_path,
     write_entry,
 )
-from oncequant.data.images import GREY_MODES, DataError, open_image, square, value_range
 from oncequant.data.pictures import Pictures, UnreadablePictures, blank, some
-from oncequant.data.rows import Records, alone_if_large
+from oncequant.data.rows import Records
+from oncequant.images import GREY_MODES, content_of, open_image, square, value_range, whole_image
 from oncequant.progress import console, track
 
 BLOCK = 1024  # pictures whose squares are taken from the cache together
@@ -62,18 +61,6 @@ class Scan:
     places: np.ndarray  # int64 (n,), of each in `squares`
 
 
-def content_of(raw: Any) -> bytes | None:
-    """The encoded bytes of a picture in a file or a table; None for an object. Raises OSError."""
-    if isinstance(raw, dict):
-        raw = raw.get("path") if raw.get("bytes") is None else raw["bytes"]
-    if isinstance(raw, bytes):
-        return raw
-    if isinstance(raw, (str, os.PathLike)):
-        with open(raw, "rb") as file:
-            return file.read()
-    return None
-
-
 def hash_of(*parts: bytes) -> np.void:
     """Hash of a content."""
     found = hashlib.blake2b(digest_size=16)
@@ -92,9 +79,7 @@ def look_at(raw: Any, row: np.void, size: int, channels: int | None, before: np.
             for name in OF_CONTENT:
                 row[name] = before[name]
             return None
-        if content.startswith(b"\x89PNG"):
-            check_sums(content)
-    with open_image(raw if content is None else content) as image, alone_if_large(image):
+    with whole_image(raw if content is None else content) as image:
         row["mode"], row["width"], row["height"] = image.mode.encode(), *image.size
         if content is None:
             row["hash"] = hash_of(repr((image.mode, image.size)).encode(), image.tobytes())
@@ -103,23 +88,6 @@ def look_at(raw: Any, row: np.void, size: int, channels: int | None, before: np.
         pixels = square(image, channels or (1 if image.mode in GREY_MODES else 3), size)
     row["whole"] = True
     return pixels
-
-
-def check_sums(content: bytes) -> None:
-    """Raise DataError if a chunk of a PNG file is not what its checksum says, or its end is missing; Pillow does not
-    look at the checksums of pixels, and needs no end where all pixels are there."""
-    place = 8
-    while place + 12 <= len(content):
-        end = place + 8 + int.from_bytes(content[place : place + 4], "big")
-        if end + 4 > len(content):
-            break
-        is_needed = not content[place + 4] & 0x20  # notes and the like may be wrong
-        if is_needed and zlib.crc32(content[place + 4 : end]) != int.from_bytes(content[end : end + 4], "big"):
-            raise DataError("cannot be read as an image: damaged, a checksum is wrong")
-        if content[place + 4 : place + 8] == b"IEND":
-            return
-        place = end + 4
-    raise DataError("cannot be read as an image: truncated, its end is missing")
 
 
 def listed(parts: Sequence[Part], source: str) -> tuple[list[str], np.ndarray]:

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 
 from oncequant.data.folders import class_folders
-from oncequant.data.images import DataError
 from oncequant.data.layout import Layout, are_parts, find_layout, survey
 from oncequant.data.listings import Listing, read_listing, read_table, table_files
-from oncequant.data.names import ACCEPTED, ARCHIVES, AUTO, SPLITS, TABLES, Reading, is_image, listed
+from oncequant.data.names import ACCEPTED, ARCHIVES, AUTO, SPLITS, TABLES, Reading, listed
 from oncequant.data.rows import Records
 from oncequant.data.tables import hub_snapshot, image_columns, load_hub, load_parquet, parquet_splits, table_rows
+from oncequant.images import DataError, is_image
 
 __all__ = ["Reading", "Source", "is_read", "open_source"]
 

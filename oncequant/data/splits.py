@@ -20,7 +20,6 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from oncequant.data.cache import Squares
-from oncequant.data.images import DataError, random_boxes
 from oncequant.data.loading import Loading
 from oncequant.data.names import AUTO, Reading
 from oncequant.data.pictures import SPLITS, Pictures
@@ -29,6 +28,7 @@ from oncequant.data.scan import Part, Scan, scan
 from oncequant.data.sources import open_source
 from oncequant.distributed import from_main
 from oncequant.files import user_path
+from oncequant.images import DataError, random_boxes
 from oncequant.progress import console
 
 HEADER_SAMPLE = 256  # images whose headers decide between 1 and 3 channels when reading all headers costs too much

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from oncequant.data.columns import choose_image, choose_label, missing_labels
-from oncequant.data.images import DataError
 from oncequant.data.layout import survey
 from oncequant.data.names import ACCEPTED, SPLITS, Reading, is_neutral, listed, split_of, splits_of
 from oncequant.data.rows import Records
+from oncequant.images import DataError
 
 HUB_SECONDS = 5  # until the hub has answered once; without a network, what is in its cache is taken
 

@@ -59,7 +59,8 @@ def read(exported: Exported) -> Callable[[Batch], Counter[str]]:
     """Two sessions of the file, without optimisation and with all of it."""
     import torch
 
-    from oncequant.export.onnx_runtime import near_ties, run_onnx, session
+    from oncequant.export.onnx_runtime import near_ties, run_onnx
+    from oncequant.onnx_session import session
 
     path = exported.folder / FILE
     unfused, fused = session(path, optimise=False, threads=torch.get_num_threads()), session(path)

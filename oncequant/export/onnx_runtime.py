@@ -1,6 +1,5 @@
 """ONNX Runtime as the judge of `model.onnx`: sessions, kernels, times, and whether differences are rounding."""
 
-import platform
 import statistics
 import tempfile
 import time
@@ -9,42 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from torch import Tensor
 
 from oncequant.export.graph import Graph
 from oncequant.export.onnx_writer import codes_name
 from oncequant.export.simulate import float_parameters, float_values
-from oncequant.files import FileError
+from oncequant.onnx_session import session
 
 NEAR_TIE = 1e-3  # of a step: farther from a rounding boundary, summation order cannot change a code
 NEAR_EQUAL = 1e-5  # of the largest logit: logits this close have no order in float32
-
-
-def session(source: Path | bytes, optimise: bool = True, save_optimised: Path | None = None, threads: int = 1):
-    """A CPU `onnxruntime.InferenceSession` of a file or serialized model. Raises FileError if it cannot be read."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    if lacks_vnni():
-        options.add_session_config_entry("session.x64quantprecision", "1")  # exact sums, a quarter slower
-    options.log_severity_level = 3  # it warns that an optimised model fits this machine only
-    levels = onnxruntime.GraphOptimizationLevel
-    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimise else levels.ORT_DISABLE_ALL
-    if save_optimised is not None:
-        options.optimized_model_filepath = str(save_optimised)
-    model = source if isinstance(source, bytes) else str(source)
-    try:
-        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime has many kinds, and none of them names the file always
-        name = "the model" if isinstance(source, bytes) else source
-        raise FileError(f"ONNX Runtime cannot read {name}: {error}") from error
-
-
-def lacks_vnni() -> bool:
-    """Whether this is an x86 CPU (on Linux) whose kernels may saturate 16-bit sums of u8 x s8 products."""
-    cpuinfo = Path("/proc/cpuinfo")
-    return platform.machine() in ("x86_64", "AMD64") and cpuinfo.exists() and "vnni" not in cpuinfo.read_text()
 
 
 def run_onnx(runtime, pixels: Tensor) -> Tensor:  # (N, C, R, R) -> (N, classes)

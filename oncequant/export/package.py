@@ -18,12 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from oncequant.arch import FLOAT_BITS, Arch
-from oncequant.data.images import open_image, resize, square
+from oncequant.data.images import resize
 from oncequant.export.format import Batch, Common, Exported, Format, text
 from oncequant.export.graph import Graph, Grid, Node, Weights, scale_of, signed_codes
 from oncequant.export.packing import pack, unpack
 from oncequant.export.simulate import float_parameters, run_float
-from oncequant.files import FileError, read_json, read_tensors, user_path, write_atomically, write_tensors
+from oncequant.files import FileError, read_json, user_path, write_atomically
+from oncequant.images import square, whole_image
+from oncequant.tensor_files import read_tensors, write_tensors
 from oncequant.version import package_version
 
 VERSION = "oncequant package 2"
@@ -59,7 +61,7 @@ class DeployedNetwork(nn.Module):
 
         Raises DataError or OSError if it is no image.
         """
-        with open_image(image) as opened:
+        with whole_image(image) as opened:
             pixels = square(opened, self.graph.channels, self.graph.image_size)
         return resize(torch.from_numpy(pixels.copy())[None].float(), self.graph.resolution)
 

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from oncequant.arch import FLOAT_PAIR, LayerSpec
-from oncequant.files import FileError, read_tensors
+from oncequant.files import FileError
 from oncequant.models import space_of
 from oncequant.models.resnet import ResNetConfig
 from oncequant.network import Network, elastic_layers
+from oncequant.tensor_files import read_tensors
 
 STATISTICS = ("weight", "bias", "running_mean", "running_var")
 

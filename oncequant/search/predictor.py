@@ -25,8 +25,9 @@ import torch
 from threadpoolctl import ThreadpoolController
 
 from oncequant.cost import COSTS
-from oncequant.files import FileError, read_tensors, write_tensors
+from oncequant.files import FileError
 from oncequant.space import SearchSpace
+from oncequant.tensor_files import read_tensors, write_tensors
 
 FORMAT = "oncequant predictor 1"
 LEAST_PAIRS = 30
