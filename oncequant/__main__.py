@@ -26,7 +26,12 @@ def main() -> None:
     is_seen = sys.stderr.isatty()
     if is_seen:
         print(f"\r{STARTING}", end="", file=sys.stderr, flush=True)
-    from oncequant import cli
+    try:
+        from oncequant import cli
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        sys.exit("error: without torch there is only `oncequant predict`; README.md says how to install all")
 
     if is_seen:
         print(f"\r{' ' * len(STARTING)}\r", end="", file=sys.stderr, flush=True)

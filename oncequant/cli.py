@@ -19,7 +19,7 @@ import torch
 from rich.table import Table
 
 from oncequant import compare as comparing
-from oncequant import distributed, runs
+from oncequant import distributed, predict, runs
 from oncequant.allocator import keep_freed_memory
 from oncequant.arch import Arch
 from oncequant.cost import COSTS
@@ -162,6 +162,12 @@ def export(options: Export) -> None:
         raise ValueError(problems)
 
 
+def predict_pictures(options: predict.Predict) -> None:
+    """`oncequant predict`."""
+    if code := predict.predict(options):
+        sys.exit(code)
+
+
 def report(options: Report) -> None:
     """`oncequant report`."""
     from oncequant.report import write_report
@@ -237,7 +243,7 @@ def info(options: Info) -> None:
 
 HANDLERS: dict[type, Callable[[Any], None]] = {
     Run: run, Train: train, Search: search, Compare: compare, Evaluate: evaluate, Export: export, Report: report,
-    Cost: cost, Profile: profile, Info: info
+    predict.Predict: predict_pictures, Cost: cost, Profile: profile, Info: info
 }  # fmt: skip
 
 

@@ -121,14 +121,6 @@ class Export:
 
 
 @dataclass(frozen=True)
-class Predict:
-    """Classify pictures with an exported network.
-
-    Its options are in oncequant/predict.py, which works without what this module needs.
-    """
-
-
-@dataclass(frozen=True)
 class Report:
     """Write RUN/report: a page that works offline, pictures and tables."""
 
@@ -170,7 +162,7 @@ class Info:
 
 
 COMMANDS = {  # in the order of use
-    "run": Run, "info": Info, "search": Search, "evaluate": Evaluate, "export": Export, "predict": Predict,
+    "run": Run, "info": Info, "search": Search, "evaluate": Evaluate, "export": Export, "predict": predict.Predict,
     "report": Report, "train": Train, "compare": Compare, "profile": Profile, "cost": Cost,
 }  # fmt: skip
 TITLES = {  # of groups, in the help
@@ -203,7 +195,7 @@ def parse(words: Sequence[str]) -> Any:
         hint = f"is it {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
         wrong(f"there is no command {name!r}; {hint} `oncequant --help` explains them")
     if name == "predict":
-        predict.main(rest)
+        return predict.parse(rest)  # by itself, since it works without what this module needs
     _refuse_old_spellings(name, rest)
     kind, program = COMMANDS[name], f"oncequant {name}"
     if name in ("run", "train"):

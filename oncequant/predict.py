@@ -24,7 +24,6 @@ from oncequant.files import FileError, read_json, user_path
 from oncequant.help_text import help_page
 from oncequant.images import DataError, files_below, is_image, square, whole_image, why_unreadable
 
-TEXT = "Classify pictures with an exported network. Broken ones are named, and the exit code is then 1."
 USES = (
     "usage: oncequant predict RUN NETWORK PICTURE ... [OPTIONS]\n       oncequant predict FOLDER PICTURE ... [OPTIONS]"
 )
@@ -40,6 +39,20 @@ OPTIONS = (
 )
 TOGETHER = 64  # pictures that are decoded and classified at once
 MODEL = "model.onnx"
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Classify pictures with an exported network.
+
+    Pictures that cannot be read are named, and the exit code is then 1.
+    """
+
+    places: tuple[str, ...]
+    """The network, as a folder or as a run and a name, and pictures and folders of them."""
+    json: bool = False
+    csv: bool = False
+    top: int = 1
 
 
 @dataclass(frozen=True)
@@ -192,11 +205,11 @@ class _Parser(argparse.ArgumentParser):
         sys.exit(2)
 
     def format_help(self) -> str:
-        return help_page(USES, TEXT, {"Arguments": ARGUMENTS, "Options": OPTIONS}) + "\n"
+        return help_page(USES, Predict.__doc__ or "", {"Arguments": ARGUMENTS, "Options": OPTIONS}) + "\n"
 
 
-def parse(words: Sequence[str]) -> argparse.Namespace:
-    """The options of the command. Prints help or what is wrong, and exits."""
+def parse(words: Sequence[str]) -> Predict:
+    """The options of a command line. Prints help, or what is wrong, and exits."""
     parser = _Parser("oncequant predict", allow_abbrev=False)
     parser.add_argument("places", nargs="*")
     kind = parser.add_mutually_exclusive_group()
@@ -208,10 +221,10 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
         parser.error("the network and the pictures are missing")
     if any(not place.strip() for place in found.places):
         parser.error("an argument is empty text")
-    return found
+    return Predict(tuple(found.places), found.json, found.csv, found.top)
 
 
-def writer_of(options: argparse.Namespace) -> Callable[[Answer], None]:
+def writer_of(options: Predict) -> Callable[[Answer], None]:
     """What writes answers to standard output."""
     if options.csv:
         table = csv.writer(sys.stdout, lineterminator="\n")
@@ -231,9 +244,8 @@ def writer_of(options: argparse.Namespace) -> Callable[[Answer], None]:
     return write
 
 
-def predict(words: Sequence[str]) -> int:
+def predict(options: Predict) -> int:
     """`oncequant predict`; the exit code. Raises FileError, DataError and ValueError before any picture is read."""
-    options = parse(words)
     folder, places, note = network_of(options.places)
     if not places:
         raise DataError("give at least one picture, or a folder of pictures")
@@ -258,7 +270,7 @@ def predict(words: Sequence[str]) -> int:
 def main(words: Sequence[str]) -> NoReturn:
     """Entry point of the command, whose errors are one line."""
     try:
-        code = predict(words)
+        code = predict(parse(words))
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read the answers has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

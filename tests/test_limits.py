@@ -11,7 +11,7 @@ import pytest
 import torch
 from commands import fails, image_folder
 
-from oncequant import distributed, training_memory
+from oncequant import cli, distributed, training_memory
 from oncequant.compare import CompareOptions
 from oncequant.cpu import cores
 from oncequant.data import DataError, load_data
@@ -82,7 +82,7 @@ def test_numbers_out_of_range_name_option_value_and_range(words, says, tmp_path,
     "words", [["run"], ["train", "qfa"], ["search", "RUN"], ["compare", "RUN"]], ids=lambda words: words[0]
 )
 def test_more_processes_than_cores_are_refused(words, monkeypatch, capsys):
-    monkeypatch.setattr(distributed, "cores", lambda: 2)
+    monkeypatch.setattr(cli, "cores", lambda: 2)
     monkeypatch.setattr(distributed, "launch", pytest.fail)
     said = fails(monkeypatch, capsys, *words, "--devices", "99", "--device", "cpu")
     assert "--devices 99: use 1 to 2, the number of CPU cores" in said
@@ -90,7 +90,7 @@ def test_more_processes_than_cores_are_refused(words, monkeypatch, capsys):
 
 
 def test_more_trainings_side_by_side_than_cores_are_refused(monkeypatch, capsys):
-    monkeypatch.setattr(distributed, "cores", lambda: 3)
+    monkeypatch.setattr(cli, "cores", lambda: 3)
     assert "--jobs 50: use 1 to 3" in fails(monkeypatch, capsys, "run", "dnas", "--jobs", "50", "--device", "cpu")
 
 

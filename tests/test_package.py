@@ -154,7 +154,7 @@ def docs_prepare():
     """The function in docs/export.md that prepares pictures for other runtimes."""
     page = (Path(__file__).parent.parent / "docs" / "export.md").read_text()
     names = {}
-    exec(re.search(r"^```python\n(.*?)^session = ", page, re.MULTILINE | re.DOTALL)[1], names)
+    exec(re.search(r"^```python\n(import json.*?)^session = ", page, re.MULTILINE | re.DOTALL)[1], names)
     return names["prepare"]
 
 
@@ -191,7 +191,9 @@ def test_kinds_of_pictures_are_all_that_training_tells_apart(tmp_path):
 
 def test_the_example_in_the_docs_feeds_what_training_fed(tmp_path, monkeypatch, capsys):
     page = (Path(__file__).parent.parent / "docs" / "export.md").read_text()
-    with_runtime, with_package, with_c, _ = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    with_classifier, with_runtime, with_package, with_c, _ = re.findall(
+        r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL
+    )
     _, _, graph = nano4()
     graph = replace(graph, arch=graph.arch.replace(resolution=12))
     folder = tmp_path / "runs" / "digits" / "exports" / "2bit-L"
@@ -205,6 +207,9 @@ def test_the_example_in_the_docs_feeds_what_training_fed(tmp_path, monkeypatch, 
     exec(with_package, names)
     first, second = capsys.readouterr().out.split()
     assert first == second and first in CLASSES
+    exec(with_classifier, names)
+    seven, eight = capsys.readouterr().out.splitlines()
+    assert seven.startswith(f"seven.png ('{first}', ") and eight == "eight.png () () does not exist"
     difference = torch.from_numpy(names["pixels"]) - names["network"].prepare("seven.png")
     assert difference.abs().max() <= 0.01
     exec(with_c, names)
