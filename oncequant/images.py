@@ -214,7 +214,8 @@ def is_litter(name: str) -> bool:
 
 def is_image(name: str) -> bool:
     """Whether a file is an image by its name."""
-    return os.path.splitext(name)[1].lower() in EXTENSIONS
+    stem, _, suffix = name.rpartition(".")
+    return bool(stem) and f".{suffix.lower()}" in EXTENSIONS
 
 
 def files_below(folder: Path) -> Iterator[str]:

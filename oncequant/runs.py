@@ -13,7 +13,7 @@ from oncequant import distributed
 from oncequant.agreed import agreed, check_fits
 from oncequant.cost import Budget
 from oncequant.cost_table import known_costs
-from oncequant.data import Data, DataError, Reading, is_read, native_size
+from oncequant.data import Data, DataError, native_size, open_source
 from oncequant.data.splits import place_of
 from oncequant.export.formats import DEFAULT_FORMATS
 from oncequant.files import FileError, user_path
@@ -63,17 +63,20 @@ def prepare(
     ValueError (with BudgetError and DataError) and FileError; nothing is written then.
     """
     where, options, name = where or DataOptions(), options or ModelOptions(), method_of(cfg)
-    source: Any = where.data if data is None else data
+    opened: Any = data
     folder = user_path(where.run) if where.run else _default_folder(name, where.data)
     if not isinstance(data, Data):
+        source: Any = where.data if data is None else data
         _tell_start(source)
-        _refuse_among_images(source, folder, where.reading)
+        opened = open_source(source, where.reading)  # once: to list many pictures takes a while
+        if opened.reads(folder):
+            raise ValueError(f"{folder}: this run folder would lie among the images of {source}; give another --run")
     known = presets_of(name).get(options.preset)
     pixels = 0
     if isinstance(data, Data):
         pixels = data.size
     elif known is None or len(known.resolutions) == 1:
-        pixels = native_size(source, where.reading)
+        pixels = native_size(opened)
     options = suited(name, options, pixels)
     model = options.config(2, 1)  # for its resolution; classes and channels are known with the images
     asked = where.validation_fraction, where.test_fraction
@@ -88,7 +91,7 @@ def prepare(
     if not (folder / "run.json").exists():
         check_memory(cfg, settings.model, device_of(device))
     if not isinstance(data, Data):
-        images = settings.load_data(device_of(device), data, asked, where.cache, folder)
+        images = settings.load_data(device_of(device), opened, asked, where.cache, folder)
     settings = _checked(settings, options, images, folder, search, costs)
     tell_run(images, options.preset, pixels, folder)
     settings = _decided(settings, images, folder)
@@ -133,12 +136,6 @@ def _tell_start(source: Any) -> None:
 
 def _default_folder(method: str, source: str) -> Path:
     return Path("runs") / f"{_stem(user_path(source))}{'' if method == DEFAULT_METHOD else f'-{method}'}"
-
-
-def _refuse_among_images(source: Any, folder: Path, reading: Reading) -> None:
-    if isinstance(source, str) and source != "digits" and (place := user_path(source)).exists():
-        if is_read(place.resolve(), folder.resolve(), reading):
-            raise ValueError(f"{folder}: this run folder would lie among the images of {source}; give another --run")
 
 
 def _checked(

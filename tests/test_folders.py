@@ -5,7 +5,7 @@ from pictures import counts, picture, surroundings  # noqa: F401 - surroundings 
 
 from oncequant.data import DataError, Reading, load_data
 from oncequant.data.names import split_of, splits_of
-from oncequant.data.sources import is_read
+from oncequant.data.sources import open_source
 
 
 def write(root, *folders, count=3):
@@ -146,9 +146,10 @@ def test_a_test_folder_without_labels_is_left_out(tmp_path, test):
 def test_a_run_folder_among_the_classes_is_seen(tmp_path):
     write(tmp_path / "split", *pets("train", "test"))
     write(tmp_path / "flat", "cat", "dog")
-    assert is_read(tmp_path / "flat", tmp_path / "flat" / "run")
-    assert not is_read(tmp_path / "split", tmp_path / "split" / "runs" / "a")
-    assert is_read(tmp_path / "split", tmp_path / "split" / "train" / "run")
+    flat, split = (open_source(str(tmp_path / name)) for name in ("flat", "split"))
+    assert flat.reads(tmp_path / "flat" / "run")
+    assert not split.reads(tmp_path / "split" / "runs" / "a")
+    assert split.reads(tmp_path / "split" / "train" / "run")
 
 
 def test_pictures_of_a_run_beside_the_only_split_do_not_matter(tmp_path):

@@ -10,7 +10,7 @@ from oncequant.data.batches import calibration_batches, eval_batches, steps_per_
 from oncequant.data.names import Reading
 from oncequant.data.other import OtherImages, other_images
 from oncequant.data.pictures import Changes, Pictures, UnreadablePictures, changes, read_pictures, write_pictures
-from oncequant.data.sources import is_read
+from oncequant.data.sources import open_source
 from oncequant.data.splits import FRACTIONS, Data, ResidentSplit, Split, StreamingSplit, load_data, native_size
 from oncequant.data.summary import summary
 from oncequant.images import DataError
@@ -30,7 +30,7 @@ __all__ = [
     "calibration_batches",
     "changes",
     "eval_batches",
-    "is_read",
+    "open_source",
     "load_data",
     "native_size",
     "other_images",

@@ -23,7 +23,7 @@ from oncequant.data.rows import Records
 from oncequant.data.tables import hub_snapshot, image_columns, load_hub, load_parquet, parquet_splits, table_rows
 from oncequant.images import DataError, is_image
 
-__all__ = ["Reading", "Source", "is_read", "open_source"]
+__all__ = ["Reading", "Source", "open_source"]
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,22 @@ class Source:
     splits: dict[str, Records]
     notes: tuple[str, ...] = ()
     """How it is read, and what of it is not used, for the user."""
+    given: str = ""
+    """The text that was opened; empty for data sets from Python."""
+    places: tuple[Path, ...] = ()
+    """Folders in which images are looked for, of class folders."""
+
+    def reads(self, folder: Path) -> bool:
+        """Whether images are looked for in a folder, too."""
+        return any(folder.resolve().is_relative_to(place.resolve()) for place in self.places)
 
 
 def open_source(source: Any, reading: Reading = AUTO, *, needs_train: bool = True) -> Source:
-    """Find the undecoded splits of a source, see `oncequant.data.load_data`. Raises DataError, also without a train
-    split where one is needed."""
+    """Find the undecoded splits of a source, see `oncequant.data.load_data`; of one that is open, itself. Raises
+    DataError, also without a train split where one is needed."""
+    given = "" if isinstance(source, (tuple, Source)) else str(source)
+    if isinstance(source, Source):
+        return source
     if isinstance(source, tuple):
         opened = _python_datasets(source, reading)
     elif not isinstance(source, (str, os.PathLike)):
@@ -67,18 +78,7 @@ def open_source(source: Any, reading: Reading = AUTO, *, needs_train: bool = Tru
     for split, records in splits.items():
         if not len(records):
             raise DataError(f"{name}: the {split} split has no images")
-    return replace(opened, splits=splits)
-
-
-def is_read(root: Path, folder: Path, reading: Reading = AUTO) -> bool:
-    """Whether the images of the source `root` are looked for in a folder, too. Raises DataError as `open_source`."""
-    if not root.is_dir() or hub_snapshot(root) or parquet_splits(root):
-        return False
-    try:
-        places = find_layout(survey(root), reading.layout).places
-    except DataError:
-        return False  # a table names the images, or there are none
-    return any(folder.is_relative_to(place) for place in places)
+    return replace(opened, splits=splits, given=given)
 
 
 def looks_local(source: str) -> bool:
@@ -129,7 +129,7 @@ def _folder(root: Path, reading: Reading, needs_train: bool = True) -> Source:
         except DataError as error:
             errors.append(error)
     if layout and "train" not in layout.classes:
-        return Source(name, *class_folders(layout))
+        return Source(name, *class_folders(layout), places=layout.places)
     if files and reading.layout == "auto":
         try:
             listing = read_listing(root, files, reading)
@@ -142,7 +142,7 @@ def _folder(root: Path, reading: Reading, needs_train: bool = True) -> Source:
     if layout:
         if errors and (len(layout.classes["train"]) < 2 or are_parts(layout.classes["train"])):  # of the table
             raise errors[-1]
-        return Source(name, *class_folders(layout))
+        return Source(name, *class_folders(layout), places=layout.places)
     if errors:
         raise errors[-1]
     raise DataError(f"{root}: holds no table that names pictures, for --image-column and --label-column")
@@ -167,7 +167,7 @@ def _agreed(name: str, layout: Layout, listing: Listing) -> Source:
     tables = listed(file.name for file in listing.files)
     if 2 * len(listing.labels) < (total := sum(map(len, splits.values()))):
         few = f"{name}: {tables} left out, since it names only {len(listing.labels)} of {total} pictures"
-        return Source(name, splits, (*notes, few))
+        return Source(name, splits, (*notes, few), places=layout.places)
     folders = {str(folder): label for classes in layout.classes.values() for label, folder in classes.items()}
     pairs = set()
     for path, label in listing.labels.items():
@@ -180,7 +180,8 @@ def _agreed(name: str, layout: Layout, listing: Listing) -> Source:
         )
     if len(listing.splits) > len(layout.classes):
         return Source(name, listing.splits, listing.notes)
-    return Source(name, splits, (*notes, f"{name}: {tables} left out, since it tells the classes of the folders"))
+    same = f"{name}: {tables} left out, since it tells the classes of the folders"
+    return Source(name, splits, (*notes, same), places=layout.places)
 
 
 # -- in Python

@@ -25,7 +25,7 @@ from oncequant.data.names import AUTO, Reading
 from oncequant.data.pictures import SPLITS, Pictures
 from oncequant.data.rows import CHUNK, Records, decode
 from oncequant.data.scan import Part, Scan, scan
-from oncequant.data.sources import open_source
+from oncequant.data.sources import Source, open_source
 from oncequant.distributed import from_main
 from oncequant.files import user_path
 from oncequant.images import DataError, random_boxes
@@ -140,8 +140,8 @@ class Data:
         return replace(self, device=device, train=train, validation=validation, test=test)
 
 
-def native_size(source: str | tuple, reading: Reading = AUTO) -> int:
-    """Median shorter side, in pixels, of 64 training images (headers only).
+def native_size(source: str | tuple | Source, reading: Reading = AUTO) -> int:
+    """Median shorter side, in pixels, of 64 training images (headers only); of a source, or one that is open.
 
     Raises `DataError` if the source cannot be opened."""
     records = open_source(source, reading).splits["train"]
@@ -149,7 +149,7 @@ def native_size(source: str | tuple, reading: Reading = AUTO) -> int:
 
 
 def load_data(
-    source: str | tuple[Dataset, Dataset | None, Dataset | None],
+    source: str | tuple[Dataset, Dataset | None, Dataset | None] | Source,
     *,
     size: int,
     seed: int = 0,
@@ -166,8 +166,9 @@ def load_data(
     """Open `source`, carve the splits it lacks out of its training images, and store all images as `size` x `size`.
 
     `source` is "digits", a folder (of class folders, of pictures and a table, of parquet files), a table, a hub name,
-    or (train, validation or None, test or None) of map-style Python datasets of (PIL image, array or tensor; integer
-    label), whose `__getitem__` must be deterministic; `reading` tells how, where it leaves a choice.
+    (train, validation or None, test or None) of map-style Python datasets of (PIL image, array or tensor; integer
+    label), whose `__getitem__` must be deterministic, or one of these that `open_source` has opened; `reading` tells
+    how, where it leaves a choice.
     Splits that exist are kept; carved ones are stratified and depend on `seed` alone. Fractions count the training
     images of the source, by default FRACTIONS; one for a split that exists is refused, or without `refuse_fractions`
     ignored. `max_train` then keeps a stratified part of the training split.
@@ -205,8 +206,8 @@ def load_data(
             used[part.rows] = True
     left = (~used).nonzero().flatten()
     unused = [Part(-1, splits["train"], left, labels["train"][left])]
-    sample, where = _spread(len(parts[0].rows), HEADER_SAMPLE), "" if isinstance(source, tuple) else os.fspath(source)
-    found = _from_main(scan([*parts, *unused], classes, where, size, resident_limit_bytes, sample, cache))
+    sample = _spread(len(parts[0].rows), HEADER_SAMPLE)
+    found = _from_main(scan([*parts, *unused], classes, opened.given, size, resident_limit_bytes, sample, cache))
     channels, first = found.channels, 0
     stored: dict[str, Split] = {}
     for split, part in zip(SPLITS, parts):
@@ -224,7 +225,7 @@ def load_data(
     mean, std = _statistics(stored["train"], seed)
     flip = name != "digits" if flip is None else flip
     fingerprint = _fingerprint(classes, stored)
-    place = None if isinstance(source, tuple) else place_of(source)
+    place = place_of(opened.given) if opened.given else None
     parts_of = fractions["validation"], fractions["test"]
     how = Loading(place, seed, *parts_of, asked_flip, max_train, resident_limit_bytes, reading)
     three = stored["train"], stored["validation"], stored["test"]
