@@ -18,7 +18,9 @@ from oncequant.data.splits import place_of
 from oncequant.export.formats import DEFAULT_FORMATS
 from oncequant.files import FileError, user_path
 from oncequant.hours import fitted
+from oncequant.initial import start_from
 from oncequant.methods import DEFAULT_METHOD, METHODS, method_of
+from oncequant.models import build_network
 from oncequant.precision import faster
 from oncequant.progress import console
 from oncequant.records import Export, Member
@@ -36,7 +38,7 @@ from oncequant.search import BudgetOptions
 from oncequant.settings import DataOptions, Device, ModelOptions, device_of, presets_of, suited
 from oncequant.subnets import Split, evaluate, export_members, may_be_of, subnet, without_images
 from oncequant.tables import check_costs, keep_tables
-from oncequant.train import TrainingOptions, check_shares
+from oncequant.train import SupernetOptions, TrainingOptions, check_shares
 from oncequant.training_memory import check_memory
 
 Paths = Sequence[Path]
@@ -150,6 +152,8 @@ def _checked(
         check_memory(cfg, settings.model, data.device, len(data.train), data)
     settings = replace(settings, model=options.config(len(data.classes), data.channels))
     check_fits(settings.model, data)
+    if isinstance(cfg, SupernetOptions) and cfg.init and not (folder / "float.safetensors").exists():
+        start_from(build_network(settings.model), cfg.init)  # refused now if they do not fit
     method.check(cfg, search or method.SearchOptions(), settings.model)
     check_costs(cfg, search, settings.model, folder, costs)
     if distributed.from_main((folder / "run.json").exists):

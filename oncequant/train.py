@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from oncequant import distributed
 from oncequant.cpu import cores
 from oncequant.data import Data, calibration_batches, steps_per_epoch, train_batches
-from oncequant.files import FileError, write_atomically
+from oncequant.files import FileError, PathText, user_path, write_atomically
 from oncequant.limits import RATES, SEEDS, check_ranges
 from oncequant.progress import track
 from oncequant.records import Metrics, Time, append_record, read_metrics, read_records, write_records
@@ -100,8 +100,11 @@ class TrainingOptions:
         return cls(**kept)
 
     def to_json(self) -> dict[str, Any]:
-        """All options by name, as run.json keeps them."""
-        return asdict(self)
+        """All options by name, as run.json keeps them: the weights to start from are found from anywhere."""
+        values = asdict(self)
+        if (init := values.get("init")) and user_path(init).exists():
+            values["init"] = str(user_path(init).resolve())
+        return values
 
     def schedule(self, stage: str, data: Data) -> Schedule:
         """Steps and learning rate of a stage on this data set."""
@@ -158,6 +161,9 @@ class SupernetOptions:
     """Peak learning rate of the quantized supernets, which are fine-tuned."""
     quantized_muon_lr: float = 0.12
     """Of the quantized supernets, with optimizer muon."""
+    init: PathText | None = None
+    """Weights that the float stage starts from: the folder of another run, or a file (.pth, .safetensors) of OFA's
+    MobileNetV3 or of a standard residual network. Layers of other shapes start anew."""
     random_subnets: int = 1
     """Random subnets per step beside the largest and the smallest; more train larger spaces better."""
     float_sandwich: bool = False

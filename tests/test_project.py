@@ -32,6 +32,7 @@ LAYERS = [  # a module may import modules of lines above it, and of its own pack
     {"schedule"},
     {"models"},
     {"supernet_file", "measure"},
+    {"initial"},
     {"run_images"},
     {"run_folder"},
     {"search", "stages"},

@@ -153,11 +153,6 @@ class Config(TrainingOptions):
         if any(value % 100 == 1 for value in self.precisions or ()):
             raise ValueError("precisions: files hold inputs of 2 bits and more; 1 can only be trained")
 
-    def to_json(self) -> dict[str, Any]:
-        """All options by name; the file to start from is found from anywhere."""
-        init = str(Path(self.init).resolve()) if self.init and Path(self.init).exists() else self.init
-        return {**super().to_json(), "init": init}
-
 
 def stages(cfg: Config) -> tuple[str, ...]:
     """Names of the stages in training order; each sample that is drawn is one more (`sample_stage`)."""

@@ -14,6 +14,7 @@ Run. `oncequant run qfa --data digits`, recipes/qfa_*.sh.      Results. results/
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -28,6 +29,7 @@ from oncequant.cost import find_cost
 from oncequant.data import Data, train_batches
 from oncequant.elastic import SharedWeights
 from oncequant.family import ElasticConfig
+from oncequant.initial import start_float
 from oncequant.limits import check_ranges
 from oncequant.measure import Judge, calibrated_subnet, initialise_quantizers
 from oncequant.models import families_with, space_of
@@ -181,7 +183,9 @@ def float_stage(cfg: Config, run: Run, only: Mapping[str, Any]) -> Stage:
     def train(supernet: Network) -> None:
         train_float(supernet, cfg, run.data, run.folder, every_size=True)
 
-    return Stage("float", run.model, space_of(run.model).restrict(architecture), lambda supernet: None, train)
+    return Stage(
+        "float", run.model, space_of(run.model).restrict(architecture), partial(start_float, init=cfg.init), train
+    )
 
 
 def mixed_stage(cfg: Config, run: Run, name: str, only: Mapping[str, Any]) -> Stage:

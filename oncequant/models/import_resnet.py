@@ -72,6 +72,14 @@ def standard_layers(net: Network) -> Mapping[str, LayerSpec]:
     return space.layers(space.largest())
 
 
+def standard_keys(tensor: str) -> list[str]:
+    """The names that a tensor of ours, such as stage1.block1.conv1.norm.weight, can have in standard networks."""
+    layer, _, part = tensor.rpartition(".")
+    norm, layer = layer.endswith(".norm"), layer.removesuffix(".norm")
+    is_residual = layer in ("stem", "classifier") or layer.rpartition(".")[2] in ("conv1", "conv2", "shortcut")
+    return _keys(layer, part, norm) if is_residual else []
+
+
 def _keys(name: str, part: str, norm: bool = False) -> list[str]:
     """The names that a tensor of a layer can have."""
     if name == "classifier":
