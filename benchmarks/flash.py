@@ -22,8 +22,8 @@ from scipy.optimize import linprog
 from oncequant.export.c_writer import sources
 from oncequant.export.cortex_m import CORES, FLAGS
 from oncequant.export.program import Program, place, program
+from oncequant.grids import MOVES
 from oncequant.memory import flash_bytes
-from oncequant.structure import MOVES
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from blank_graphs import blank_graph, mixed

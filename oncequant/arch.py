@@ -96,16 +96,26 @@ class LayerSpec:
     signed_input: bool = False  # the activation quantizer uses a signed grid
     in_size: Number = 1  # height = width of the input map
     nominal_channels: tuple[Number, Number] | None = None  # (in, out) before rounding to multiples of 8, if rounded
+    padding: int | None = None  # zeros around the input map; None: kernel_size // 2
+    dilation: int = 1
+    grouped: int = 1  # groups of a grouped convolution that is not depthwise
+    norm_eps: float = 1e-5  # what batch norm adds to the variance
 
     @property
     def group_channels(self) -> Number:
         """Input channels that one filter sees."""
-        return 1 if self.depthwise else self.in_channels
+        return 1 if self.depthwise else self.in_channels // self.grouped
 
     @property
     def groups(self) -> Number:
         """Groups in the sense of `torch.nn.functional.conv2d`."""
-        return self.in_channels if self.depthwise else 1
+        return self.in_channels if self.depthwise else self.grouped
+
+    @property
+    def conv(self) -> dict[str, Number]:
+        """Arguments of `torch.nn.functional.conv2d`, without the tensors."""
+        padding = self.kernel_size // 2 if self.padding is None else self.padding
+        return dict(stride=self.stride, padding=padding, dilation=self.dilation, groups=self.groups)
 
     @property
     def weights(self) -> Number:

@@ -18,7 +18,7 @@ from oncequant.quantizers.functional import Grid, gradients, native_options, poi
 
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, conv: dict[str, int]) -> Tensor:
-    """torch's conv2d of (N, C, H, W) with `conv` = stride, padding, groups, and gradients as said above."""
+    """torch's conv2d of (N, C, H, W) with `conv` = stride, padding, dilation, groups, and gradients as said above."""
     wanted = torch.is_grad_enabled() and weight.requires_grad
     if wanted and _has_native_gradient(x, weight, conv):
         return _apply(_Conv2d, x, weight, bias, conv)
@@ -202,7 +202,7 @@ def _conv2d_backward(
         [len(weight)] if by_bias else None,
         [conv["stride"]] * 2,
         [conv["padding"]] * 2,
-        [1, 1],  # dilation
+        [conv.get("dilation", 1)] * 2,
         False,  # transposed
         [0, 0],
         conv["groups"],
@@ -218,6 +218,7 @@ def _has_native_gradient(x: Tensor, weight: Tensor, conv: dict[str, int]) -> boo
         conv["groups"] == len(weight) == x.shape[1] > 1
         and kernel in (3, 5, 7)
         and conv["padding"] == kernel // 2
+        and conv.get("dilation", 1) == 1
         and len(weight) % 8 == 0
         and x.is_cpu
         and x.dtype == weight.dtype == torch.float32

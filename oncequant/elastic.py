@@ -95,7 +95,7 @@ class ElasticConv(nn.Module):
         self.weight = nn.Parameter(torch.empty(largest.out_channels, largest.group_channels, kernel, kernel))
         self.bias = nn.Parameter(torch.zeros(largest.out_channels)) if largest.bias else None
         self.kernel_transforms = nn.ParameterDict({str(k): nn.Parameter(torch.eye(k * k)) for k in kernel_sizes[:-1]})
-        self.norm = ElasticBatchNorm(largest.out_channels) if largest.batch_norm else None
+        self.norm = ElasticBatchNorm(largest.out_channels, largest.norm_eps) if largest.batch_norm else None
         self.weight_quantizer: Quantizer | None = None
         self.act_quantizer: Quantizer | None = None
         self.weight_slots = self.act_slots = None
@@ -142,7 +142,6 @@ class ElasticConv(nn.Module):
         A convolution is linear in its weights, so layers with equal inputs are one convolution with the sum of their
         weights: one for each bit-width of the input.
         """
-        assert self.bias is None  # it would be added once for each of them
         if how.observer is not None:
             how.observer.inputs(self, x, specs[-1], activation)
         branches: dict[int, tuple[LayerSpec, Tensor]] = {}
@@ -150,7 +149,10 @@ class ElasticConv(nn.Module):
             weight = share * self.quantized_weight(spec)
             before = branches.get(spec.act_bits)
             branches[spec.act_bits] = spec, weight if before is None else before[1] + weight
-        parts = [self._convolved(x, spec, weight, activation, how) for spec, weight in branches.values()]
+        parts = [
+            self._convolved(x, spec, weight, activation, how, has_bias=i == 0)  # it is added once
+            for i, (spec, weight) in enumerate(branches.values())
+        ]
         y = sum(parts[1:], parts[0])
         return y if self.norm is None else self.norm(y, how)
 
@@ -162,13 +164,14 @@ class ElasticConv(nn.Module):
         activation: str | None,
         how: Pass,
         norm_before: "ElasticBatchNorm | None" = None,
+        has_bias: bool = True,
     ) -> Tensor:
         """The convolution of the quantized activation(norm_before(x)) with `weight`, and the bias."""
-        bias = None if self.bias is None else _first(self.bias, spec.out_channels)
+        bias = None if self.bias is None or not has_bias else _first(self.bias, spec.out_channels)
         slow_in_half = x.is_cpu and spec.groups > 1 and spec.kernel_size >= 5
         if x.dtype == torch.bfloat16 and not slow_in_half:
             weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
-        conv = dict(stride=spec.stride, padding=spec.kernel_size // 2, groups=spec.groups)
+        conv = spec.conv
         quantizer = self.act_quantizer
         if spec.act_bits == FLOAT_BITS or quantizer is None:
             x = x if norm_before is None else norm_before(x, how)

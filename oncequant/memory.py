@@ -15,7 +15,7 @@ import numpy as np
 
 from oncequant.arch import FLOAT_BITS, LayerSpec, Number
 from oncequant.plan import Node, Plan
-from oncequant.structure import Shape, blank_calls, lives
+from oncequant.structure import CannotRun, Shape, blank_calls, lives
 
 Specs = Mapping[str, LayerSpec]
 
@@ -222,6 +222,10 @@ def _evaluate(specs: Specs, what: Callable[[Needs], np.ndarray]) -> Number:
     """The largest sum of bytes in a row of `what`, of one architecture or each of a batch."""
     if not isinstance(specs, Plan):
         raise ValueError("costs of memory read the operations between layers: give them what space.layers returns")
+    for name, spec in specs.items():
+        if spec.grouped > 1 or spec.dilation > 1 or spec.padding not in (None, spec.kernel_size // 2):
+            kind = f"{spec.grouped} groups, padding {spec.padding}, dilation {spec.dilation}"
+            raise CannotRun(f"{name}: no kernel for convolutions with {kind}")
     deep = {name for name, spec in specs.items() if spec.depthwise}
     groups = [(places, needs(nodes, any(node.name in deep for node in nodes))) for places, nodes in specs.groups()]
     terms = list(dict.fromkeys(term for _, each in groups for term in each.terms))
@@ -242,7 +246,8 @@ def ram_bytes(specs: Specs) -> Number:
 
     Not in it: the stack, about 500 bytes on a Cortex-M4, the picture and the logits. A network with a layer in float
     cannot run in C; it is counted as if it did, with four bytes for each value. Where two layers happen to learn the
-    same grid, the arena may be smaller.
+    same grid, the arena may be smaller. Raises CannotRun (a ValueError) naming the operation for which there is no
+    kernel in C; so do the costs below.
     """
     return _evaluate(specs, lambda needs: needs.live)
 

@@ -19,6 +19,7 @@ from oncequant.arch import FLOAT_BITS, Arch, LayerSpec, Number
 from oncequant.data.images import resize
 from oncequant.elastic import ALONE, ElasticBatchNorm, ElasticConv, Pass, Quantizers
 from oncequant.family import NetworkConfig
+from oncequant.operations import moved
 from oncequant.plan import ACTIVATIONS, Node, Plan
 from oncequant.quantizers.functional import activate
 from oncequant.space import SearchSpace
@@ -37,13 +38,11 @@ class Pending:
         return activate(self.x if self.norm is None else self.norm(self.x, how), self.activation)
 
 
-SIMPLE: dict[str, Callable[..., Tensor]] = {
+ELEMENTWISE: dict[str, Callable[[Tensor], Tensor]] = {  # beside plan.ACTIVATIONS
+    "relu6": F.relu6,
     "hardsigmoid": F.hardsigmoid,
-    "mean": lambda x: x.mean((2, 3), keepdim=True),
-    "multiply": torch.mul,
-    "add": torch.add,
-    "maxpool": lambda x: F.max_pool2d(x, 3, 2, 1),
-    "subsample": lambda x: x[:, :, ::2, ::2],
+    "silu": F.silu,
+    "sigmoid": torch.sigmoid,
 }
 
 
@@ -149,9 +148,9 @@ class Network(nn.Module):
             return Pending(first.value(how) * (1 - mask[0])) if mask is not None and may_miss else first
         if node.op == "dropout":
             return Pending(F.dropout(first.value(how), node.rate, self.training))
-        if node.op == "pad_channels":
-            return Pending(F.pad(first.value(how), (0, 0, 0, 0, *(node.channels or (0, 0)))))
-        return Pending(SIMPLE[node.op](*(value.value(how) for value in inputs)))
+        if node.op in ELEMENTWISE:
+            return Pending(ELEMENTWISE[node.op](first.value(how)))
+        return Pending(moved(node.op, [value.value(how) for value in inputs], node.channels, node.window))
 
     def _reader_in_block(self, node: Node, plan: Plan) -> Node | None:
         """The layer that alone reads a value in its block, and can apply what is pending."""

@@ -13,13 +13,15 @@ network without blocks computes the same, but checkpointing saves nothing.
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from oncequant.arch import LayerSpec, Number
 
-ACTIVATIONS = ("relu", "hardswish")
+ACTIVATIONS = ("relu", "hardswish")  # which the layer that reads them can apply with its quantizer
+Window = tuple[int, int, int, int]
+POOL: Window = (3, 2, 1, 1)
 
 
 class Value(NamedTuple):
@@ -48,12 +50,18 @@ class Node(NamedTuple):
 
     name: str
     op: str
-    """layer; relu, hardswish, hardsigmoid; mean (over height and width); add, multiply; maxpool (3x3, stride 2, padding
-    1); subsample (every second pixel); pad_channels; dropout; optional (left out by a choice, see DNAS's mixture)."""
+    """layer; relu, relu6, hardswish, hardsigmoid, silu, sigmoid; mean (over height and width); maxpool, avgpool; add,
+    multiply (by a map of one pixel, or of the same size); concat (of channels); subsample (every second pixel); pad
+    (with zeros); pad_channels, slice, shuffle (of channels); dropout; optional (left out by a choice, see DNAS's
+    mixture)."""
     inputs: tuple[str, ...]
     block: str = ""
     channels: tuple[int, int] | None = None
-    """Of pad_channels: empty ones added before and after."""
+    """Of pad_channels: empty ones added before and after. Of slice: the first one, and the one behind the last. Of
+    shuffle: groups, and the channels of each, which are dealt out in turn. Of avgpool: 0, and how many there are."""
+    window: Window | None = None
+    """Of maxpool and avgpool: kernel, stride, and pixels added before and after (in height and width; avgpool counts
+    them as zeros); None: 3, 2, 1, 1. Of pad: zeros added left, right, above, below."""
     choice: str | None = None
     """Of a layer: the choice that decides its bit-widths together. Of optional: the choice whose value 0 leaves it
     out."""
@@ -170,7 +178,7 @@ class PlanBuilder:
         stride: int = 1,
         nominal: Number | None = None,
         choice: str | None = None,
-        **spec: bool,
+        **spec: Any,
     ) -> Value:
         """A convolution (or linear layer: 1x1 on a 1x1 map) with `out` channels.
 
@@ -182,10 +190,14 @@ class PlanBuilder:
             bits: of its weights and of its input.
             nominal: `out` before rounding, where the family counts that.
             choice: see Node.
-            spec: depthwise, bias, batch_norm, signed_input of the LayerSpec. Normalised images are signed.
+            spec: depthwise, bias, batch_norm, signed_input, padding and more of the LayerSpec. Normalised images are
+                signed.
         """
         name = f"{x.block}.{name}" if x.block else name
         size = (x.size - 1) // stride + 1 if stride > 1 else x.size
+        if spec.get("padding") is not None:
+            reach = spec.get("dilation", 1) * (kernel_size - 1) + 1
+            size = (x.size + 2 * spec["padding"] - reach) // stride + 1
         self._layers[name] = LayerSpec(
             role=role,
             in_channels=x.channels,
@@ -209,14 +221,36 @@ class PlanBuilder:
             raise ValueError(f"{x.name}: activation {kind!r}: use {' or '.join(ACTIVATIONS)}")
         return self._add(Node(f"{x.name}.act", kind, (x.name,), x.block), (x,))
 
-    def operation(self, op: str, name: str, *inputs: Value) -> Value:
-        """hardsigmoid, multiply, add: of the shape of the first input; mean: of size 1; maxpool, subsample: of half the
-        size."""
+    def operation(
+        self,
+        op: str,
+        name: str,
+        *inputs: Value,
+        channels: tuple[int, int] | None = None,
+        window: Window | None = None,
+    ) -> Value:
+        """Any operation of a Node but layer, pad_channels, dropout and optional. What changes no size and no channels
+        has those of the first input."""
         x = inputs[0]
-        size = 1 if op == "mean" else (x.size - 1) // 2 + 1 if op in ("maxpool", "subsample") else x.size
+        size, out = x.size, x.channels
+        match op:
+            case "mean":
+                size = 1
+            case "subsample":
+                size = (size - 1) // 2 + 1
+            case "maxpool" | "avgpool":
+                kernel, stride, before, after = window or POOL
+                size = (size + before + after - kernel) // stride + 1
+                channels = (0, out) if op == "avgpool" else None
+            case "pad":
+                size = size + sum((window or POOL)[:2])
+            case "concat":
+                out = sum(value.channels for value in inputs)
+            case "slice":
+                out = channels[1] - channels[0] if channels else out
         name = f"{x.block}.{name}" if x.block else name
-        node = Node(name, op, tuple(value.name for value in inputs), x.block)
-        return self._add(node, inputs, size=size)
+        node = Node(name, op, tuple(value.name for value in inputs), x.block, channels, window)
+        return self._add(node, inputs, size=size, channels=out)
 
     def pad_channels(self, x: Value, name: str, out: int) -> Value:
         """Empty channels on both sides, `out` in all."""

@@ -52,7 +52,7 @@ def timed(layer: LayerSpec, dtype: torch.dtype, device: torch.device) -> float:
     weight = torch.zeros(size, dtype=dtype, device=device, requires_grad=True)
 
     def step() -> None:
-        y = F.conv2d(x, weight, stride=layer.stride, padding=layer.kernel_size // 2, groups=layer.groups)
+        y = F.conv2d(x, weight, **layer.conv)
         y.backward(torch.zeros_like(y))
 
     try:

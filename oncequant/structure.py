@@ -1,187 +1,34 @@
-"""What deployment makes of a network, as far as its weights do not matter: quantizers, kernel calls, what lives when.
+"""What deployment makes of a network, as far as its weights do not matter: kernel calls, what lives when.
 
-The passes work on nodes that have a name, an operation and inputs. `oncequant.export.lower` and `program` call them
-with the nodes of a `Graph`, which have weights and grids. The costs of memory (`oncequant.memory`) call them with
-`Blank`s made of a Plan: the same calls, before anything is trained. Operations are those of
-`oncequant.export.graph.OPS`.
+`oncequant.export.program` calls this with the nodes of a `Graph`, which have weights and grids. The costs of memory
+(`oncequant.memory`) call it with `Blank`s made of a Plan: the same calls, before anything is trained. Where the grids
+are between the layers, `oncequant.grids` finds out.
 """
 
-from collections.abc import Callable, Hashable, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol, TypeVar
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from oncequant import plan as planned
+from oncequant.grids import (
+    ELEMENTWISE,
+    MOVES,
+    AnyNode,
+    Blank,
+    blanks,
+    grid_owners,
+    needs_grid,
+    readers_of,
+    with_quantizers,
+)
 
 FUSED = ("conv", "add", "multiply", "mean")  # with the one quantizer that reads them
-ELEMENTWISE = ("relu", "hardswish", "hardsigmoid")
-MOVES = ("maxpool", "subsample", "pad_channels")  # their results are among their inputs, or zero
+KNOWN_MOVES = ("maxpool", "subsample", "pad_channels")  # which there are kernels for, of maxpool with one window only
 PIXELS, LOGITS = "pixels", "logits"
 
 
 class CannotRun(ValueError):
     """Integer kernels do not compute this graph; the message names the node and why."""
-
-
-class Operation(Protocol):
-    """What the passes ask of a node."""
-
-    @property
-    def name(self) -> str:
-        """Of its value, too."""
-
-    @property
-    def op(self) -> str:
-        """One of OPS."""
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """Names of earlier nodes."""
-
-    @property
-    def channels(self) -> tuple[int, int] | None:
-        """Of pad_channels: added before and after."""
-
-    @property
-    def is_integer(self) -> bool:
-        """Of a conv or linear: integer weights on a quantized input."""
-
-    @property
-    def is_unsigned(self) -> bool:
-        """Of a quantizer: no code stands for a negative number."""
-
-
-AnyNode = TypeVar("AnyNode", bound=Operation)
-
-
-@dataclass(frozen=True)
-class Blank:
-    """A node without weights and grids."""
-
-    name: str
-    op: str
-    inputs: tuple[str, ...] = ()
-    channels: tuple[int, int] | None = None
-    grid: str = ""
-    """Of a quantizer: the layer that learned the grid, or NAME.q where it is calibrated behind node NAME."""
-    is_integer: bool = True
-    is_unsigned: bool = True
-    """A grid behind a ReLU is. Whether others are changes no call."""
-
-
-def readers_of(nodes: Sequence[AnyNode]) -> Mapping[str, list[AnyNode]]:
-    """Nodes that read each node, one entry per read."""
-    readers: dict[str, list[AnyNode]] = {node.name: [] for node in nodes}
-    for node in nodes:
-        for source in node.inputs:
-            readers[source].append(node)
-    return readers
-
-
-# -- the deployed network
-
-
-def blanks(nodes: Sequence[planned.Node], is_float: Callable[[str], bool] = lambda layer: False) -> list[Blank]:
-    """The nodes of a Plan as a graph has them, with the quantizers that training had: of every layer's input, unless
-    `is_float(layer)`."""
-    made = [Blank("pixels", "pixels"), Blank("normalised", "normalise", ("pixels",))]
-    names = {"images": "normalised"}
-
-    def add(name: str, op: str, *inputs: str, **rest: Any) -> str:
-        made.append(Blank(name, op, inputs, **rest))
-        return name
-
-    def layer(name: str, op: str, x: str) -> str:
-        return add(name, op, x if is_float(name) else add(f"{name}.in", "quantize", x, grid=name))
-
-    for node in nodes:
-        inputs = [names[name] for name in node.inputs]
-        if node is nodes[-1]:
-            (x,) = inputs
-            if made[-1].name == x and made[-1].op == "mean" and not is_float(node.name):
-                # on the classifier's grid already here: an integer kernel then, and rounding twice changes nothing
-                x = add(f"{x}.q", "quantize", x, grid=node.name)
-            # flattened before the classifier's quantizer: between the two, ONNX Runtime would not see its QGemm pattern
-            names[node.name] = layer(node.name, "linear", add("flat", "flatten", x))
-        elif node.op == "layer":
-            names[node.name] = layer(node.name, "conv", *inputs)
-        elif node.op in ("dropout", "optional"):
-            names[node.name] = inputs[0]
-        else:
-            names[node.name] = add(node.name, node.op, *inputs, channels=node.channels)
-    return made
-
-
-def needs_grid(graph: Sequence[AnyNode]) -> set[str]:
-    """Nodes whose output integer kernels need on a grid and training left in float.
-
-    Kernels fuse an operation with the quantizers of its inputs and one quantizer of its output.
-    """
-    nodes, readers = {node.name: node for node in graph}, readers_of(graph)
-
-    def on_one_grid(name: str) -> bool:
-        return [reader.op for reader in readers[name]] == ["quantize"]
-
-    def end_of(name: str) -> str:
-        """The node or the ReLU that alone reads it, which is no operation of its own: the grid after it clamps."""
-        return readers[name][0].name if [r.op for r in readers[name]] == ["relu"] else name
-
-    integer: set[str] = set()  # nodes that come out of integer kernels or of an activation between two of them
-    needed: set[str] = set()
-    for node in graph[:-1]:  # the classifier's logits stay float
-        sources = [source in integer for source in node.inputs]
-        match node.op:
-            case "quantize":
-                integer.add(node.name)
-            case "relu" | "hardswish" | "hardsigmoid" | "flatten" | "maxpool" | "subsample" | "pad_channels" if sources[
-                0
-            ]:
-                integer.add(node.name)
-            case "conv" if node.is_integer:
-                integer.add(node.name)
-                if not on_one_grid(end := end_of(node.name)):
-                    needed.add(end)
-            case "add" | "multiply" | "mean":
-                floats = [nodes[i].op == "conv" and not nodes[i].is_integer for i in node.inputs]
-                whole = any(sources) and not any(floats) if node.op == "add" else all(sources)
-                if node.op == "mean" and not on_one_grid(node.name):
-                    whole = False
-                if whole:
-                    integer.add(node.name)
-                    needed |= {source for source in node.inputs if nodes[source].op != "quantize"}
-                    if not on_one_grid(end := end_of(node.name)):
-                        needed.add(end)
-    return needed
-
-
-def grid_owners(graph: Sequence[Operation], names: Set[str]) -> dict[str, str]:
-    """By node of `names`, which get a grid each, whose grid that is: what only moves codes keeps theirs."""
-    nodes, owners = {node.name: node for node in graph}, {}
-    for name in (node.name for node in graph if node.name in names):  # in order, for equal files of equal networks
-        source = name
-        while nodes[source].op in MOVES:
-            source = nodes[source].inputs[0]
-        owners[name] = source if source in names else name
-    return owners
-
-
-def with_quantizers(graph: Sequence[Any], quantizers: Mapping[str, Any]) -> list[Any]:
-    """Insert a quantizer behind each node that has one, and drop ReLUs that only grids without negative codes read."""
-    renamed = {name: quantizer.name for name, quantizer in quantizers.items()}
-    nodes = []
-    for node in graph:
-        nodes.append(replace(node, inputs=tuple(renamed.get(source, source) for source in node.inputs)))
-        if node.name in quantizers:
-            nodes.append(quantizers[node.name])
-    readers = readers_of(nodes)
-    idle = {
-        node.name: node.inputs[0]
-        for node in nodes
-        if node.op == "relu" and all(r.op == "quantize" and r.is_unsigned for r in readers[node.name])
-    }
-    return [replace(n, inputs=tuple(idle.get(s, s) for s in n.inputs)) for n in nodes if n.name not in idle]
-
-
-# -- kernel calls
 
 
 class Shape(NamedTuple):
@@ -254,6 +101,8 @@ class _Calls:
                 self.quantized(node)
         last = self.graph[-1]
         source = self.nodes[last.inputs[0]]
+        if last.op != "linear":
+            raise CannotRun(f"{source.inputs[0]}: no kernel for a network that does not end with a linear layer")
         if source.op != "quantize" or not last.is_integer:
             raise CannotRun(f"{last.name} has weights or inputs in float")
         self.found.append(
@@ -294,6 +143,8 @@ class _Calls:
         for i, move in enumerate(moves):
             if move.op not in MOVES:
                 continue
+            if move.op not in KNOWN_MOVES or move.window not in (None, planned.POOL):
+                raise CannotRun(f"{move.name}: no kernel for {move.op}{move.window or ''}")
             if move.op == "pad_channels":
                 shape = shape._replace(added=shape.added + sum(move.channels))
             else:

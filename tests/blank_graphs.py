@@ -9,8 +9,8 @@ import torch
 from oncequant.arch import SKIP
 from oncequant.export.graph import Graph, Grid, Node, Weights
 from oncequant.family import ElasticConfig
+from oncequant.grids import blanks, grid_owners, needs_grid, with_quantizers
 from oncequant.models import PRESETS, space_of
-from oncequant.structure import blanks, grid_owners, needs_grid, with_quantizers
 
 
 def mixed(name, weight_bits=(1, 2, 3, 4, 5, 6, 7, 8), act_bits=(2, 3, 4, 5, 6, 7, 8), **options):

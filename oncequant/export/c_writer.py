@@ -97,7 +97,7 @@ def _call(step: Step, i: int, program: Program, placement: Placement, constants:
         return f"layer(&{name}, {sources[0]}, {codes}, {logits}, {scratch});"
     pixels, channels, grid = before.size * before.size, before.channels, step.grid
     assert grid is not None
-    most, last = 2**grid.bits - 1, f"{grid.zero_point}, {2**grid.bits - 1}"
+    most, last = grid.top, f"{grid.zero_point}, {grid.top}"
     match step.op:
         case "lookup":
             assert step.table is not None
@@ -142,7 +142,7 @@ def _layer(step: Step, i: int, program: Program, constants: Constants) -> str:
         codes = codes.reshape(outputs, -1).T.reshape(1, -1)  # one kernel position after the other
     packed = pack_words(codes.reshape(len(codes), -1), weights.bits)
     size, out_size = (of_map.size, program.maps[step.output].size) if step.op == "conv" else (1, 1)
-    zero, most = (step.grid.zero_point, 2**step.grid.bits - 1) if step.grid else (0, 0)
+    zero, most = (step.grid.zero_point, step.grid.top) if step.grid else (0, 0)
     factor, offset = (2, 2**weights.bits - 1) if weights.odd else (1, 2 ** (weights.bits - 1))
     names = [
         constants.add("uint32_t", f"weights_{i}", packed),

@@ -7,17 +7,17 @@ make of the same graph in `simulate.run_integer`.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from oncequant.arch import FLOAT_BITS, Arch
+from oncequant.plan import Window
 
-# Operations and their number of inputs. `pixels` is the network's input, raw 0..255; `mean` is over height and width;
-# a `conv` pads with K // 2; `linear` works on what `flatten` leaves; `maxpool` is 3x3 with stride 2 and padding 1;
-# `subsample` keeps every second pixel; `pad_channels` adds empty channels on both sides.
-OPS = {
+# Operations and their number of inputs; `concat` has any. `pixels` is the network's input, raw 0..255; `linear` works
+# on what `flatten` leaves; the others are those of `oncequant.plan.Node`. An average pooling is a `conv` here.
+OPS: dict[str, int | None] = {
     "pixels": 0,
     "normalise": 1,
     "quantize": 1,
@@ -25,20 +25,29 @@ OPS = {
     "linear": 1,
     "flatten": 1,
     "relu": 1,
+    "relu6": 1,
     "hardswish": 1,
     "hardsigmoid": 1,
+    "silu": 1,
+    "sigmoid": 1,
     "mean": 1,
     "maxpool": 1,
     "subsample": 1,
+    "pad": 1,
     "pad_channels": 1,
+    "slice": 1,
+    "shuffle": 1,
     "multiply": 2,
     "add": 2,
+    "concat": None,
 }
+HAVE_CHANNELS = "pad_channels", "slice", "shuffle"
+HAVE_WINDOW = "maxpool", "pad"
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Uniform grid of an activation: value = (code - zero_point) * step, code in 0 .. 2^bits - 1.
+    """Uniform grid of an activation: value = (code - zero_point) * step, code in 0 .. `top`.
 
     A signed b-bit grid of the training graph has zero point 2^(b-1), an unsigned one 0. Codes are unsigned because
     u8 x s8 is the pair for which CPU runtimes have kernels.
@@ -47,11 +56,22 @@ class Grid:
     step: float  # a float32 number
     zero_point: int
     bits: int
+    most: int | None = None  # the largest code where an upper bound of the values, 6 of ReLU6, is below the last one
+
+    @property
+    def top(self) -> int:
+        """The largest code, at most 2^bits - 1."""
+        return 2**self.bits - 1 if self.most is None else self.most
+
+    def limited(self, value: float) -> "Grid":
+        """The grid on which numbers come out as if they had been clamped at `value` before."""
+        code = int(Grid(self.step, self.zero_point, self.bits).quantize(torch.tensor([value])).item())
+        return replace(self, most=code) if code < self.top else self
 
     def quantize(self, x: Tensor) -> Tensor:
         """Codes of x as floats: divide, round half to even, add the zero point, clamp (ONNX QuantizeLinear + Clip)."""
         step = x.new_tensor(self.step)  # a tensor: CUDA would multiply by the reciprocal of a Python number
-        return (x / step).round_().add_(self.zero_point).clamp_(0, 2**self.bits - 1)
+        return (x / step).round_().add_(self.zero_point).clamp_(0, self.top)
 
     def dequantize(self, codes: Tensor) -> Tensor:
         """Values of codes."""
@@ -75,11 +95,18 @@ class Weights:
     stride: int = 1
     groups: int = 1
     odd: bool = False
+    padding: int | None = None  # zeros around the map; None: K // 2
+    dilation: int = 1
 
     def unsigned_codes(self) -> Tensor:
         """The codes as numbers from 0 to 2^bits - 1, int16: what is packed."""
         codes = self.weight.short()
         return (codes + 2**self.bits - 1) // 2 if self.odd else codes + 2 ** (self.bits - 1)
+
+    @property
+    def pad(self) -> int:
+        """Of a convolution: zeros on each side of the map."""
+        return self.weight.shape[-1] // 2 if self.padding is None else self.padding
 
     @property
     def is_integer(self) -> bool:
@@ -102,7 +129,8 @@ class Node:
     inputs: tuple[str, ...] = ()
     grid: Grid | None = None  # of `quantize`
     weights: Weights | None = None  # of `conv` and `linear`
-    channels: tuple[int, int] | None = None  # of `pad_channels`: added before and after
+    channels: tuple[int, int] | None = None  # of HAVE_CHANNELS, see plan.Node
+    window: Window | None = None  # of HAVE_WINDOW, likewise
 
     @property
     def is_integer(self) -> bool:
@@ -113,6 +141,10 @@ class Node:
     def is_unsigned(self) -> bool:
         """A `quantize` without codes of negative numbers."""
         return self.grid is not None and self.grid.zero_point == 0
+
+    def limited(self, value: float) -> "Node":
+        """A `quantize` of numbers that are clamped at `value`."""
+        return replace(self, grid=grid_of(self).limited(value))
 
 
 def weights_of(node: Node) -> Weights:
@@ -149,15 +181,20 @@ class Graph:
         for i, node in enumerate(self.nodes):
             complete = (node.grid is None) == (node.op != "quantize")
             complete &= (node.weights is None) == (node.op not in ("conv", "linear"))
-            complete &= (node.channels is None) == (node.op != "pad_channels")
-            if OPS.get(node.op) != len(node.inputs) or not complete or (node.op == "pixels") != (i == 0):
+            complete &= (node.channels is None) == (node.op not in HAVE_CHANNELS)
+            complete &= (node.window is not None) <= (node.op in HAVE_WINDOW)
+            inputs = OPS.get(node.op, -1)
+            complete &= len(node.inputs) > 0 if inputs is None else len(node.inputs) == inputs
+            if not complete or (node.op == "pixels") != (i == 0):
                 raise ValueError(f"node {node.name!r} is not a valid {node.op!r} operation")
             if node.name in known or not known.issuperset(node.inputs):
                 raise ValueError(f"node {node.name!r} repeats a name or reads a node that does not precede it")
             known.add(node.name)
         last = self.nodes[-1] if self.nodes else None
-        if last is None or last.op != "linear" or len(weights_of(last).weight) != len(self.classes):
-            raise ValueError("the last node must be a linear layer with one output for each class")
+        if last is None or last.op not in ("linear", "flatten"):
+            raise ValueError("the last node must be a linear layer, or flatten")
+        if last.op == "linear" and len(weights_of(last).weight) != len(self.classes):
+            raise ValueError("the last layer must have one output for each class")
         if "resolution" not in self.arch:
             raise ValueError("the architecture has no resolution")
         if self.image_size < 1:

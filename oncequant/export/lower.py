@@ -8,6 +8,7 @@ intermediate tensors; its cost in accuracy is what `verify` reports as plain aga
 
 from copy import deepcopy
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,12 +16,13 @@ from torch import Tensor
 from oncequant.arch import FLOAT_BITS, Arch, LayerSpec
 from oncequant.data.images import resize
 from oncequant.elastic import ElasticConv
-from oncequant.export.graph import Graph, Grid, Node, Weights
+from oncequant.export.graph import HAVE_CHANNELS, Graph, Grid, Node, Weights
 from oncequant.export.simulate import float_parameters, float_values
+from oncequant.grids import Blank, blanks, grid_owners, needs_grid, with_quantizers
 from oncequant.measure import Batches
 from oncequant.network import Network, elastic_layers
+from oncequant.plan import POOL
 from oncequant.quantizers.functional import integer_range
-from oncequant.structure import blanks, grid_owners, needs_grid, with_quantizers
 
 
 def lower(
@@ -72,12 +74,15 @@ def _training_graph(subnet: Network, arch: Arch, preprocessing: tuple, as_float:
     }
     nodes = []
     for blank in blanks(plan.nodes, lambda layer: grids[layer] is None):
-        name, weights = blank.name, None
-        if blank.op in ("conv", "linear"):
+        name, op, weights, window = blank.name, blank.op, None, blank.window
+        if op in ("conv", "linear"):
             weights = _folded(name, layers[name], specs[name], grids[name])
-            if blank.op == "linear":
+            if op == "linear":
                 weights = replace(weights, weight=weights.weight.flatten(1))
-        nodes.append(Node(name, blank.op, blank.inputs, grids.get(blank.grid), weights, blank.channels))
+        elif op == "avgpool":
+            op, weights, window = "conv", _averaging(blank, not any(grids.values())), None
+        channels = blank.channels if op in HAVE_CHANNELS else None
+        nodes.append(Node(name, op, blank.inputs, grids.get(blank.grid), weights, channels, window))
     mean, std, classes, image_size = preprocessing
     return Graph(tuple(nodes), arch, tuple(mean), tuple(std), tuple(classes), image_size)
 
@@ -108,7 +113,7 @@ def _folded(name: str, layer: ElasticConv, spec: LayerSpec, grid: Grid | None) -
         gamma, beta, running_mean, running_var = norm
         gain = gamma / (running_var + layer.norm.eps).sqrt()
         bias = beta + (bias - running_mean) * gain
-    shape = dict(stride=spec.stride, groups=spec.groups)
+    shape = dict(stride=spec.stride, groups=spec.groups, padding=spec.padding, dilation=spec.dilation)
     if spec.weight_bits == FLOAT_BITS:
         return Weights((weight * gain.view(-1, 1, 1, 1)).float(), bias.float(), None, **shape)
     _check_bits(name, "weight", spec.weight_bits)
@@ -134,6 +139,19 @@ def _folded(name: str, layer: ElasticConv, spec: LayerSpec, grid: Grid | None) -
     if reach.max() >= 2**30:
         raise ValueError(f"{name}: {codes[0].numel()} inputs per output overflow a 32-bit accumulator")
     return Weights(codes, (bias / unit.double()).round().int(), scale, spec.weight_bits, shift, **shape)
+
+
+def _averaging(pool: Blank, as_float: bool) -> Weights:
+    """An average pooling as a depthwise convolution, for which runtimes have exact kernels; its weights are ones."""
+    (_, channels), (kernel, stride, before, after) = pool.channels or (0, 0), pool.window or POOL
+    if before != after:
+        raise ValueError(f"an average pooling that adds {before} and {after} pixels cannot be exported")
+    shape: dict[str, Any] = dict(stride=stride, groups=channels, padding=before)
+    scale = torch.full((channels,), 1 / kernel**2)
+    ones, nothing = torch.ones(channels, 1, kernel, kernel), torch.zeros(channels)
+    if as_float:
+        return Weights(ones * scale[0], nothing, None, **shape)
+    return Weights(ones.to(torch.int8), nothing.int(), scale, 8, **shape)
 
 
 def _check_bits(name: str, what: str, bits: int) -> None:
@@ -172,7 +190,7 @@ def _grids(graph: Graph, names: set[str], calibration: Batches) -> dict[str, Gri
         raise ValueError("there are no calibration images")
     readers, nodes = graph.consumers(), graph.by_name()
     for name, (low, high) in ranges.items():
-        if nodes[name].op == "hardsigmoid":
+        if nodes[name].op in ("hardsigmoid", "sigmoid"):
             low, high = 0.0, 1.0
         if all(reader.op in ("hardswish", "hardsigmoid") for reader in readers[name]):
             low = max(low, -3.0)  # both are constant below -3

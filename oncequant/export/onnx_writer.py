@@ -22,7 +22,10 @@ from onnx import TensorProto, helper, numpy_helper
 from oncequant.arch import FLOAT_BITS
 from oncequant.export.graph import Graph, Node, Weights, grid_of, scale_of, weights_of
 from oncequant.export.packing import pack
+from oncequant.export.simulate import table_of
 from oncequant.files import write_atomically
+from oncequant.grids import TABLED
+from oncequant.plan import POOL
 from oncequant.version import package_version
 
 OPSET, IR_VERSION = 21, 10
@@ -32,7 +35,7 @@ SAME_IN_ONNX = {
     "mean": "GlobalAveragePool",
     "multiply": "Mul",
     "add": "Add",
-    "flatten": "Flatten",
+    "sigmoid": "Sigmoid",
 }
 
 
@@ -92,7 +95,8 @@ def assembled(build: "Builder", batch: int | str, opsets: dict[str, int]) -> onn
 
 def codes_name(node: Node) -> str:
     """Name in the ONNX file of the UINT8 codes of a `quantize` node."""
-    return f"{node.name}.u{grid_of(node).bits}"
+    grid = grid_of(node)
+    return f"{node.name}.u{grid.bits if grid.bits < 8 or grid.top == 255 else 'top'}"
 
 
 class Builder:
@@ -100,7 +104,7 @@ class Builder:
 
     def __init__(self, graph: Graph):
         self.graph = graph
-        self.by_name = graph.by_name()
+        self.by_name, self.readers = graph.by_name(), graph.consumers()
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: dict[str, onnx.TensorProto] = {}
 
@@ -132,14 +136,37 @@ class Builder:
                 self.layer(node)
             case "hardsigmoid":
                 self.add("HardSigmoid", inputs, name, alpha=1 / 6, beta=0.5)
+            case "relu6":
+                limits = [self.constant(f"float{bound}", np.float32(bound)) for bound in (0, 6)]
+                self.add("Clip", [*inputs, *limits], name)
+            case op if op in TABLED and self.is_looked_up(node):
+                pass  # by the quantizers that read it
+            case "silu":
+                self.add("Mul", [*inputs, self.add("Sigmoid", inputs, self.short())], name)
             case "maxpool":
-                self.add("MaxPool", inputs, name, kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4)
+                kernel, stride, before, after = node.window or POOL
+                pads = [before] * 2 + [after] * 2
+                self.add("MaxPool", inputs, name, kernel_shape=[kernel] * 2, strides=[stride] * 2, pads=pads)
             case "subsample":
                 self.add("MaxPool", inputs, name, kernel_shape=[1, 1], strides=[2, 2])
             case "pad_channels":
                 before, after = node.channels or (0, 0)
-                pads = np.array([0, before, 0, 0, 0, after, 0, 0], np.int64)
-                self.add("Pad", [*inputs, self.constant(f"pads{before}.{after}", pads)], name)
+                self.pad(node, [0, before, 0, 0, 0, after, 0, 0])
+            case "pad":
+                left, right, top, bottom = node.window or (0, 0, 0, 0)
+                self.pad(node, [0, 0, top, left, 0, 0, bottom, right])
+            case "slice":
+                first, last = node.channels or (0, 0)
+                ends = [self.constant(f"i{i}", np.array([i], np.int64)) for i in (first, last, 1)]
+                self.add("Slice", [*inputs, *ends], name)
+            case "shuffle":
+                groups, each = node.channels or (1, 1)
+                order = np.arange(groups * each, dtype=np.int64).reshape(groups, each).T.reshape(-1)
+                self.add("Gather", [*inputs, self.constant(f"shuffle{groups}x{each}", order)], name, axis=1)
+            case "concat":
+                self.add("Concat", inputs, name, axis=1)
+            case "flatten":
+                self.add("Flatten", inputs, "logits" if node is self.graph.nodes[-1] else name)
             case _:
                 self.add(SAME_IN_ONNX[node.op], inputs, name)
 
@@ -147,11 +174,31 @@ class Builder:
         grid, name = grid_of(node), node.name
         step = self.constant(f"{name}.s", np.float32(grid.step))
         zero = self.constant(f"zero{grid.zero_point}", np.uint8(grid.zero_point))
-        codes = self.add("QuantizeLinear", [node.inputs[0], step, zero], f"{name}.u8")
-        if grid.bits < 8:
-            largest = self.constant(f"max{grid.bits}", np.uint8(2**grid.bits - 1))
-            codes = self.add("Clip", [codes, "", largest], codes_name(node))
+        if self.is_looked_up(source := self.by_name[node.inputs[0]]):
+            codes = self.looked_up(node, source)
+        else:
+            codes = self.add("QuantizeLinear", [node.inputs[0], step, zero], f"{name}.u8")
+            if grid.top < 255:
+                largest = self.constant(f"max{grid.top}", np.uint8(grid.top))
+                codes = self.add("Clip", [codes, "", largest], codes_name(node))
         self.add("DequantizeLinear", [codes, step, zero], name)
+
+    def is_looked_up(self, node: Node) -> bool:
+        """Whether quantizers alone read this node, and look its results up by the codes that it reads."""
+        on_grid = node.op in TABLED and self.by_name[node.inputs[0]].op == "quantize"
+        return on_grid and all(reader.op == "quantize" for reader in self.readers[node.name])
+
+    def looked_up(self, node: Node, source: Node) -> str:
+        """Name of the codes of a quantizer behind `source`."""
+        before = self.by_name[source.inputs[0]]
+        table = grid_of(node).quantize(table_of(source.op, grid_of(before)))
+        codes = self.add("Cast", [codes_name(before)], self.short(), to=TensorProto.INT32)
+        entries = self.constant(f"{node.name}.table", table.numpy().astype(np.uint8))
+        return self.add("Gather", [entries, codes], codes_name(node))
+
+    def pad(self, node: Node, pads: list[int]) -> None:
+        name = "pads" + ".".join(map(str, pads))
+        self.add("Pad", [*node.inputs, self.constant(name, np.array(pads, np.int64))], node.name)
 
     def layer(self, node: Node) -> None:
         weights, name = weights_of(node), node.name
@@ -171,7 +218,9 @@ class Builder:
     def conv(self, node: Node, operands: list[str], **attributes) -> None:
         weights = weights_of(node)
         k = weights.weight.shape[-1]
-        shape = dict(pads=[k // 2] * 4, strides=[weights.stride] * 2, group=weights.groups, kernel_shape=[k, k])
+        shape = dict(pads=[weights.pad] * 4, strides=[weights.stride] * 2, group=weights.groups, kernel_shape=[k, k])
+        if weights.dilation > 1:
+            attributes["dilations"] = [weights.dilation] * 2
         self.add("Conv", operands, node.name, **shape, **attributes)
 
     def weight(self, node: Node) -> str:

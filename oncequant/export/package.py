@@ -138,12 +138,16 @@ def _contents(graph: Graph) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def _node_to_json(node: Node) -> dict[str, Any]:
     values: dict[str, Any] = {"name": node.name, "op": node.op, "inputs": node.inputs}
     if node.grid is not None:
-        values["grid"] = asdict(node.grid)
+        values["grid"] = {key: value for key, value in asdict(node.grid).items() if value is not None}
     if node.channels is not None:
         values["channels"] = node.channels
+    if node.window is not None:
+        values["window"] = node.window
     if node.weights is not None:
         kept = {key: getattr(node.weights, key) for key in ("bits", "shift", "stride", "groups")}
         kept |= {"odd": True} if node.weights.odd else {}
+        kept |= {"padding": node.weights.padding} if node.weights.padding is not None else {}
+        kept |= {"dilation": node.weights.dilation} if node.weights.dilation > 1 else {}
         values["weights"] = {"shape": list(node.weights.weight.shape), **kept}
     return values
 
@@ -151,8 +155,8 @@ def _node_to_json(node: Node) -> dict[str, Any]:
 def _node_from_json(values: dict[str, Any], tensors: dict[str, Tensor]) -> Node:
     grid = Grid(**values["grid"]) if "grid" in values else None
     weights = _weights_from_json(values["name"], dict(values["weights"]), tensors) if "weights" in values else None
-    channels = tuple(values["channels"]) if "channels" in values else None
-    return Node(values["name"], values["op"], tuple(values["inputs"]), grid, weights, channels)
+    channels, window = (tuple(values[key]) if key in values else None for key in ("channels", "window"))
+    return Node(values["name"], values["op"], tuple(values["inputs"]), grid, weights, channels, window)
 
 
 def _weights_from_json(name: str, values: dict[str, Any], tensors: dict[str, Tensor]) -> Weights:

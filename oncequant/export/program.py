@@ -14,8 +14,9 @@ from torch import Tensor
 
 from oncequant.export.graph import Graph, Grid, Node, Weights, grid_of
 from oncequant.export.simulate import elementwise
+from oncequant.grids import ELEMENTWISE
 from oncequant.memory import aligned, layer_scratch, mean_scratch
-from oncequant.structure import ELEMENTWISE, PIXELS, Call, CannotRun, calls_of, lives
+from oncequant.structure import PIXELS, Call, CannotRun, calls_of, lives
 
 MOST_KERNEL = 7
 TRIES = 30  # of an order, each with what lay too high before placed first
@@ -133,7 +134,7 @@ def _pixel_table(graph: Graph, grid: Grid) -> Tensor:
 
 def _table(before: Grid, moves: Sequence[Node], grid: Grid) -> Tensor:
     """The codes of a grid, moved and activated, on another. Raises CannotRun."""
-    values = before.dequantize(torch.arange(256.0).clamp(max=2**before.bits - 1))
+    values = before.dequantize(torch.arange(256.0).clamp(max=before.top))
     zero = torch.zeros(1)
     for move in moves:
         if move.op in ELEMENTWISE:
@@ -150,6 +151,8 @@ def _output(name: str, weights: Weights, before: Map) -> tuple[int, int]:
         raise CannotRun(f"{name}: no kernel for weights of shape {tuple(shape)}")
     if kernel > MOST_KERNEL:
         raise CannotRun(f"{name}: no kernel for convolutions of {kernel} x {kernel}")
+    if weights.pad != kernel // 2 or weights.dilation > 1:
+        raise CannotRun(f"{name}: no kernel for convolutions with padding {weights.pad}, dilation {weights.dilation}")
     if weights.groups > 1 and not weights.groups == shape[0] == before.channels:
         raise CannotRun(f"{name}: no kernel for convolutions of {weights.groups} groups")
     return (before.size + 2 * (kernel // 2) - kernel) // weights.stride + 1, shape[0]

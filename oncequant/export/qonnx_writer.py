@@ -39,11 +39,18 @@ class _QuantBuilder(Builder):
 
     def quantize(self, node: Node) -> None:
         grid = grid_of(node)
-        step = self.constant(f"{node.name}.s", np.float32(grid.step))
+        step, source = self.constant(f"{node.name}.s", np.float32(grid.step)), node.inputs[0]
+        if grid.most is not None:  # which `Quant` does not have
+            largest = self.constant(f"{node.name}.max", np.float32((grid.most - grid.zero_point) * grid.step))
+            source = self.add("Clip", [source, "", largest], self.short())
         if grid.zero_point == 2 ** (grid.bits - 1):  # the same grid without a zero point, which few tools take
-            self.quant(node.inputs[0], step, 0, grid.bits, True, node.name)
+            self.quant(source, step, 0, grid.bits, True, node.name)
         else:
-            self.quant(node.inputs[0], step, grid.zero_point, grid.bits, False, node.name)
+            self.quant(source, step, grid.zero_point, grid.bits, False, node.name)
+
+    def is_looked_up(self, node: Node) -> bool:
+        """Values are in float here, not looked up."""
+        return False
 
     def quant(self, source: str, step: str, zero: float, bits: int, signed: bool, output: str) -> str:
         zero_point = self.constant(f"z{zero}", np.float32(zero))
@@ -54,7 +61,7 @@ class _QuantBuilder(Builder):
         weight = self.weight(node)
         bias = self.constant(f"{node.name}.b", self.biases[node.name].numpy())
         if node.op == "conv":
-            self.conv(node, [node.inputs[0], weight, bias], dilations=[1, 1])  # hls4ml insists on them
+            self.conv(node, [node.inputs[0], weight, bias], dilations=[weights_of(node).dilation] * 2)  # hls4ml insists
         else:
             output = "logits" if node is self.graph.nodes[-1] else node.name
             self.add("Add", [self.add("MatMul", [node.inputs[0], weight], self.short()), bias], output)

@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from oncequant.export.graph import Graph, Grid, Node, Weights, grid_of, scale_of, weights_of
+from oncequant.grids import ELEMENTWISE, TABLED
+from oncequant.operations import moved
 
 Parameters = Mapping[str, tuple[Tensor, Tensor]]  # node name -> dequantized weight (C_out, C_in / groups, K, K), bias
 AnyValue = TypeVar("AnyValue")
@@ -79,6 +81,8 @@ def run_integer(graph: Graph, pixels: Tensor, follow: Callable[[Node, Tensor], T
         on_grids = [v for v in inputs if isinstance(v, _Codes)]
         if fusible and fused and len(on_grids) == len(inputs):
             return _Fused(node, on_grids)
+        if node.op in TABLED and isinstance(x := inputs[0], _Codes):
+            return table_of(node.op, x.grid)[x.codes.long()]
         return _float_value(graph, node, [_as_float(v) for v in inputs] or [pixels], parameters)
 
     for _, result in _walk(graph, value):
@@ -113,33 +117,40 @@ def _float_value(graph: Graph, node: Node, inputs: list[Tensor], parameters: Par
             return grid_of(node).dequantize(grid_of(node).quantize(x))
         case "conv":
             weights, (weight, bias) = weights_of(node), parameters[node.name]
-            return F.conv2d(x, weight, bias, weights.stride, weight.shape[-1] // 2, groups=weights.groups)
+            return F.conv2d(x, weight, bias, weights.stride, weights.pad, weights.dilation, weights.groups)
         case "linear":
             return F.linear(x, *parameters[node.name])
         case "flatten":
             return x.flatten(1)
-        case "relu" | "hardsigmoid" | "hardswish":
-            return elementwise(node.op, x)
-        case "mean":
-            return x.mean((2, 3), keepdim=True)
-        case "maxpool":
-            return F.max_pool2d(x, 3, 2, 1)
-        case "subsample":
-            return x[:, :, ::2, ::2]
-        case "pad_channels":
-            return F.pad(x, (0, 0, 0, 0, *(node.channels or ())))
-        case "multiply":
-            return x * inputs[1]
-        case "add":
-            return x + inputs[1]
-    raise ValueError(f"{node.op!r} is no operation of a graph")
+        case op if op in ELEMENTWISE:
+            return elementwise(op, x)
+    return moved(node.op, inputs, node.channels, node.window)
 
 
 def elementwise(op: str, x: Tensor) -> Tensor:
-    """relu, hardsigmoid or hardswish of every number."""
-    if op == "relu":
-        return F.relu(x)
-    return _hard_sigmoid(x) if op == "hardsigmoid" else _hard_sigmoid(x).mul_(x)
+    """One of ELEMENTWISE of every number."""
+    match op:
+        case "relu":
+            return F.relu(x)
+        case "relu6":
+            return x.clamp(0, 6)
+        case "hardsigmoid":
+            return _hard_sigmoid(x)
+        case "hardswish":
+            return _hard_sigmoid(x).mul_(x)
+        case "sigmoid":
+            return torch.sigmoid(x)
+        case "silu":
+            return x * torch.sigmoid(x)
+    raise ValueError(f"{op!r} is no operation on single numbers")
+
+
+def table_of(op: str, grid: Grid) -> Tensor:  # (256,) float32
+    """`elementwise` of all codes of a grid; behind its last code that of the last one.
+
+    Runtimes look up what they would compute otherwise: torch itself rounds one number in a row otherwise than another.
+    """
+    return elementwise(op, grid.dequantize(torch.arange(256.0).clamp(max=grid.top)))
 
 
 def _hard_sigmoid(x: Tensor) -> Tensor:
@@ -148,9 +159,12 @@ def _hard_sigmoid(x: Tensor) -> Tensor:
 
 
 def _float_bias(graph: Graph, node: Node, weights: Weights) -> Tensor:
+    source = graph.by_name()[node.inputs[0]]
     if not weights.is_integer:
         return weights.bias
-    return weights.bias.float() * bias_scale(weights, grid_of(graph.by_name()[node.inputs[0]]))
+    if source.grid is None:  # an average pooling whose input has no grid yet; its bias is zero
+        return weights.bias.float()
+    return weights.bias.float() * bias_scale(weights, source.grid)
 
 
 def bias_scale(weights: Weights, grid: Grid) -> Tensor:  # (C_out,) float32
@@ -196,7 +210,7 @@ def _requantize(value: _Value, grid: Grid) -> Tensor:
             b = value.inputs[1]
             ratio_a, ratio_b, offset = (term.to(a.codes) for term in addition(a.grid, b.grid, grid))
             codes = _fma(ratio_a, a.codes, _fma(ratio_b, b.codes, offset)).round()
-    return codes.clamp_(0, 2**grid.bits - 1)
+    return codes.clamp_(0, grid.top)
 
 
 def addition(a: Grid, b: Grid, grid: Grid) -> tuple[Tensor, Tensor, Tensor]:
@@ -210,13 +224,13 @@ def _accumulate(weights: Weights, x: _Codes) -> Tensor:
     """The int32 accumulator with bias, rounded to float32 as kernels convert it."""
     weight, bias = weights.weight.float(), weights.bias
     centred = x.codes - x.grid.zero_point
-    reach = max(x.grid.zero_point, 2**x.grid.bits - 1 - x.grid.zero_point)
+    reach = max(x.grid.zero_point, x.grid.top - x.grid.zero_point)
     if weight.abs().flatten(1).sum(1).max().item() * reach >= 2**24:  # partial sums would not be exact in float32
         weight, centred = weight.double(), centred.double()
     if weight.dim() == 2:
         total = F.linear(centred, weight)
     else:
-        total = F.conv2d(centred, weight, None, weights.stride, weight.shape[-1] // 2, groups=weights.groups)
+        total = F.conv2d(centred, weight, None, weights.stride, weights.pad, weights.dilation, weights.groups)
         bias = bias.view(1, -1, 1, 1)
     return total.int().mul_(2**weights.shift).add_(bias).float()
 

@@ -15,6 +15,7 @@ from oncequant.cost_table import TableError
 from oncequant.distributed import is_main, shared_map, world_size
 from oncequant.records import Measurement, Member, Sample, append_record, read_records
 from oncequant.space import SearchSpace
+from oncequant.structure import CannotRun
 
 R = TypeVar("R", Measurement, Member, Sample)
 MeasureAll = Callable[[Sequence[Arch]], Iterable[float]]
@@ -99,12 +100,13 @@ class MeasurementFile:
 
 
 def all_costs(space: SearchSpace, arch: Arch, costs: Mapping[str, Cost] = COSTS) -> dict[str, float]:
-    """Every cost of an architecture by name, without those of tables that lack its layers, as of float networks."""
+    """Every cost of an architecture by name, without those of tables that lack its layers, as of float networks, and
+    without those in C of a network that has no kernels there."""
     specs, found = space.layers(arch), {}
     for name, cost in costs.items():
         try:
             found[name] = cost(specs)
-        except TableError:
+        except (TableError, CannotRun):
             continue
     return found
 
