@@ -263,7 +263,7 @@ def _prepare(options: Train, search_options: BudgetOptions | None) -> tuple[Trai
         console.print("allocator: " + ("freed memory is kept" if done else "cannot be tuned here, only with glibc"))
     machine = options.machine
     where = machine.device, machine.hours, options.tables.costs
-    return runs.prepare(options.training, options.data, options.model, search_options, *where)
+    return runs.prepare(options.training, options.data, options.model, search_options, *where, tells_time=True)
 
 
 def _open(source: Existing) -> tuple[TrainingOptions, RunValue]:

@@ -12,10 +12,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 
 from oncequant import distributed
+from oncequant.cost import COSTS
 from oncequant.methods import METHODS, method_of
+from oncequant.models import space_of
 from oncequant.progress import console
 from oncequant.records import Metrics, read_metrics
 from oncequant.run_folder import Run
@@ -28,6 +31,8 @@ VALIDATIONS = 4  # of each stage, see train.fit
 FILES = 4.5  # seconds that the files of a subnet take for each second that its test images take to classify
 MARGIN = 0.95  # of the time there is: steps vary
 LEAST = 0.1  # of it is training
+
+LONG = 1e12  # multiplications of training with the largest network, forward: a minute or more on most machines
 
 AnyOptions = TypeVar("AnyOptions", bound=TrainingOptions)
 
@@ -75,6 +80,27 @@ def fitted(cfg: AnyOptions, options: BudgetOptions | None, run: Run, hours: floa
         soft_wrap=True,
     )
     return fitted
+
+
+def tell_time(cfg: TrainingOptions, options: BudgetOptions | None, run: Run) -> None:
+    """Print about how long a new run takes, by a rehearsal, if it takes more than a few minutes by a rough count; for
+    arguments see `fitted`. Nothing of methods whose time cannot be foretold. All processes of a training call this."""
+    method = METHODS[method_of(cfg)]
+    space = space_of(run.model)
+    macs = float(np.max(COSTS["macs"](space.layers(space.largest()))))
+    steps = [cfg.schedule(stage, run.data) for stage in method.stages(cfg)]
+    if sum(one.steps * one.batch_size for one in steps) * macs < LONG:
+        return
+    try:
+        forecast = rehearse(cfg, options, run)
+    except ValueError:  # the method's time cannot be foretold
+        return
+    training = cfg.duration * forecast.training
+    console.print(
+        f"this takes about {minutes(training + forecast.rest)}: training {minutes(training)}, validation, search and "
+        f"files {minutes(forecast.rest)}; --hours fits it into less",
+        soft_wrap=True,
+    )
 
 
 def rehearse(cfg: TrainingOptions, options: BudgetOptions | None, run: Run, **how: Any) -> Forecast:

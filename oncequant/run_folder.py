@@ -163,8 +163,9 @@ class Run:
 
 
 def preset_for(pixels: int) -> str:
-    """The preset for images with this median shorter side: resnet-nano up to 20 px, else resnet-cifar."""
-    return "resnet-nano" if pixels <= 20 else "resnet-cifar"
+    """The preset for images with this median shorter side."""
+    sizes = {20: "resnet-nano", 40: "resnet-cifar", 72: "resnet-64", 136: "resnet-photo"}
+    return next((preset for most, preset in sizes.items() if pixels <= most), "resnet-224")
 
 
 def called_as() -> str:

@@ -21,7 +21,8 @@ def tell(data: Data) -> None:
 def tell_run(data: Data, preset: str, pixels: int, folder: Path) -> None:
     """Print what a run works on, and what may not be meant so."""
     tell(data)
-    console.print(f"{data.name}: preset {preset}; run folder {folder}", soft_wrap=True)
+    why = f" for images of {pixels} px" if pixels else ""
+    console.print(f"{data.name}: preset {preset}{why} (--preset); run folder {folder}", soft_wrap=True)
     if data.flip:
         console.print(
             "training images are mirrored at random; use --no-flip where that changes the label", soft_wrap=True

@@ -17,7 +17,7 @@ from oncequant.data import Data, DataError, native_size, open_source
 from oncequant.data.splits import place_of
 from oncequant.export.formats import DEFAULT_FORMATS
 from oncequant.files import FileError, user_path
-from oncequant.hours import fitted
+from oncequant.hours import fitted, tell_time
 from oncequant.initial import start_from
 from oncequant.methods import DEFAULT_METHOD, METHODS, method_of
 from oncequant.models import build_network
@@ -35,7 +35,7 @@ from oncequant.run_folder import (
 )
 from oncequant.run_images import check_images, tell, tell_run
 from oncequant.search import BudgetOptions
-from oncequant.settings import DataOptions, Device, ModelOptions, device_of, presets_of, suited
+from oncequant.settings import DataOptions, Device, ModelOptions, as_before, device_of, presets_of, suited
 from oncequant.subnets import Split, evaluate, export_members, may_be_of, subnet, without_images
 from oncequant.tables import check_costs, keep_tables
 from oncequant.train import SupernetOptions, TrainingOptions, check_shares
@@ -55,14 +55,16 @@ def prepare(
     hours: float | None = None,
     costs: Sequence[Path] = (),
     data: Data | tuple[Any, Any, Any] | None = None,
+    tells_time: bool = False,
 ) -> tuple[TrainingOptions, Run]:
     """Load the images, choose the network, and make the folder of a run, or go on with the one that is there. `data`
     are images from Python, loaded or as three data sets, instead of `where.data`.
 
     Whatever can be refused is refused here, before training: options that do not fit together, budgets of a later
     `search` below the cheapest subnet, tables of `costs` that lack layers, broken images. With `hours`, schedules are
-    as long as fits (oncequant.hours). Returns the options of the method as the folder keeps them, and the run. Raises
-    ValueError (with BudgetError and DataError) and FileError; nothing is written then.
+    as long as fits; with `tells_time` it is said how long a new run takes (oncequant.hours). Returns the options of the
+    method as the folder keeps them, and the run. Raises ValueError (with BudgetError and DataError) and FileError;
+    nothing is written then.
     """
     where, options, name = where or DataOptions(), options or ModelOptions(), method_of(cfg)
     opened: Any = data
@@ -73,6 +75,7 @@ def prepare(
         opened = open_source(source, where.reading)  # once: to list many pictures takes a while
         if opened.reads(folder):
             raise ValueError(f"{folder}: this run folder would lie among the images of {source}; give another --run")
+    options = as_before(options, name, folder)
     known = presets_of(name).get(options.preset)
     pixels = 0
     if isinstance(data, Data):
@@ -99,6 +102,8 @@ def prepare(
     settings = _decided(settings, images, folder)
     if hours is not None:
         settings = _timed(settings, images, folder, search, hours)
+    elif tells_time and not distributed.from_main((folder / "run.json").exists):
+        tell_time(_config(folder, settings), search, Run(folder, settings.model, images))
     return _config(folder, settings), _begin(settings, images, folder, costs, where.changed_test)
 
 

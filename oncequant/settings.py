@@ -8,6 +8,7 @@ import torch
 import tyro
 from rich.table import Table
 
+from oncequant import distributed
 from oncequant.arch import FLOAT_BITS, SKIP, pair
 from oncequant.data import FRACTIONS, Reading
 from oncequant.export.formats import DEFAULT_FORMATS
@@ -16,6 +17,7 @@ from oncequant.files import PathText
 from oncequant.limits import Range, check_ranges
 from oncequant.methods import METHODS
 from oncequant.models import PRESETS, family_of, space_of
+from oncequant.run_folder import read_settings
 from oncequant.space import SearchSpace
 from oncequant.targets import TARGETS
 
@@ -23,6 +25,8 @@ Device = Literal["auto", "cpu", "cuda"]
 DEVICES: Range = (1, 1024)
 CLASSES: Range = (2, 1_000_000)
 BITS: Range = (1, FLOAT_BITS)
+ENLARGED = 40  # pixels; up to here images are shown larger than they are, too
+SLACK = 0.1  # of the size of images, by which they may be enlarged beyond that
 
 
 @dataclass(frozen=True)
@@ -151,15 +155,30 @@ def presets_of(method: str) -> dict[str, NetworkConfig]:
 
 
 def suited(method: str, options: ModelOptions, pixels: int) -> ModelOptions:
-    """The options with the preset that suits a method and images of `pixels`, where it is left open. A network of one
-    resolution, 32 px, gets that of smaller images. Raises ValueError if the method cannot train the preset."""
+    """The options with the preset that suits a method and images of `pixels`, where it is left open, without
+    resolutions that are larger than the images; small images may be enlarged. A network of one resolution, 32 px, gets
+    that of smaller images. Raises ValueError if the method cannot train the preset."""
     presets = presets_of(method)
     if options.preset not in ("auto", *presets):
         raise ValueError(f"preset {options.preset} does not fit {method}, which has {', '.join(presets)}")
     preset = METHODS[method].preset(pixels) if options.preset == "auto" else options.preset
     if presets[preset].resolutions == (32,) and not options.resolutions:
         return replace(options, preset=preset, resolutions=(min(32, max(8, pixels)),))
+    if options.preset == "auto" and not options.resolutions and pixels > ENLARGED:
+        sizes = sorted(presets[preset].resolutions)
+        kept = [size for size in sizes if size <= (1 + SLACK) * pixels]
+        return replace(options, preset=preset, resolutions=tuple(kept or sizes[:1]))
     return replace(options, preset=preset)
+
+
+def as_before(options: ModelOptions, method: str, folder: Path) -> ModelOptions:
+    """The options with the preset and the resolutions of the folder's run, where they are left open."""
+    if options.preset != "auto" or not distributed.from_main((folder / "run.json").exists):
+        return options
+    before = read_settings(folder)
+    if before.method != method or before.preset is None:
+        return options
+    return replace(options, preset=before.preset, resolutions=options.resolutions or before.model.resolutions)
 
 
 def device_of(name: Device) -> torch.device:

@@ -2,7 +2,7 @@
 
 Both kinds of start take equal steps. Accuracy is the mean test top-1 of the largest, the smallest and three random
 architectures, without retraining, and the largest float network's. With `--muon-lrs` the float stage that starts from
-weights is trained at several learning rates, on validation.
+weights is trained at several learning rates, and measured on validation images.
 
     python recipes/init_cifar10.py path/to/parquet OUT results/cifar10-jpeg75_init_cpu_202611.csv
 """
@@ -90,12 +90,12 @@ def main(options: Options) -> None:
     seconds: dict[str, list[float]] = {}
     for seed in options.seeds[:1] if options.muon_lrs else options.seeds:
         second = load_data(str(options.out / "second"), size=32, max_train=options.images, seed=seed)
-        for start in ("nothing", "weights"):
+        for start in ("weights", "nothing"):
             cfg = oqat.Config(bit_schedule=(4, 2), duration=options.duration, seed=seed)
             if start == "weights":
                 cfg = replace(cfg, init=str(before.folder))
             if options.muon_lrs:
-                for rate in options.muon_lrs:
+                for rate in options.muon_lrs if start == "weights" else (cfg.muon_lr,):
                     tried = replace(cfg, bit_schedule=(), muon_lr=rate, lr=cfg.lr * rate / cfg.muon_lr)
                     run = trained(tried, second, options.out / f"{start}-{rate:g}")
                     net, judge = load_supernet(run.folder, "float"), Judge(second, cfg.calibration(second))

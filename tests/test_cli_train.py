@@ -119,10 +119,10 @@ def test_a_broken_image_is_refused_before_the_run_folder_is_made(tmp_path, monke
 
 
 def test_images_much_larger_than_the_network_sees_are_mentioned(tmp_path, capsys):
-    for size, says in ((80, True), (40, False)):
+    for size, says in ((450, True), (40, False)):
         source = image_folder(tmp_path / f"images{size}", 2, 5, size)
         runs.prepare(oqat.Config(), runs.DataOptions(data=str(source), run=tmp_path / f"run{size}"))
-        assert (f"images of {size} px are scaled to 32 px" in " ".join(capsys.readouterr().out.split())) == says
+        assert (f"images of {size} px are scaled to 224 px" in " ".join(capsys.readouterr().out.split())) == says
 
 
 def test_missing_packages_are_named_before_training(tmp_path, monkeypatch, capsys):

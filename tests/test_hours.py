@@ -93,3 +93,22 @@ def test_a_run_keeps_its_schedule_when_it_goes_on(tmp_path, monkeypatch, capsys)
     call(monkeypatch, *words)
     assert f"goes on with schedules {duration:g} times" in " ".join(capsys.readouterr().out.split())
     assert "--hours 0.0: use 0.001" in fails(monkeypatch, capsys, *words[:-1], "0")
+
+
+def test_a_long_run_is_foretold_and_a_short_one_is_not(tmp_path, monkeypatch, capsys):
+    run = Run(tmp_path / "unused", TINY, digits())
+    monkeypatch.setattr(hours, "rehearse", lambda *_: hours.Forecast(training=600, validation=10, search=20, files=30))
+    hours.tell_time(CONFIG, OPTIONS, run)
+    assert not capsys.readouterr().out
+    hours.tell_time(replace(CONFIG, min_steps=10**6, duration=2.0), OPTIONS, run)
+    said = "takes about 21 min: training 20 min, validation, search and files 60 s; --hours fits it into less"
+    assert said in capsys.readouterr().out
+
+
+def test_a_method_whose_time_is_unknown_says_nothing(tmp_path, capsys):
+    from oncequant.methods import dnas
+    from oncequant.models import PRESETS
+
+    run = Run(tmp_path / "unused", replace(PRESETS["resnet20"], image_channels=1, resolutions=(8,)), digits())
+    hours.tell_time(dnas.Config(min_steps=10**6), dnas.SearchOptions(), run)
+    assert not capsys.readouterr().out

@@ -17,6 +17,7 @@ from oncequant.models import FAMILIES, PRESETS, family_of
 from oncequant.records import Member, read_records
 from oncequant.run_folder import Run
 from oncequant.search.budget import BudgetError
+from oncequant.settings import ModelOptions, suited
 from oncequant.supernet_file import load_supernet
 from oncequant.tensor_files import read_tensors
 
@@ -156,3 +157,19 @@ def test_budgets_are_kept_or_refused(trained):
     with pytest.raises(BudgetError, match="weight_bytes<=1"):
         METHODS[name].choose(cfg, dataclasses.replace(options, budgets=(Budget(COSTS["weight_bytes"], 1),)), run)
     assert (run.folder / "family.json").read_text() == family
+
+
+@pytest.mark.parametrize(
+    ("pixels", "preset", "resolutions"),
+    [
+        (8, "resnet-nano", None), (20, "resnet-nano", None), (21, "resnet-cifar", None), (40, "resnet-cifar", None),
+        (41, "resnet-64", (40,)), (64, "resnet-64", (40, 48, 56, 64)), (73, "resnet-photo", (64, 80)),
+        (100, "resnet-photo", (64, 80, 96)), (136, "resnet-photo", (64, 80, 96, 112, 128)),
+        (150, "resnet-224", (128, 160)), (4000, "resnet-224", (128, 160, 192, 224)),
+    ],
+)  # fmt: skip
+def test_images_of_every_size_are_seen_as_large_as_they_are(pixels, preset, resolutions):
+    found = suited("oqat", ModelOptions(), pixels)
+    assert (found.preset, found.resolutions) == (preset, resolutions)
+    assert suited("qfa", ModelOptions(resolutions=(32,)), pixels).resolutions == (32,)  # what is given stays
+    assert suited("oqat", ModelOptions("cifar"), pixels).resolutions is None

@@ -55,6 +55,17 @@ PRESETS: dict[str, ElasticResNetConfig] = {
     "resnet-nano": ElasticResNetConfig(
         image_channels=1, stage_widths=(16, 24, 32), depths=(1, 2), resolutions=(8, 10, 12)
     ),
+    # pictures of some 64 px: as for 32 px, behind a first convolution that halves them
+    "resnet-64": ElasticResNetConfig(
+        stem_width=0,
+        stem_stride=2,
+        stage_widths=(32, 64, 128),
+        width_quarters=(2, 3, 4),
+        kernel_sizes=(3,),
+        expand_ratios=(2, 4),
+        depths=(1, 2),
+        resolutions=(40, 48, 56, 64),
+    ),
     # photographs of 64 to 128 px
     "resnet-photo": ElasticResNetConfig(
         stem_width=32,
@@ -62,6 +73,17 @@ PRESETS: dict[str, ElasticResNetConfig] = {
         stage_widths=(32, 48, 64, 96),
         stage_strides=(1, 2, 2, 2),
         resolutions=(64, 80, 96, 112, 128),
+    ),
+    # larger photographs, a quarter as wide and high behind stem and pooling
+    "resnet-224": ElasticResNetConfig(
+        stem_width=32,
+        stem_stride=2,
+        stem_pool=True,
+        stage_widths=(32, 64, 96, 128),
+        stage_strides=(1, 2, 2, 2),
+        kernel_sizes=(3,),
+        depths=(1, 2),
+        resolutions=(128, 160, 192, 224),
     ),
 }
 

@@ -69,6 +69,27 @@ PRESETS: dict[str, MobileNetV3Config] = {
         resolutions=(20, 24, 28, 32),
         depths=(1, 2, 3),
     ),
+    # pictures of some 64 px: as for 32 px, behind a first convolution that halves them
+    "mobile-64": MobileNetV3Config(
+        num_classes=10,
+        stem_width=16,
+        stage_widths=(16, 24, 40, 56, 80),
+        final_expand_width=320,
+        feature_mix_width=480,
+        stage_strides=(2, 2, 2, 1, 1),
+        resolutions=(40, 48, 56, 64),
+        depths=(1, 2, 3),
+    ),
+    # photographs of 64 to 128 px
+    "mobile-128": MobileNetV3Config(
+        num_classes=10,
+        stem_width=16,
+        stage_widths=(16, 24, 40, 56, 80),
+        final_expand_width=320,
+        feature_mix_width=480,
+        resolutions=(64, 80, 96, 112, 128),
+        depths=(1, 2, 3),
+    ),
     # 8 to 16 px greyscale images, for microcontrollers
     "nano": MobileNetV3Config(
         num_classes=10,
