@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [  # a module may import modules of lines above it, and of its own package
     {"distributed", "allocator", "native", "muon", "version", "limits", "help_text"},
     {"arch", "files", "progress"},
-    {"data"},
+    {"data", "answers"},
     {"plan", "records"},
     {"structure"},
     {"memory"},
