@@ -74,7 +74,7 @@ def main(options: Options) -> None:
             encode(space, many[start : start + 4096])
 
     def predict_all() -> None:
-        predictor.top1(many)
+        predictor.accuracy(many)
 
     def front() -> None:
         sizes = dict(population=options.population, generations=options.generations)

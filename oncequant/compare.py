@@ -208,7 +208,7 @@ def compare(
                 arch, known = one.arch, {f"stage{s}": width for s, width in enumerate(one.widths, start=1)}
             else:  # none fits
                 continue
-            validation, test = judge.validation(net, arch), judge.test(net, arch)
+            validation, test = judge.validation(net, arch).top1, judge.test(net, arch).accuracy.top1
             specs = net.space.layers(arch)
             size = float(bitops(specs)), float(weight_bytes(specs))
             rows.append(Deployment(way, limit, *size, validation, test, effort.images, effort.seconds, known))

@@ -78,7 +78,7 @@ def train_alone(job: Job, data: Data, neighbours: int = 1) -> float:
             return loss.detach()
 
         def evaluate() -> dict[str, float]:
-            top1[0] = judge.validation(net, arch)
+            top1[0] = judge.validation(net, arch).top1
             return {"top1": top1[0]}
 
         place.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What is measured on images without gradients: first step sizes, a subnet's statistics and zero points, its accuracy.
+"""What is measured on images without gradients: first step sizes, a subnet's statistics and zero points, its answers.
 
 The supernet is never modified: a subnet is extracted, calibrated, and asked.
 """
@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from oncequant.answers import Accuracy, Answers, answered, answers_of
 from oncequant.arch import FLOAT_BITS, Arch, LayerSpec
 from oncequant.data import Data, Split, eval_batches
 from oncequant.elastic import ElasticBatchNorm, ElasticConv, Observer, Pass
@@ -129,21 +130,23 @@ def _merged(batches: Sequence[tuple[Tensor, Tensor]], images: int) -> Iterator[t
 
 
 @torch.no_grad()
-def accuracy(
+def ask(
     subnet: Network, arch: Arch, batches: Batches, stop: Callable[[int, int], bool] | None = None
-) -> float | None:
-    """Share of correct answers, in [0, 1], of a calibrated subnet.
+) -> Answers | None:
+    """What a calibrated subnet answers to images.
 
     `stop(correct, seen)` is asked after every batch; if it says so, the rest is left out and the result is None.
+    Raises ValueError without images.
     """
     subnet.eval()
-    correct = total = 0
+    batches_seen, correct, seen = [], 0, 0
     for images, labels in batches:
-        correct = correct + (subnet(images, arch).argmax(1) == labels).sum()
-        total += len(labels)
-        if stop and stop(int(correct), total):
-            return None
-    return float(correct) / total
+        batches_seen.append(answered(subnet(images, arch), labels))
+        if stop:
+            correct, seen = correct + int((batches_seen[-1][1] == labels).sum()), seen + len(labels)
+            if stop(correct, seen):
+                return None
+    return answers_of(batches_seen, subnet.config.num_classes)
 
 
 def calibrated_subnet(supernet: Network, arch: Arch, calibration: Batches, fold: bool = True) -> Network:
@@ -156,29 +159,29 @@ def calibrated_subnet(supernet: Network, arch: Arch, calibration: Batches, fold:
     return subnet
 
 
-def measure(supernet: Network, arch: Arch, calibration: Batches, batches: Batches, fold: bool = True) -> float:
-    """Top-1 in [0, 1] of one subnet on `batches`, without retraining."""
-    found = accuracy(calibrated_subnet(supernet, arch, calibration, fold), arch, batches)
+def measure(supernet: Network, arch: Arch, calibration: Batches, batches: Batches, fold: bool = True) -> Answers:
+    """What one subnet answers to the images of `batches`, without retraining. Raises ValueError without images."""
+    found = ask(calibrated_subnet(supernet, arch, calibration, fold), arch, batches)
     assert found is not None  # nothing stops it
     return found
 
 
 @dataclass(frozen=True)
 class Judge:
-    """What a subnet is worth, without retraining, as it is deployed: top-1 in [0, 1] on the images of a split."""
+    """What a subnet is worth, without retraining, as it is deployed, on the images of a split."""
 
     data: Data
     calibration: Batches
     """Training images from which a subnet's ranges and statistics are estimated; they can be read many times."""
 
-    def validation(self, net: Network, arch: Arch, fold: bool = True) -> float:
+    def validation(self, net: Network, arch: Arch, fold: bool = True) -> Accuracy:
         """By which searches choose. `fold`: see `calibrate`."""
-        return measure(net, arch, self.calibration, eval_batches(self.data, self.data.validation), fold)
+        return measure(net, arch, self.calibration, eval_batches(self.data, self.data.validation), fold).accuracy
 
-    def on(self, net: Network, arch: Arch, images: Split) -> float:
+    def on(self, net: Network, arch: Arch, images: Split) -> Answers:
         """On the images of any split."""
         return measure(net, arch, self.calibration, eval_batches(self.data, images))
 
-    def test(self, net: Network, arch: Arch) -> float:
+    def test(self, net: Network, arch: Arch) -> Answers:
         """Once for each network that is handed out."""
         return self.on(net, arch, self.data.test)

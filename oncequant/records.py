@@ -13,6 +13,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, TypeVar, cast, get_args, get_origin
 
+from oncequant.answers import METRICS, Metric
 from oncequant.arch import Arch
 from oncequant.files import FileError, append_line, read_json, read_lines, read_object, write_atomically, write_json
 
@@ -75,10 +76,20 @@ class Measurement:
     stage: str
     """The weights it was measured with: "4bit", "mixed", ..."""
     searcher: str
+    balanced: float | None = None
+    """Balanced accuracy on the validation images; not in older folders."""
 
     def __post_init__(self):
         """Refuse what cannot be an accuracy."""
-        _check_shares(top1=self.top1)
+        _check_shares(top1=self.top1, balanced=self.balanced)
+
+    def has(self, metric: Metric) -> bool:
+        """Whether this was measured."""
+        return metric == "top1" or self.balanced is not None
+
+    def accuracy(self, metric: Metric) -> float:
+        """On the validation images. Raises ValueError if it was not measured."""
+        return _measured(self.top1 if metric == "top1" else self.balanced)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,11 +108,21 @@ class Member:
     """On the validation images, as the accuracy predictor said before it was measured; QFA alone."""
     top1_before_folding: float | None = None
     """On the validation images, before zero points were rounded; QFA alone."""
+    balanced_validation: float | None = None
+    """Balanced accuracy on the validation images, and on the test images; not in older folders."""
+    balanced_test: float | None = None
+    balanced_predicted: float | None = None
+    """As `top1_predicted`, of a predictor of balanced accuracy."""
+    metric: str = "top1"
+    """The accuracy on the validation images that it was chosen by."""
     costs: dict[str, float]
 
     def __post_init__(self):
         """Refuse what cannot be an accuracy."""
         _check_shares(top1_validation=self.top1_validation, top1_test=self.top1_test)
+        _check_shares(balanced_validation=self.balanced_validation, balanced_test=self.balanced_test)
+        if self.metric not in METRICS:
+            raise ValueError(f"metric {self.metric!r}: there are {', '.join(METRICS)}")
 
 
 @dataclass(frozen=True)
@@ -113,10 +134,16 @@ class Sample:
     """In brief."""
     top1_validation: float
     costs: dict[str, float]
+    balanced_validation: float | None = None
+    """Balanced accuracy on the validation images; not in older folders."""
 
     def __post_init__(self):
         """Refuse what cannot be an accuracy."""
-        _check_shares(top1_validation=self.top1_validation)
+        _check_shares(top1_validation=self.top1_validation, balanced_validation=self.balanced_validation)
+
+    def accuracy(self, metric: Metric) -> float:
+        """On the validation images. Raises ValueError if it was not measured."""
+        return _measured(self.top1_validation if metric == "top1" else self.balanced_validation)
 
 
 @dataclass(frozen=True)
@@ -181,6 +208,8 @@ class Predictions:
     held_out: int | None = None
     cost: str | None = None
     hypervolume: Hypervolumes | None = None
+    metric: str = "top1"
+    """The accuracy that it predicts."""
 
 
 Record = (
@@ -320,7 +349,13 @@ def _read_list(path: Path) -> list[Any]:
     return rows
 
 
-def _check_shares(**shares: float) -> None:
+def _measured(accuracy: float | None) -> float:
+    if accuracy is None:
+        raise ValueError("balanced accuracy was not measured by the older version that made this")
+    return accuracy
+
+
+def _check_shares(**shares: float | None) -> None:
     for name, share in shares.items():
-        if not 0 <= share <= 1:
+        if share is not None and not 0 <= share <= 1:
             raise ValueError(f"{name} must be in [0, 1], not {share}")

@@ -7,7 +7,8 @@ times.jsonl         when they did, and how long training took
 metrics.jsonl       training and validation metrics as they come; tensorboard/ the same
 <stage>.safetensors supernet of each stage, float, 4bit, ...; <stage>.resume.pt while it trains
 measurements.jsonl  every subnet that a search measured
-family.json         the subnets chosen, with their test accuracy
+family.json         the subnets chosen, with their test accuracies
+answers/            what each of them answers to every test image, and how sure it is
 exports/            their files; exports.json what verification found
 report/             index.html, pictures, tables
 predictor.*         QFA's accuracy predictor and how good it is

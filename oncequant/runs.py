@@ -330,7 +330,8 @@ def evaluate_run(
     compiled: bool = False,
     data: Data | tuple[Any, Any, Any] | Path | str | None = None,
 ) -> dict[str, Any]:
-    """Accuracy (0 to 1) and costs of one subnet, named as for `subnet`, on one of the splits, by default validation.
+    """Accuracies (0 to 1), confusion matrix and costs of one subnet, named as for `subnet`, on one of the splits, by
+    default validation. Keys: `subnets.details`, and the names of accuracies and costs.
 
     With `data`, on other labelled images of the run's classes or some of them: all, or those of a `split`. With
     `compiled` accuracy of its exported C, with the milliseconds of an image, see `evaluate_compiled`. Raises DataError

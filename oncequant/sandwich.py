@@ -117,7 +117,7 @@ def train_supernet(
     judge = Judge(data, cfg.calibration(data))
 
     def top1(arch: Arch) -> float:
-        return judge.validation(supernet, arch)
+        return judge.validation(supernet, arch).top1
 
     def evaluate() -> dict[str, float]:
         measured = distributed.shared_map(top1, ends or [supernet.space.largest(), supernet.space.smallest()])

@@ -1,13 +1,17 @@
 """Subnets of a run: found by name, measured on its images or on others, exported."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from oncequant.answers import Answers, joined
 from oncequant.arch import Arch
-from oncequant.data import Data, OtherImages, ResidentSplit, other_images
+from oncequant.data import Data, ResidentSplit, eval_batches, other_images
+from oncequant.data import Split as Images
 from oncequant.data.sources import open_source
 from oncequant.export.formats import DEFAULT_FORMATS, check_tools
 from oncequant.files import FileError, read_object, user_path
@@ -76,32 +80,36 @@ def evaluate(
     stage, supernet, values = subnet(cfg, run.folder, arch, stage)
     supernet.on(run.data.device)
     costs = all_costs(supernet.space, values, run.costs)
+    parts: dict[str, Images]
     if data is not None and not (isinstance(data, Data) and data.fingerprint == run.data.fingerprint):
         others = other_images(data, run.data, split)
-        found = {"split": split or "all", "images": len(others), **others.about()}
-        return {"stage": stage, **found, **_on_others(cfg, run, arch, (supernet, values), others, compiled), **costs}
-    split = split or "validation"
-    images = getattr(run.data, split)
+        parts, about = dict(others.parts), {"split": split or "all", "images": len(others), **others.about()}
+    else:
+        split = split or "validation"
+        parts = {split: getattr(run.data, split)}
+        about = {"split": split, "images": len(parts[split])}
+    times = {}
     if compiled:
         from oncequant.export.compiled import evaluate_compiled
 
-        found = evaluate_compiled(run.folder / "exports" / arch, run.data, images)
+        each = [evaluate_compiled(run.folder / "exports" / arch, run.data, part) for part in parts.values()]
+        answers, times = joined([found for found, _ in each]), {"compiled_ms": each[-1][1]}
     else:
-        judge = Judge(run.data, cfg.calibration(run.data))
-        found = {"top1": judge.on(supernet, values, images)}
-    return {"stage": stage, "split": split, "images": len(images), **found, **costs}
+        batches = chain.from_iterable(eval_batches(run.data, part) for part in parts.values())
+        answers = measure(supernet, values, cfg.calibration(run.data), batches)
+    figures = {**asdict(answers.accuracy), **times, **costs}
+    return {"stage": stage, **about, **figures, **details(answers, run.data.classes)}
 
 
-def _on_others(
-    cfg: TrainingOptions, run: Run, name: str, network: tuple[Network, Arch], others: OtherImages, compiled: bool
-) -> dict[str, float]:
-    if not compiled:
-        return {"top1": measure(*network, cfg.calibration(run.data), others.batches())}
-    from oncequant.export.compiled import evaluate_compiled
-
-    each = [evaluate_compiled(run.folder / "exports" / name, run.data, part) for part in others.parts.values()]
-    correct = sum(found["top1"] * len(part) for found, part in zip(each, others.parts.values()))
-    return {"top1": correct / len(others), "compiled_ms": each[-1]["compiled_ms"]}
+def details(answers: Answers, classes: Sequence[str]) -> dict[str, Any]:
+    """By name of a class how many images it has, recall and precision (0 to 1, None if there is nothing to divide by),
+    and the confusion matrix without its zeros: by true class and by answer, how many images."""
+    rows = zip(classes, answers.images, answers.recall, answers.precision)
+    confusion: dict[str, dict[str, int]] = {}
+    for true, said, count in answers.pairs():
+        confusion.setdefault(classes[true], {})[classes[said]] = count
+    by_class = {name: {"images": n, "recall": recall, "precision": precision} for name, n, recall, precision in rows}
+    return {"by_class": by_class, "confusion": confusion}
 
 
 def may_be_of(folder: Path, settings: RunSettings, source: str) -> bool:
@@ -137,7 +145,8 @@ def add_member(cfg: TrainingOptions, run: Run, text: str, stage: str | None = No
     judge = Judge(run.data, cfg.calibration(run.data))
     widths: tuple[int, ...] = getattr(supernet.config, "weight_bits", ())
     bits = widths[0] if len(widths) == 1 else None
-    pick = Pick(name, stage, supernet.space, arch, judge.validation(supernet, arch), bits)
+    found = judge.validation(supernet, arch)
+    pick = Pick(name, stage, supernet.space, arch, found.top1, found.balanced, bits=bits)
     hand_out([pick], lambda _: supernet, judge, run.folder, set())
     return name
 

@@ -109,7 +109,7 @@ def row(name: str, data: Data, cfg: dnas.Config, out: Path, stage: str) -> dict:
     net = load_supernet(out, stage, data.device)
     arch, calibration = net.space.largest(), cfg.calibration(data)
     top1 = {
-        key: measure(net, arch, calibration, eval_batches(data, split))
+        key: measure(net, arch, calibration, eval_batches(data, split)).accuracy.top1
         for key, split in (("top1", data.test), ("validation", data.validation))
     }
     costs = {cost: float(COSTS[cost](net.space.layers(arch))) for cost in ("weight_bytes", "bitops")}

@@ -76,7 +76,7 @@ def main(options: Options) -> None:
     archs = [space.brief(arch) for arch in archs]  # without bits: the same networks at every bit-width
 
     def accuracies(supernet: Network, which: list[Arch]) -> list[float]:
-        return [measure(supernet, supernet.space.complete(arch), calibration, test) for arch in which]
+        return [measure(supernet, supernet.space.complete(arch), calibration, test).accuracy.top1 for arch in which]
 
     rows = []
 

@@ -75,7 +75,7 @@ def main(options: Options) -> None:
             supernet = load_supernet(folder, stage)
             space, rng = supernet.space, np.random.default_rng(cfg.seed)
             archs = [space.largest(), space.smallest(), *(space.sample(rng) for _ in range(options.random_archs))]
-            top1 = [measure(supernet, arch, calibration, test) for arch in archs]
+            top1 = [measure(supernet, arch, calibration, test).accuracy.top1 for arch in archs]
             rows.append(
                 dict(options=name, stage=stage, seed=cfg.seed, top1=top1, costs=all_costs(space, space.largest()))
             )

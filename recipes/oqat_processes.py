@@ -58,7 +58,7 @@ def main(options: Options) -> None:
             supernet, rng = load_supernet(run, stage), np.random.default_rng(options.seed)
             space = supernet.space
             archs = [space.largest(), space.smallest(), *(space.sample(rng) for _ in range(options.random_archs))]
-            top1 = [measure(supernet, arch, calibration, test) for arch in archs]
+            top1 = [measure(supernet, arch, calibration, test).accuracy.top1 for arch in archs]
             rows.append(dict(way=way, stage=stage, seed=options.seed, top1=top1))
     write_json(options.out / f"seed{options.seed}.json", rows)
     summarise(options.out, None)

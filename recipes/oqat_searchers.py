@@ -18,6 +18,7 @@ import numpy as np
 import tyro
 from tables import publish
 
+from oncequant.answers import Accuracy
 from oncequant.arch import Arch
 from oncequant.data import eval_batches
 from oncequant.measure import measure
@@ -70,8 +71,8 @@ def hypervolumes(run: Path) -> dict[str, dict[tuple[str, str], float]]:
         memory = MeasurementFile(run / "measurements-test.jsonl", stage)  # so that a kill loses one measurement
         supernet = supernets[stage]
 
-        def on_test(arch: Arch) -> float:
-            return measure(supernet, arch, calibration, eval_batches(data, data.test))
+        def on_test(arch: Arch) -> Accuracy:
+            return measure(supernet, arch, calibration, eval_batches(data, data.test)).accuracy
 
         return list(
             memory.measured(supernet.space, on_test, searcher)([supernet.space.complete(arch) for arch in archs])

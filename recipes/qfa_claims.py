@@ -28,7 +28,7 @@ from tables import over_seeds, publish
 from oncequant.arch import FLOAT_BITS, Arch
 from oncequant.data import Data, eval_batches, native_size
 from oncequant.files import read_json, write_json
-from oncequant.measure import accuracy, calibrated_subnet
+from oncequant.measure import ask, calibrated_subnet
 from oncequant.methods import qfa
 from oncequant.models import build_network, extract_subnet
 from oncequant.models.mobilenet_v3 import MobileNetV3Config
@@ -142,7 +142,7 @@ def measure_variant(
         for fold in (True, False) if cfg.activations != "lsq" else (True,):  # LSQ has no zero points
             subnet = calibrated_subnet(net, arch, calibration, fold)
             split = {"top1": data.test, "validation": data.validation}
-            top1 = {key: accuracy(subnet, arch, eval_batches(data, part)) for key, part in split.items()}
+            top1 = {key: ask(subnet, arch, eval_batches(data, part)).accuracy.top1 for key, part in split.items()}
             rows.append(dict(kind=kind + ("" if fold else ", not folded"), arch=dict(net.space.brief(arch))) | top1)
 
     for bits in cfg.bits:
@@ -173,7 +173,7 @@ def dedicated(cfg: qfa.Config, model: MobileNetV3Config, data: Data, out: Path, 
             arch = net.space.largest()
             subnet = calibrated_subnet(net, arch, calibration)
             top1 = {
-                k: accuracy(subnet, arch, eval_batches(data, getattr(data, s)))
+                k: ask(subnet, arch, eval_batches(data, getattr(data, s))).accuracy.top1
                 for k, s in (("top1", "test"), ("validation", "validation"))
             }
             rows = [dict(kind=f"{bits} bits", arch=dict(net.space.brief(arch))) | top1]

@@ -52,7 +52,7 @@ def main(options: Options) -> None:
         for kind, m in chosen:
             if m.arch not in test:
                 arch = supernet.space.complete(m.arch)
-                test[m.arch] = measure(supernet, arch, calibration, eval_batches(data, data.test))
+                test[m.arch] = measure(supernet, arch, calibration, eval_batches(data, data.test)).accuracy.top1
             costs = {name: m.costs[name] for name in ("bitops", "weight_bytes", "macs")}
             row = dict(front=kind, top1_test=round(test[m.arch], 4), top1_validation=round(m.top1, 4))
             rows.append(row | costs | dict(arch=m.arch.to_json()))

@@ -38,7 +38,7 @@ from oncequant.methods import qfa
 from oncequant.runs import open_run
 from oncequant.search.family import measure_codes
 from oncequant.search.measurements import MeasurementFile
-from oncequant.search.predictor import encode, fit_predictor, inputs, target_to_top1, top1_to_target
+from oncequant.search.predictor import accuracy_to_target, encode, fit_predictor, inputs, target_to_accuracy
 from oncequant.space import SearchSpace
 from oncequant.supernet_file import load_supernet
 
@@ -126,7 +126,7 @@ def judged(run: Path, options: Options) -> dict[tuple[str, int | None], tuple]:
 
 def ours(space: SearchSpace, codes: np.ndarray, top1: np.ndarray, others: np.ndarray, seed: int) -> np.ndarray:
     """The accuracy predictor of `oncequant search`."""
-    return fit_predictor(space, codes, top1, seed=seed).top1(others)
+    return fit_predictor(space, codes, top1, seed=seed).accuracy(others)
 
 
 def perceptron(space: SearchSpace, codes: np.ndarray, top1: np.ndarray, others: np.ndarray, seed: int) -> np.ndarray:
@@ -144,7 +144,7 @@ def ridge(space: SearchSpace, codes: np.ndarray, top1: np.ndarray, others: np.nd
     """Linear in the encoding and the log costs; the penalty by cross-validation."""
     model = make_pipeline(StandardScaler(), RidgeCV(np.logspace(-2, 4, 25)))
     known, new = (np.concatenate(inputs(space, rows), axis=1) for rows in (codes, others))
-    return target_to_top1(model.fit(known, top1_to_target(top1)).predict(new))
+    return target_to_accuracy(model.fit(known, accuracy_to_target(top1)).predict(new))
 
 
 def bitops(space: SearchSpace, codes: np.ndarray, top1: np.ndarray, others: np.ndarray, seed: int) -> np.ndarray:

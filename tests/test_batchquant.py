@@ -14,7 +14,7 @@ from oncequant import native
 from oncequant.arch import LayerSpec
 from oncequant.conv import batch_norm_statistics
 from oncequant.elastic import ElasticConv, Pass, Quantizers
-from oncequant.measure import _merged, accuracy, calibrate, calibrated_subnet, initialise_quantizers
+from oncequant.measure import _merged, ask, calibrate, calibrated_subnet, initialise_quantizers
 from oncequant.models import build_network, extract_subnet, space_of
 from oncequant.models.mobilenet_v3 import PRESETS
 from oncequant.network import elastic_layers
@@ -293,7 +293,7 @@ def test_statistics_belong_to_the_subnet_and_folding_is_calibrated():
     batches, arch = [(images[:32], None), (images[32:], None)], random_arch(net, 2)
     learned, folded = extract_subnet(net, arch), extract_subnet(net, arch)
     with pytest.raises(NotCalibrated):
-        accuracy(folded, arch, [(images, torch.zeros(64, dtype=torch.long))])
+        ask(folded, arch, [(images, torch.zeros(64, dtype=torch.long))])
     with torch.no_grad():
         x = [F.hardswish(folded.stem.norm(stem_of(folded, part, arch), Pass(batch_norms=True))) for part, _ in batches]
     seen = [batch_range(part, None, None, False) for part in x]

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_report import data_in, lines_of, make_run_folder
 
+from oncequant.answers import Accuracy
 from oncequant.arch import SKIP
 from oncequant.cost import COSTS, Budget, Cost, expected_cost, find_cost, layer_macs, shown_costs
 from oncequant.models import space_of
@@ -146,7 +147,7 @@ def test_a_new_cost_is_everywhere_by_its_entry_alone(tmp_path, monkeypatch, caps
 
     arch = MIXED.largest()
     memory = MeasurementFile(tmp_path / "measurements.jsonl", "mixed")
-    list(memory.measured(MIXED, lambda arch: 0.5, "random")([arch]))
+    list(memory.measured(MIXED, lambda arch: Accuracy(0.5, 0.5), "random")([arch]))
     (measured,) = memory.read()
     assert measured.costs["traffic"] == traffic(MIXED.layers(arch))
 
@@ -179,4 +180,4 @@ def test_searches_take_a_cost_that_is_in_no_list():
             MIXED, lambda archs: [0.5 for _ in archs], budgets=[budget], cost=TRAFFIC, evaluations=4, seed=0
         )
         assert len(trials) == 4 and all(budget.holds(MIXED.layers(trial.arch)) for trial in trials)
-        assert all(math.isfinite(trial.top1) for trial in trials)
+        assert all(math.isfinite(trial.accuracy) for trial in trials)

@@ -10,6 +10,7 @@ from blank_graphs import blank_graph, mixed
 from commands import TRAINING, call, fails
 from small_export import lowered, preset, subnet_of
 
+from oncequant.answers import Accuracy
 from oncequant.arch import SKIP, Arch
 from oncequant.cost import COSTS, Budget
 from oncequant.export.c_writer import sources
@@ -163,7 +164,7 @@ def test_searches_keep_budgets_of_memory(searcher):
 def test_measurements_from_before_these_costs_go_on(tmp_path):
     space, path = SPACES["nano"], tmp_path / "measurements.jsonl"
     archs = [space.smallest(), space.largest()]
-    list(MeasurementFile(path, "mixed").measured(space, lambda arch: 0.5, "random")(archs))
+    list(MeasurementFile(path, "mixed").measured(space, lambda arch: Accuracy(0.5, 0.5), "random")(archs))
     (_, known) = MeasurementFile(path, "mixed").read()
     young = replace(known, costs={name: number for name, number in known.costs.items() if name != "ram_bytes"})
     other = replace(known, costs={**known.costs, "flash_bytes": 1.0})  # of other kernels
@@ -172,7 +173,7 @@ def test_measurements_from_before_these_costs_go_on(tmp_path):
         assert with_costs(old, space, COSTS).costs == right
     path.write_text(path.read_text().replace(f'"ram_bytes": {right["ram_bytes"]}', '"ram_bytes": 7'))
     memory = MeasurementFile(path, "mixed", space)
-    assert list(memory.measured(space, lambda arch: 0.1, "nsga2")(archs)) == [0.5, 0.5]
+    assert list(memory.measured(space, lambda arch: Accuracy(0.1, 0.1), "nsga2")(archs)) == [0.5, 0.5]
     assert memory.best_within("ram_bytes", 100) == 0 and memory.best_within("ram_bytes", 10**6) == 0.5
 
 

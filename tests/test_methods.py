@@ -135,7 +135,7 @@ def test_members_are_subnets_of_the_stages_and_as_accurate_as_said(trained):
     for member in members:
         net = load_supernet(run.folder, member.stage)
         arch = net.space.complete(member.arch)
-        assert judge.test(net, arch) == pytest.approx(member.top1_test, abs=1e-9), member.name
+        assert judge.test(net, arch).accuracy.top1 == pytest.approx(member.top1_test, abs=1e-9), member.name
         layers = net.space.layers(arch)
         assert all(member.costs[cost] == COSTS[cost](layers) for cost in COSTS if cost in member.costs)
         assert {"bitops", "weight_bytes", "params", "macs"} <= member.costs.keys()

@@ -10,7 +10,7 @@ from commands import call, fails, image_folder
 from PIL import Image
 
 import oncequant as oq
-from oncequant.data import DataError, load_data, other_images
+from oncequant.data import DataError, eval_batches, load_data, other_images
 
 CONFIG = oq.oqat.Config(bit_schedule=(4,), epochs=1, float_epochs=1, min_steps=8, batch_size=32, calibration_images=32)
 
@@ -124,7 +124,7 @@ def test_numbers_are_matched_where_neither_has_names():
     rows = [(np.full((8, 8), 20 * i, np.uint8), i) for i in (7, 2, 7)]
     found = other_images((rows, None, None), load_data((every, None, None), size=8))
     assert found.classes == ("2", "7") and found.parts["train"].labels.tolist() == [7, 2, 7]
-    ((images, labels),) = found.batches()
+    ((images, labels),) = eval_batches(found.like, found.parts["train"])
     assert images.shape == (3, 1, 8, 8) and labels.tolist() == [7, 2, 7]
 
 

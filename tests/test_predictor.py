@@ -68,7 +68,7 @@ class Recorded:
     def __init__(self, space):
         self.space, self.asked = space, []
 
-    def top1(self, codes):
+    def accuracy(self, codes):
         self.asked.append(codes)
         return accuracy(self.space, codes)
 
@@ -116,7 +116,7 @@ def test_no_architectures_and_no_choices_can_be_encoded():
     assert encode(NANO, sample(NANO, 0, 0)).shape == (0, NANO.cardinalities.sum())
     point = NANO.restrict(NANO.largest())
     assert encode(point, sample(point, 2, 0)).shape == (2, 0)
-    assert fitted().top1(sample(NANO, 0, 0)).shape == (0,)
+    assert fitted().accuracy(sample(NANO, 0, 0)).shape == (0,)
 
 
 # -- predictor
@@ -124,19 +124,19 @@ def test_no_architectures_and_no_choices_can_be_encoded():
 
 def test_learns_a_known_function():
     test = sample(NANO, 300, seed=2)
-    predicted_top1 = fitted().top1(test)
+    predicted_top1 = fitted().accuracy(test)
     assert predicted_top1.shape == (300,) and predicted_top1.dtype == np.float64
     assert kendalltau(predicted_top1, accuracy(NANO, test)).statistic > 0.9
     assert abs(predicted_top1 - accuracy(NANO, test)).mean() < 0.005
-    few = fitted(pairs=30).top1(test)
+    few = fitted(pairs=30).accuracy(test)
     assert kendalltau(few, accuracy(NANO, test)).statistic > 0.4
     assert (few >= 0).all() and (few <= 1).all()
 
 
 def test_prediction_does_not_depend_on_the_company():
     codes = sample(NANO, 5000, seed=3)
-    together = fitted().top1(codes)
-    assert together[::1000] == pytest.approx([fitted().top1(row[None])[0] for row in codes[::1000]], abs=1e-6)
+    together = fitted().accuracy(codes)
+    assert together[::1000] == pytest.approx([fitted().accuracy(row[None])[0] for row in codes[::1000]], abs=1e-6)
 
 
 def test_fit_depends_on_its_arguments_alone():
@@ -154,7 +154,7 @@ def test_fit_depends_on_its_arguments_alone():
 def test_equal_accuracies_are_learned_as_such(top1):
     codes = sample(NANO, 40, seed=0)
     predictor = fit_predictor(NANO, codes, np.full(40, top1), seed=0)
-    assert predictor.top1(sample(NANO, 9, seed=1)) == pytest.approx(np.full(9, top1), abs=1e-3)
+    assert predictor.accuracy(sample(NANO, 9, seed=1)) == pytest.approx(np.full(9, top1), abs=1e-3)
     assert quality(NANO, codes, np.full(40, top1), seed=0).kendall_tau == 0
 
 
@@ -163,7 +163,7 @@ def test_uniform_bits_and_other_collinear_inputs():
     codes = sample(space, 200, seed=0)
     predictor = fit_predictor(space, codes, accuracy(space, codes), seed=0)
     test = sample(space, 200, seed=1)
-    assert kendalltau(predictor.top1(test), accuracy(space, test)).statistic > 0.9
+    assert kendalltau(predictor.accuracy(test), accuracy(space, test)).statistic > 0.9
 
 
 def test_quality_is_that_on_new_architectures():
@@ -171,7 +171,7 @@ def test_quality_is_that_on_new_architectures():
     top1 = accuracy(NANO, codes)
     found = quality(NANO, codes, top1, seed=0)
     predictor = fit_predictor(NANO, codes, top1, seed=0)
-    assert found.kendall_tau == pytest.approx(kendalltau(predictor.top1(test), accuracy(NANO, test))[0], abs=0.06)
+    assert found.kendall_tau == pytest.approx(kendalltau(predictor.accuracy(test), accuracy(NANO, test))[0], abs=0.06)
     assert (found.pairs, found.held_out) == (200, 200) and 0 < found.rmse < 0.01
     # what cannot be learned is not reported as learned, though the final fit has seen it, even twice
     noise = np.random.default_rng(0).uniform(0.4, 0.6, size=200)
@@ -191,7 +191,7 @@ def test_refuses_what_cannot_be_fitted(refuse):
     with pytest.raises(ValueError, match="40 architectures but 39"):
         refuse(NANO, codes, np.full(39, 0.5), seed=0)
     for wrong in (float("nan"), 71.3, -0.1, float("inf")):
-        with pytest.raises(ValueError, match=rf"top-1 must be in \[0, 1\], got {wrong:g}"):
+        with pytest.raises(ValueError, match=rf"accuracies must be in \[0, 1\], got {wrong:g}"):
             refuse(NANO, codes, np.array([0.5] * 39 + [wrong]), seed=0)
 
 
@@ -207,7 +207,7 @@ def test_file_round_trip_is_exact(tmp_path):
     predictor, found = load_predictor(path, NANO)
     assert found == QUALITY and isinstance(predictor, AccuracyPredictor)
     codes = sample(NANO, 100, seed=5)
-    assert (predictor.top1(codes) == fitted().top1(codes)).all()
+    assert (predictor.accuracy(codes) == fitted().accuracy(codes)).all()
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 
@@ -265,7 +265,7 @@ def test_front_is_non_dominated_within_the_budgets_and_in_order_of_cost(case):
     )
     assert len(codes) >= 3 and codes.shape[1] == len(NANO.free)
     assert (NANO.canonical(codes) == codes).all() and within(NANO, budgets, codes).all()
-    assert (pareto_front(points(NANO, codes, fitted().top1(codes), cost)) == np.arange(len(codes))).all()
+    assert (pareto_front(points(NANO, codes, fitted().accuracy(codes), cost)) == np.arange(len(codes))).all()
 
 
 def test_best_under_a_budget_beats_random_ones():
@@ -273,7 +273,7 @@ def test_best_under_a_budget_beats_random_ones():
     best = predicted.search(NANO, fitted(), budgets=[limit], population=40, generations=40, seed=0)[-1:]
     others = sample(NANO, 5000, 0)
     others = others[within(NANO, [limit], others)]
-    assert len(others) > 1000 and fitted().top1(best) > fitted().top1(others).max()
+    assert len(others) > 1000 and fitted().accuracy(best) > fitted().accuracy(others).max()
 
 
 @pytest.mark.parametrize("own", [0, 7, 90], ids=["none", "few", "more than the population"])
@@ -335,7 +335,7 @@ def test_finds_the_front_of_a_small_space(share):
 def test_beats_as_many_random_predictions():
     def volume(codes):
         low, high = np.log([budget(NANO, share).limit for share in (0, 1)])
-        at = points(NANO, codes, fitted().top1(codes))
+        at = points(NANO, codes, fitted().accuracy(codes))
         return hypervolume(np.column_stack([(at[:, 0] - low) / (high - low), at[:, 1]]), (1.05, 0.5))
 
     for seed in range(3):

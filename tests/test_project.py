@@ -18,7 +18,7 @@ LAYERS = [  # a module may import modules of lines above it, and of its own pack
     {"arch", "files", "images", "progress"},
     {"tensor_files", "onnx_session"},
     {"predict"},
-    {"data"},
+    {"data", "answers"},
     {"plan", "records"},
     {"grids"},
     {"structure"},

@@ -236,8 +236,8 @@ def test_other_activation_quantizers_train(activations, tmp_path):
     cfg, data = qfa.Config(**QUICK, activations=activations), digits()
     qfa.train(cfg, Run(tmp_path, TINY, data))
     mixed = load_supernet(tmp_path, "mixed")
-    top1 = measure(mixed, mixed.space.largest(), cfg.calibration(data), eval_batches(data, data.validation))
-    assert 0 <= top1 <= 1
+    found = measure(mixed, mixed.space.largest(), cfg.calibration(data), eval_batches(data, data.validation))
+    assert 0 <= found.accuracy.top1 <= 1
 
 
 # -- export

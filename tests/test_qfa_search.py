@@ -6,6 +6,7 @@ import pytest
 import torch
 from small_qfa import QUICK, TINY, digits, trained_in
 
+from oncequant.answers import Accuracy
 from oncequant.cost import COSTS, Budget
 from oncequant.data import eval_batches
 from oncequant.files import read_json
@@ -66,9 +67,9 @@ def test_the_predictor_kept_has_learned_from_everything(trained, searched):
     found = {m.arch: m.top1 for m in read_records(folder / "measurements.jsonl", Measurement) if m.stage == "mixed"}
     codes = np.array([space.encode(space.complete(arch)) for arch in found])
     again = fit_predictor(space, codes, np.array(list(found.values())), seed=cfg.seed)
-    np.testing.assert_allclose(kept.top1(codes), again.top1(codes), atol=1e-6)
+    np.testing.assert_allclose(kept.accuracy(codes), again.accuracy(codes), atol=1e-6)
     less = fit_predictor(space, codes[:40], np.array(list(found.values()))[:40], seed=cfg.seed)
-    assert np.abs(less.top1(codes) - again.top1(codes)).max() > 1e-4
+    assert np.abs(less.accuracy(codes) - again.accuracy(codes)).max() > 1e-4
 
 
 def copied(trained, folder):
@@ -109,7 +110,7 @@ def test_what_whole_zero_points_cost_is_reported(trained, tmp_path):
     for member in family:
         arch, calibration = net.space.complete(member.arch), cfg.calibration(data)
         for key, fold in (("top1_validation", True), ("top1_before_folding", False)):
-            top1 = measure(net, arch, calibration, eval_batches(data, data.validation), fold=fold)
+            top1 = measure(net, arch, calibration, eval_batches(data, data.validation), fold=fold).accuracy.top1
             assert getattr(member, key) == pytest.approx(top1), key
     assert any(member.top1_validation != member.top1_before_folding for member in family)
 
@@ -245,10 +246,10 @@ def test_dominated_candidates_are_given_up(trained, tmp_path, monkeypatch):
     net, space = load_supernet(folder, "mixed"), load_supernet(folder, "mixed").space
     memory = searching.MeasurementFile(tmp_path / "measurements.jsonl", "mixed")
     cheapest = space.smallest()
-    list(memory.measured(space, lambda arch: 1.0, "x")([cheapest]))
+    list(memory.measured(space, lambda arch: Accuracy(1.0, 1.0), "x")([cheapest]))
     monkeypatch.setattr(searching, "eval_batches", lambda data, split, shuffled: eval_batches(data, split, 1, shuffled))
     seen = []
-    monkeypatch.setattr(memory, "_note", seen.append)
+    monkeypatch.setattr(memory, "note", seen.append)
     codes = np.array([space.encode(space.largest())])
     searching.measure_codes(net, memory, codes, "y", Judge(data, cfg.calibration(data)), stop_dominated="bitops")
     assert seen == []

@@ -1,7 +1,7 @@
 """Every kind of record keeps the same promises; `EXAMPLES` has one of each."""
 
 import json
-from dataclasses import MISSING, asdict, fields, replace
+from dataclasses import MISSING, fields, replace
 
 import pytest
 
@@ -40,19 +40,20 @@ EXAMPLES = {  # a record as it is in memory, and its JSON in the file
         '{"stage": "float", "step": 20, "steps": 100, "loss": 2.25, "lr": 0.1, "images": 1280}',
     ),
     Measurement: (
-        Measurement(ARCH, 0.75, {"macs": 10, "weight_bytes": 2.5}, "4bit", "random"),
+        Measurement(ARCH, 0.75, {"macs": 10, "weight_bytes": 2.5}, "4bit", "random", 0.5),
         '{"arch": {"resolution": 8, "stage1.depth": 2}, "top1": 0.75, "costs": {"macs": 10, "weight_bytes": 2.5}, '
-        '"stage": "4bit", "searcher": "random"}',
+        '"stage": "4bit", "searcher": "random", "balanced": 0.5}',
     ),
     Member: (
-        Member(**MEMBER, top1_predicted=0.91),
+        Member(**MEMBER, top1_predicted=0.91, balanced_validation=0.8, balanced_test=0.78, metric="balanced"),
         '{"name": "2bit-L", "stage": "2bit", "bits": 2, "arch": {"resolution": 8, "stage1.depth": 2}, '
-        '"top1_validation": 0.9, "top1_test": 0.88, "top1_predicted": 0.91, "costs": {"macs": 10}}',
+        '"top1_validation": 0.9, "top1_test": 0.88, "top1_predicted": 0.91, "balanced_validation": 0.8, '
+        '"balanced_test": 0.78, "metric": "balanced", "costs": {"macs": 10}}',
     ),
     Sample: (
-        Sample("samples/0/network", ARCH, 0.5, {"bitops": 4096}),
+        Sample("samples/0/network", ARCH, 0.5, {"bitops": 4096}, 0.25),
         '{"stage": "samples/0/network", "arch": {"resolution": 8, "stage1.depth": 2}, "top1_validation": 0.5, '
-        '"costs": {"bitops": 4096}}',
+        '"costs": {"bitops": 4096}, "balanced_validation": 0.25}',
     ),
     Export: (
         Export("2bit-L", "exports/2bit-L", ["wrong"], "2bit", ARCH, {"images": 10, "top1_deployed": 0.5}),
@@ -153,7 +154,8 @@ def test_torn_ends_are_left_out_and_torn_lines_are_errors(case):
 @pytest.mark.parametrize("top1", [-0.1, 71.3, float("nan")])
 def test_accuracies_are_shares(case, top1):
     path, kind, record, row = case
-    for key in [key for key in row if key in ("top1", "top1_validation", "top1_test")]:
+    shares = "top1", "top1_validation", "top1_test", "balanced", "balanced_validation", "balanced_test"
+    for key in [key for key in row if key in shares]:
         with pytest.raises(ValueError, match=rf"{key} must be in \[0, 1\]"):
             replace(record, **{key: top1})
         write_rows(path, [row | {key: top1}])
@@ -167,8 +169,7 @@ def test_every_kind_has_an_example_and_a_docstring_that_names_its_file():
         assert f"`{name}`" in kind.__doc__
 
 
-def test_a_family_written_before_there_was_a_predictor_is_read():
-    row = json.loads(json.dumps(asdict(Member(**MEMBER)) | {"arch": dict(ARCH), "bits": None}))
-    del row["top1_predicted"], row["top1_before_folding"]
+def test_a_family_written_before_there_were_predictors_and_balanced_accuracies_is_read():
+    row = json.loads(json.dumps(MEMBER | {"arch": dict(ARCH), "bits": None}))
     assert from_json(Member, row) == replace(Member(**MEMBER), bits=None)
     assert to_json(from_json(Member, row)) == row

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from small_spaces import ALL_SMALL, IMAGENET, MIXED, NANO, ONE_POINT, SMALL, budget
 
+from oncequant.answers import Accuracy
 from oncequant.cost import COSTS, Budget, bitops, macs
 from oncequant.records import Measurement, read_records
 from oncequant.search import SEARCHERS
@@ -84,7 +85,7 @@ def test_measures_exactly_the_wanted_number_of_different_architectures_within_th
         space, measure, budgets=budgets, evaluations=30, seed=0, progress=lambda *args: progress.append(args)
     )
     assert [trial.arch for trial in found] == asked
-    assert [trial.top1 for trial in found] == [accuracy(arch) for arch in asked]
+    assert [trial.accuracy for trial in found] == [accuracy(arch) for arch in asked]
     assert len({space.brief(arch) for arch in asked}) == 30
     for arch in asked:
         assert space.complete(arch) == arch
@@ -153,7 +154,7 @@ def test_resumes_after_a_kill(name, killed_at, tmp_path):
         calls += 1
         if calls == killed_at:
             raise KeyboardInterrupt
-        return accuracy(arch)
+        return Accuracy(accuracy(arch), 0.5)
 
     def run():
         file = MeasurementFile(tmp_path / "run" / "measurements.jsonl", "4bit")
@@ -175,7 +176,7 @@ def test_finds_the_optimum_of_a_small_space(search):
         # random search has to try everything
         evaluations = len(errors) if search is SINGLE["random"] else len(errors) // 2
         found = search(SMALL, accuracy, budgets=[limit], evaluations=evaluations, seed=seed)
-        assert 1 - max(trial.top1 for trial in found) == pytest.approx(errors.min(), rel=0.01)
+        assert 1 - max(trial.accuracy for trial in found) == pytest.approx(errors.min(), rel=0.01)
 
 
 SEEDS, EVALUATIONS = range(5), 100
@@ -190,11 +191,11 @@ def quality(name):
         accuracy = SyntheticAccuracy(NANO, seed)
         found = search(NANO, accuracy, evaluations=EVALUATIONS, seed=seed)
         log_costs = np.log([bitops(NANO.layers(t.arch)) for t in found])
-        errors = np.array([1 - t.top1 for t in found])
+        errors = np.array([1 - t.accuracy for t in found])
         points = np.column_stack([np.log(errors / 0.2), (log_costs - low) / (high - low)])
         volumes.append(hypervolume(points, (0.3, 1.05)))
         found = search(NANO, accuracy, budgets=[budget(NANO, 0.6)], evaluations=EVALUATIONS, seed=seed)
-        best.append(np.log(min(1 - t.top1 for t in found)))
+        best.append(np.log(min(1 - t.accuracy for t in found)))
     return np.mean(volumes), np.mean(best)
 
 

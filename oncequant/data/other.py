@@ -1,6 +1,6 @@
 """Labelled images of another place, to measure a network of a run on them: same classes, or some of them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from oncequant.data.batches import eval_batches
 from oncequant.data.names import ACCEPTED, AUTO
 from oncequant.data.rows import Records
 from oncequant.data.sources import open_source
@@ -35,11 +34,6 @@ class OtherImages:
         """Those that occur, in the order of the run's."""
         there = torch.cat([part.labels for part in self.parts.values()]).unique().tolist()
         return tuple(self.like.classes[label] for label in there)
-
-    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """All images as `eval_batches` gives those of the run."""
-        for part in self.parts.values():
-            yield from eval_batches(self.like, part)
 
     def about(self) -> dict[str, Any]:
         """What they are, for a result."""

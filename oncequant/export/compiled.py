@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from oncequant.answers import Answers, answered, answers_of
 from oncequant.data import Data, eval_batches
 from oncequant.data.images import resize
 from oncequant.data.splits import Split
@@ -106,8 +107,8 @@ def load_compiled(folder: Path | str, threads: int | None = None) -> CompiledNet
         raise BuildError(f"{path} cannot be loaded: {error}") from error
 
 
-def evaluate_compiled(folder: Path, data: Data, split: Split) -> dict[str, float]:
-    """Top-1 (0 to 1) of the C of an exported folder, and the milliseconds of an image on one thread of this machine.
+def evaluate_compiled(folder: Path, data: Data, split: Split) -> tuple[Answers, float]:
+    """What the C of an exported folder answers, and the milliseconds of an image on one thread of this machine.
 
     Raises FileError if there is no C, or it cannot be compiled.
     """
@@ -117,8 +118,8 @@ def evaluate_compiled(folder: Path, data: Data, split: Split) -> dict[str, float
         network = load_compiled(folder)
     except BuildError as error:
         raise FileError(f"{folder / FILES[0]} cannot be compiled: {error}") from error
-    correct = 0
+    batches = []
     for images, labels in eval_batches(data, split):
         pixels = data.raw(resize(images.cpu(), network.resolution)).round().clamp(0, 255)
-        correct += int((network(pixels.to(torch.uint8)).argmax(1) == labels.cpu()).sum())
-    return {"top1": correct / len(split), "compiled_ms": network.milliseconds()}
+        batches.append(answered(network(pixels.to(torch.uint8)), labels.cpu()))
+    return answers_of(batches, len(data.classes)), network.milliseconds()

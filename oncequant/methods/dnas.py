@@ -46,8 +46,8 @@ from oncequant.run_folder import Run
 from oncequant.schedule import Schedule
 from oncequant.search import BudgetOptions
 from oncequant.search.budget import check_each
-from oncequant.search.family import Pick, budget_name, float_pick, hand_out
-from oncequant.search.finished import best_within, most_accurate_and_efficient, trained_samples
+from oncequant.search.family import budget_name, float_pick, hand_out
+from oncequant.search.finished import best_within, most_accurate_and_efficient, picks_of, trained_samples
 from oncequant.search.measurements import all_costs
 from oncequant.space import SearchSpace
 from oncequant.stages import Stage, run_stages
@@ -294,7 +294,7 @@ def train_search(net: Network, cfg: Config, run: Run) -> None:
         probabilities = supernet.arch_logits.detach().softmax(1)
         expected = float(supernet.cost(dict(zip(space.free, probabilities)), cost))
         likely = most_probable(space, probabilities.cpu().numpy())
-        return {"top1_likely": judge.validation(supernet.net, likely), f"expected_{cfg.cost}": expected}
+        return {"top1_likely": judge.validation(supernet.net, likely).top1, f"expected_{cfg.cost}": expected}
 
     fit(
         supernet,
@@ -345,7 +345,8 @@ def train_samples(cfg: Config, config: NetworkConfig, space: SearchSpace, run: R
     def result(number: int) -> Sample:
         stage, arch = sample_stage(number), archs[number]
         net, brief = load_supernet(run.folder, stage, run.data.device), space.brief(arch)
-        return Sample(stage, brief, judge.validation(net, net.space.largest()), all_costs(space, arch, costs))
+        found = judge.validation(net, net.space.largest())
+        return Sample(stage, brief, found.top1, all_costs(space, arch, costs), found.balanced)
 
     samples = distributed.shared_map(result, range(len(archs)))
     distributed.from_main(lambda: write_records(run.folder / "samples.json", samples))
@@ -382,12 +383,13 @@ def choose(cfg: Config, options: SearchOptions, run: Run) -> list[Member]:
     """
     cfg = agreed("dnas", cfg, run)
     judge, space = Judge(run.data, cfg.calibration(run.data)), load_space(run.folder, "search")[1]
-    baseline = float_pick("float", load_supernet(run.folder, "float", run.data.device), judge, run.folder)
-    samples = trained_samples(run.folder, space)
+    metric, floats = options.metric, load_supernet(run.folder, "float", run.data.device)
+    baseline = float_pick("float", floats, judge, run.folder, metric)
+    samples = trained_samples(run.folder, space, metric)
     if options.budgets:
-        picked = {budget_name(options.budgets): best_within(samples, options.budgets, space)}
+        picked = {budget_name(options.budgets): best_within(samples, options.budgets, space, metric)}
     else:
-        picked = most_accurate_and_efficient(samples, cfg.cost, baseline.top1, cfg.tolerance)
-    picks = [Pick(name, s.stage, space, space.complete(s.arch), s.top1_validation) for name, s in picked.items()]
+        picked = most_accurate_and_efficient(samples, cfg.cost, baseline.accuracy, cfg.tolerance, metric)
+    picks = [baseline, *picks_of(picked, space, metric)]
     network = partial(load_supernet, run.folder, device=run.data.device)
-    return hand_out([baseline, *picks], network, judge, run.folder, set() if options.budgets else {"MA", "ME"})
+    return hand_out(picks, network, judge, run.folder, set() if options.budgets else {"MA", "ME"})

@@ -16,7 +16,6 @@ Run. `oncequant run --data digits`, recipes/oqat_cifar10.sh.      Results. resul
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 from oncequant import distributed
@@ -36,7 +35,7 @@ from oncequant.sandwich import sandwich_training, train_float, train_supernet
 from oncequant.schedule import Schedule
 from oncequant.search import BudgetOptions, FrontOptions
 from oncequant.search.budget import BudgetError, check_reachable
-from oncequant.search.family import Pick, chosen_measurements, float_pick, hand_out, search_by_measuring
+from oncequant.search.family import chosen_picks, float_pick, hand_out, search_by_measuring
 from oncequant.search.measurements import MeasurementFile
 from oncequant.space import SearchSpace
 from oncequant.stages import Stage, run_stages
@@ -159,6 +158,11 @@ class SearchOptions(FrontOptions, BudgetOptions):
     evaluations: int = 60
     """Subnets measured per bit-width."""
 
+    def __post_init__(self):
+        """Refuse impossible options before any work."""
+        BudgetOptions.__post_init__(self)
+        FrontOptions.__post_init__(self)
+
 
 def check(cfg: Config, options: SearchOptions, model: ElasticConfig) -> None:
     """Before anything is trained, raise BudgetError if no bit-width has a subnet within the budgets."""
@@ -203,16 +207,14 @@ def choose(cfg: Config, options: SearchOptions, run: Run) -> list[Member]:
     if too_large := [f"{bits} bits" for bits in spaces if bits not in widths]:
         console.print(f"left out, since no subnet is within the budgets: {', '.join(too_large)}", soft_wrap=True)
     judge = Judge(run.data, cfg.calibration(run.data))
-    picks = [float_pick("float-max", supernets["float"], judge, folder)]
+    picks = [float_pick("float-max", supernets["float"], judge, folder, options.metric)]
     for bits, space in spaces.items():
         if bits in widths:
             stage = stage_name(bits)
-            memory = MeasurementFile(folder / "measurements.jsonl", stage, space, costs)
+            memory = MeasurementFile(folder / "measurements.jsonl", stage, space, costs, options.metric)
             how = options.searcher, options.evaluations, *wanted
             search_by_measuring(supernets[stage], memory, *how, judge, cfg.seed)
-            found = distributed.from_main(partial(chosen_measurements, memory, *wanted, space))
-            archs = {name: space.complete(m.arch) for name, m in found.items()}
-            picks += [Pick(f"{stage}-{n}", stage, space, archs[n], m.top1, bits) for n, m in found.items()]
+            picks += chosen_picks(memory, *wanted, space, bits)
     # an earlier family of these stages may have had more members
     replaced = set() if options.budgets else {f"{stage_name(bits)}-{letter}" for bits in widths for letter in "SML"}
     return hand_out(picks, supernets.__getitem__, judge, folder, replaced)

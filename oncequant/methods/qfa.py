@@ -42,17 +42,10 @@ from oncequant.schedule import Schedule
 from oncequant.search import BudgetOptions, FrontOptions, PredictedOptions
 from oncequant.search.bits import bit_choices, learning_codes, open_bits, with_uniform_bits
 from oncequant.search.budget import check_reachable
-from oncequant.search.family import (
-    Pick,
-    chosen_measurements,
-    float_pick,
-    hand_out,
-    measure_codes,
-    search_by_measuring,
-)
+from oncequant.search.family import chosen_picks, float_pick, hand_out, measure_codes, search_by_measuring
 from oncequant.search.fronts import LEARNING, learned_from, measure_predicted
 from oncequant.search.measurements import MeasurementFile
-from oncequant.search.predictor import LEAST_PAIRS
+from oncequant.search.predictor import LEAST_PAIRS, metric_of
 from oncequant.space import SearchSpace
 from oncequant.stages import Stage, run_stages
 from oncequant.supernet_file import load_supernet
@@ -314,6 +307,7 @@ class SearchOptions(PredictedOptions, FrontOptions, BudgetOptions):
 
     def __post_init__(self):
         """Refuse impossible options before any work."""
+        BudgetOptions.__post_init__(self)
         FrontOptions.__post_init__(self)
         PredictedOptions.__post_init__(self)
 
@@ -367,14 +361,14 @@ def choose(cfg: Config, options: SearchOptions, run: Run) -> list[Member]:
     supernet, space, judge = supernets["mixed"], supernets["mixed"].space, Judge(data, cfg.calibration(data))
     check_reachable(space, options.budgets)
     find_cost(options.front, run.costs)
-    memory = MeasurementFile(run.folder / "measurements.jsonl", "mixed", space, run.costs)
+    memory = MeasurementFile(run.folder / "measurements.jsonl", "mixed", space, run.costs, metric := options.metric)
     evaluations, wanted = options.evaluations or EVALUATIONS, (options.budgets, options.front)
     path, predictor, learned = run.folder / "predictor.safetensors", None, set()
     if options.searcher or space.size() <= evaluations:  # so small a space is measured whole
         searcher = options.searcher or "random"
         search_by_measuring(supernet, memory, searcher, evaluations, *wanted, judge, cfg.seed)
     else:
-        has_predictor = bool(options.budgets) and distributed.from_main(path.exists)
+        has_predictor = bool(options.budgets) and distributed.from_main(lambda: metric_of(path)) == metric
         fit_again = not has_predictor or options.evaluations is not None  # the first search, or more to learn from
         if fit_again:
             check_evaluations(options)
@@ -382,18 +376,14 @@ def choose(cfg: Config, options: SearchOptions, run: Run) -> list[Member]:
             measure_codes(supernet, memory, codes, LEARNING, judge)
         learned = distributed.from_main(lambda: learned_from(memory, LEARNING if fit_again else None))
         predictor = measure_predicted(supernet, memory, cfg.bits, *wanted, options, path, judge, cfg.seed, fit_again)
-    found = distributed.from_main(lambda: chosen_measurements(memory, *wanted, space))
 
     def about(arch: Arch) -> dict[str, float]:
         """What the predictor of this search said, if it had not learned from it, and what whole zero points cost."""
         codes, unseen = space.encode(arch)[None], space.brief(arch) not in learned
-        known = {"top1_predicted": float(predictor.top1(codes)[0])} if predictor and unseen else {}
-        unfolded = judge.validation(supernet, arch, fold=False)
-        return {**known, "top1_before_folding": unfolded}
+        known = {f"{metric}_predicted": float(predictor.accuracy(codes)[0])} if predictor and unseen else {}
+        return {**known, "top1_before_folding": judge.validation(supernet, arch, fold=False).top1}
 
-    picks = [float_pick("float-max", supernets["float"], judge, run.folder)]
-    picks += [
-        Pick(f"mixed-{name}", "mixed", space, space.complete(m.arch), m.top1, more=about) for name, m in found.items()
-    ]
+    picks = [float_pick("float-max", supernets["float"], judge, run.folder, metric)]
+    picks += chosen_picks(memory, *wanted, space, more=about)
     replaced = set() if options.budgets else {f"mixed-{letter}" for letter in "SML"}
     return hand_out(picks, supernets.__getitem__, judge, run.folder, replaced)

@@ -26,7 +26,7 @@ from oncequant.records import (
     read_records,
 )
 from oncequant.run_folder import commands_of, date_of
-from oncequant.search.measurements import R, with_costs
+from oncequant.search.measurements import R, measurements_in, with_costs
 from oncequant.space import SearchSpace
 from oncequant.supernet_file import load_space
 
@@ -85,7 +85,7 @@ def read_contents(folder: Path) -> Contents:
         date = date_of(folder)
         info.pop("date", None)
         metrics = read_metrics(folder)
-        measurements = read_records(folder / "measurements.jsonl", Measurement)
+        measurements = measurements_in(folder / "measurements.jsonl")
         family = read_records(folder / "family.json", Member)
         exports = read_exports(folder)
         distribution = read_records(folder / "distribution.jsonl", Distribution)

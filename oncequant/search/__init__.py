@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from oncequant.answers import METRICS, Metric
 from oncequant.cost import Budget
 from oncequant.limits import check_ranges
 from oncequant.search import coarse_to_fine, random_search
@@ -28,6 +29,13 @@ class BudgetOptions:
     budgets: tuple[Budget, ...] = ()
     """Bound like "bitops<=1.2G" or "weight_bytes<=90k", may be repeated: the most accurate network within all is
     chosen. Without: a few along the front of accuracy and cost."""
+    metric: Metric = "top1"
+    """Accuracy that networks are chosen by: top1, the share of right answers, or balanced, its mean over classes."""
+
+    def __post_init__(self):
+        """Refuse unknown names before any work."""
+        if self.metric not in METRICS:
+            raise ValueError(f"metric {self.metric!r}: use one of {', '.join(METRICS)}")
 
 
 @dataclass(frozen=True)

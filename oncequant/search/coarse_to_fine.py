@@ -42,7 +42,7 @@ def search(
     seed: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Trial]:
-    """Measure (top-1 of architectures) `evaluations` different architectures within all budgets."""
+    """Measure (the accuracy of architectures) `evaluations` different architectures within all budgets."""
     rng = np.random.default_rng(seed)
     trials = Trials(space, measure, budgets=budgets, cost=cost, evaluations=evaluations, progress=progress)
     trials.measure(covering_codes(space, budgets, cost, rng, max(1, round(COARSE * evaluations))))

@@ -1,18 +1,20 @@
 """Measuring subnets of a supernet for search, and the family of subnets that a search hands out."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from rich.table import Table
 
 from oncequant import distributed
+from oncequant.answers import METRICS, Accuracy, Answers, Metric, answers_path, read_answers, write_answers
 from oncequant.arch import FLOAT_BITS, Arch
 from oncequant.cost import COSTS, Budget, Cost, find_cost, readable, shown_costs
 from oncequant.cost_table import run_costs
 from oncequant.data import eval_batches
-from oncequant.measure import Judge, accuracy, calibrated_subnet
+from oncequant.measure import Judge, ask, calibrated_subnet
 from oncequant.network import Network
 from oncequant.progress import track
 from oncequant.records import Measurement, Member, read_records, write_records
@@ -34,29 +36,29 @@ def search_by_measuring(
     judge: Judge,
     seed: int,
 ) -> None:
-    """Run one of SEARCHERS on validation accuracies of subnets, measured without retraining, into `memory`: within the
-    budgets, or along the front of the cost `front`."""
+    """Run one of SEARCHERS on validation accuracies of subnets, measured without retraining, into `memory`, by its
+    metric: within the budgets, or along the front of the cost `front`."""
     with track(f"search {memory.stage}", evaluations) as bar:
         best = 0.0
 
-        def top1(arch: Arch) -> float:
+        def accuracy(arch: Arch) -> Accuracy:
             return judge.validation(supernet, arch)
 
-        def all_top1(archs: Sequence[Arch]) -> Iterator[float]:
+        def accuracies(archs: Sequence[Arch]) -> Iterator[float]:
             nonlocal best
-            for value in memory.measured(supernet.space, top1, searcher)(archs):
+            for value in memory.measured(supernet.space, accuracy, searcher)(archs):
                 assert value is not None  # nothing is given up
                 best = max(best, value)
                 yield value
 
         SEARCHERS[searcher](
             supernet.space,
-            all_top1,
+            accuracies,
             budgets=budgets,
             cost=find_cost(front, memory.costs),
             evaluations=evaluations,
             seed=seed,
-            progress=lambda done, total: bar(done, {"best top-1": best}),
+            progress=lambda done, total: bar(done, {f"best {METRICS[memory.metric]}": best}),
         )
 
 
@@ -71,27 +73,29 @@ def measure_codes(
     """Measure architectures `codes` (n, genes) on the validation images into `memory`, under the name `searcher`.
 
     With the name of a cost in `stop_dominated`, an architecture that a measured one of at most this cost surely beats
-    is given up after some of the images, and nothing is noted.
+    in top-1 is given up after some of the images, and nothing is noted. By balanced accuracy none is: the first images
+    say little about rare classes.
     """
     space, best = supernet.space, 0.0
 
-    def top1(arch: Arch) -> float | None:
+    def accuracy(arch: Arch) -> Accuracy | None:
         subnet = calibrated_subnet(supernet, arch, judge.calibration)
         to_beat = (
             memory.best_within(stop_dominated, memory.costs[stop_dominated](space.layers(arch)))
-            if stop_dominated
+            if stop_dominated and memory.metric == "top1"
             else 0.0
         )
         images = eval_batches(
             judge.data, judge.data.validation, shuffled=True
         )  # its first part tells something about the whole
-        return accuracy(subnet, arch, images, _hopeless(to_beat, len(judge.data.validation)))
+        found = ask(subnet, arch, images, _hopeless(to_beat, len(judge.data.validation)))
+        return None if found is None else found.accuracy
 
     with track(f"measure {searcher}", len(codes)) as bar:
         archs = [space.decode(row) for row in codes]
-        for done, value in enumerate(memory.measured(space, top1, searcher)(archs), start=1):
+        for done, value in enumerate(memory.measured(space, accuracy, searcher)(archs), start=1):
             best = max(best, value or 0.0)
-            bar(done, {"best top-1": best})
+            bar(done, {f"best {METRICS[memory.metric]}": best})
 
 
 def _hopeless(to_beat: float, images: int) -> Callable[[int, int], bool]:
@@ -107,7 +111,7 @@ def _hopeless(to_beat: float, images: int) -> Callable[[int, int], bool]:
 
 @dataclass(frozen=True)
 class Pick:
-    """A subnet that a search has picked; `record_family` measures it on the test images and makes it a member."""
+    """A subnet that a search has picked; `hand_out` measures it on the test images and makes it a member."""
 
     name: str
     stage: str
@@ -117,56 +121,33 @@ class Pick:
     """Complete."""
     top1: float
     """On the validation images."""
+    balanced: float | None
+    """Balanced accuracy there; None if an older version measured it."""
+    metric: Metric = "top1"
+    """What it was picked by."""
     bits: int | None = None
     """Of all quantized layers; None for mixed precision."""
     more: Callable[[Arch], dict[str, float]] | None = None
     """Measures further fields of the `Member`, by name."""
 
-
-def record_family(
-    run_dir: Path,
-    picks: Sequence[Pick],
-    top1_test: Callable[[Pick], float],
-    replaced: set[str],
-) -> list[Member]:
-    """Make members of the family of subnets that a search has picked, add them to `family.json` and return them.
-
-    The test accuracy of a subnet is measured once. `replaced` are names of an earlier search that go.
-    """
-    path, costs = run_dir / "family.json", run_costs(run_dir)
-    family = {member.name: member for member in read_records(path, Member)}
-
-    def member(pick: Pick) -> Member:
-        brief = pick.space.brief(pick.arch)
-        known = [m.top1_test for m in family.values() if m.stage == pick.stage and m.arch == brief]
-        return Member(
-            name=pick.name,
-            stage=pick.stage,
-            bits=pick.bits,
-            arch=brief,
-            top1_validation=pick.top1,
-            top1_test=known[0] if known else top1_test(pick),
-            costs=all_costs(pick.space, pick.arch, costs),
-            **(pick.more(pick.arch) if pick.more else {}),
-        )
-
-    kept = {name: old for name, old in family.items() if name not in replaced}
-    new: list[Member] = []
-    at_once = distributed.world_size()
-    for first in range(0, len(picks), at_once):  # a kill loses at most what is being measured
-        new += distributed.shared_map(member, picks[first : first + at_once])
-        kept.update((one.name, one) for one in new)
-        distributed.from_main(lambda: write_records(path, list(kept.values())))
-    return new
+    @property
+    def accuracy(self) -> float:
+        """What it was picked by."""
+        found = self.top1 if self.metric == "top1" else self.balanced
+        assert found is not None  # it was picked by it
+        return found
 
 
-def float_pick(name: str, net: Network, judge: Judge, run_dir: Path) -> Pick:
+def float_pick(name: str, net: Network, judge: Judge, run_dir: Path, metric: Metric = "top1") -> Pick:
     """The largest float network, which every search hands out too; its validation accuracy is measured once."""
     arch = net.space.largest()
     family = distributed.from_main(lambda: read_records(run_dir / "family.json", Member))
-    known = [member.top1_validation for member in family if member.name == name and member.stage == "float"]
-    top1 = known[0] if known else judge.validation(net, arch)
-    return Pick(name, "float", net.space, arch, top1, FLOAT_BITS)
+    known = [m for m in family if m.name == name and m.stage == "float" and m.balanced_validation is not None]
+    if known:
+        found = known[0].top1_validation, known[0].balanced_validation
+    else:
+        found = astuple(judge.validation(net, arch))
+    return Pick(name, "float", net.space, arch, *found, metric, FLOAT_BITS)
 
 
 def hand_out(
@@ -174,24 +155,72 @@ def hand_out(
 ) -> list[Member]:
     """The end of every search: what it has picked becomes members, with accuracies on the test images.
 
-    `network` gives the network of a stage; `replaced` are names of an earlier search that go.
+    They are added to `family.json` and returned. `network` gives the network of a stage; `replaced` are names of an
+    earlier search that go. The test images are looked at once for each network, whatever its name: what it answers to
+    them is kept in `answers/`.
     """
+    path, costs, images = run_dir / "family.json", run_costs(run_dir), judge.data.fingerprint
+    family = {member.name: member for member in read_records(path, Member)}
 
-    def top1_test(pick: Pick) -> float:
-        return judge.test(network(pick.stage), pick.arch)
+    def member(pick: Pick) -> tuple[Member, Answers]:
+        brief = pick.space.brief(pick.arch)
+        answers = read_answers(answers_path(run_dir, pick.stage, brief), images)
+        answers = answers or judge.test(network(pick.stage), pick.arch)
+        found = Member(
+            name=pick.name,
+            stage=pick.stage,
+            bits=pick.bits,
+            arch=brief,
+            top1_validation=pick.top1,
+            top1_test=answers.accuracy.top1,
+            balanced_validation=pick.balanced,
+            balanced_test=answers.accuracy.balanced,
+            metric=pick.metric,
+            costs=all_costs(pick.space, pick.arch, costs),
+            **(pick.more(pick.arch) if pick.more else {}),
+        )
+        return found, answers
 
-    return record_family(run_dir, picks, top1_test, replaced)
+    kept = {name: old for name, old in family.items() if name not in replaced}
+    new: list[Member] = []
+    at_once = distributed.world_size()
+
+    def keep(found: Sequence[tuple[Member, Answers]]) -> None:
+        for one, answers in found:
+            write_answers(answers_path(run_dir, one.stage, one.arch), answers, images)
+        write_records(path, list(kept.values()))
+
+    for first in range(0, len(picks), at_once):  # a kill loses at most what is being measured
+        found = distributed.shared_map(member, picks[first : first + at_once])
+        new += [one for one, _ in found]
+        kept.update((one.name, one) for one, _ in found)
+        distributed.from_main(partial(keep, found))
+    return new
 
 
-def chosen_measurements(
-    memory: MeasurementFile, budgets: Sequence[Budget], front: str, space: SearchSpace
-) -> dict[str, Measurement]:
-    """By name: the most accurate measurement of a stage within the budgets, or S, M and L along the front of a cost."""
-    everything = memory.read()
-    if budgets:
-        return {budget_name(budgets): best_under(everything, budgets, space)}
-    members = spread(everything, 3, front)
-    return dict(zip({1: "L", 2: "SL", 3: "SML"}[len(members)], members))
+def chosen_picks(
+    memory: MeasurementFile,
+    budgets: Sequence[Budget],
+    front: str,
+    space: SearchSpace,
+    bits: int | None = None,
+    more: Callable[[Arch], dict[str, float]] | None = None,
+) -> list[Pick]:
+    """The best measurement of a stage within the budgets, by the metric of `memory`, or S, M and L along the front of a
+    cost. `bits` and `more`: see `Pick`."""
+
+    def chosen() -> dict[str, Measurement]:
+        everything = memory.read()
+        if budgets:
+            return {budget_name(budgets): best_under(everything, budgets, space, memory.metric)}
+        members = spread(everything, 3, front, memory.metric)
+        return dict(zip({1: "L", 2: "SL", 3: "SML"}[len(members)], members))
+
+    stage = memory.stage
+    return [
+        Pick(f"{stage}-{name}", stage, space, space.complete(m.arch), m.top1, m.balanced, memory.metric, bits, more)
+        for name, m in distributed.from_main(chosen).items()
+    ]
 
 
 def budget_name(budgets: Sequence[Budget]) -> str:
@@ -202,12 +231,20 @@ def budget_name(budgets: Sequence[Budget]) -> str:
 def family_table(members: Sequence[Member], costs: Mapping[str, Cost] = COSTS) -> Table:
     """Members with accuracies and costs, for people."""
     shown = shown_costs((member.costs for member in members), costs)
-    table = Table("subnet", "validation %", "test %", *(cost.title for cost in shown))
+    accuracies = {"validation %": "top1_validation", "test %": "top1_test"}
+    if any(member.metric == "balanced" for member in members):
+        accuracies["balanced validation %"] = "balanced_validation"
+    if any(member.balanced_test is not None for member in members):
+        accuracies["balanced test %"] = "balanced_test"
+    table = Table("subnet", *accuracies, *(cost.title for cost in shown))
 
     def text(value: float | None) -> str:
         return "–" if value is None else readable(value)
 
+    def percent(value: float | None) -> str:
+        return "–" if value is None else f"{100 * value:.2f}"
+
     for member in members:
-        accuracies = [f"{100 * top1:.2f}" for top1 in (member.top1_validation, member.top1_test)]
-        table.add_row(member.name, *accuracies, *(text(member.costs.get(cost.name)) for cost in shown))
+        found = [percent(getattr(member, field)) for field in accuracies.values()]
+        table.add_row(member.name, *found, *(text(member.costs.get(cost.name)) for cost in shown))
     return table

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from oncequant import distributed
+from oncequant.answers import Metric
 from oncequant.arch import Arch
 from oncequant.cost import Budget, find_cost
 from oncequant.files import write_json
@@ -51,9 +52,8 @@ def measure_predicted(
 
     space = supernet.space
     seen = distributed.from_main(lambda: pairs(memory, space, LEARNING if fit_again else None))
-    predictor = distributed.from_main(
-        lambda: fit_predictor(space, *seen, seed=seed) if fit_again else load_predictor(path, space)[0]
-    )
+    fit = partial(fit_predictor, space, *seen, seed=seed, metric=memory.metric)
+    predictor = distributed.from_main(lambda: fit() if fit_again else load_predictor(path, space)[0])
     front_of = partial(predicted.search, space, predictor, cost=find_cost(cost, memory.costs), first=seen[0], seed=seed)
     population, generations = options.population, options.generations
 
@@ -63,7 +63,7 @@ def measure_predicted(
     fewer, shorter = max(4, population // 2), max(1, generations // 2)  # where less is to be found
     if budgets:
         front = distributed.from_main(lambda: front_of(budgets=budgets, population=fewer, generations=shorter))
-        best = np.argsort(-predictor.top1(front), kind="stable")[:MEASURED_UNDER_BUDGET]
+        best = np.argsort(-predictor.accuracy(front), kind="stable")[:MEASURED_UNDER_BUDGET]
         measured(front[best], MEASURED_UNDER_BUDGET, "budget")
     else:
         with track("predict", generations) as bar:
@@ -85,8 +85,8 @@ def evenly(front: np.ndarray, most: int) -> np.ndarray:
 
 
 def pairs(memory: MeasurementFile, space: SearchSpace, searcher: str | None) -> tuple[np.ndarray, np.ndarray]:
-    """Codes (n, genes) and top-1 (n,) of what is measured, by one searcher or all, each architecture once."""
-    unique = {m.arch: m.top1 for m in memory.read() if searcher in (None, m.searcher)}
+    """Codes (n, genes) and accuracies (n,) of what is measured, by one searcher or all, each architecture once."""
+    unique = {m.arch: m.accuracy(memory.metric) for m in memory.read() if searcher in (None, m.searcher)}
     return np.array([space.encode(space.complete(arch)) for arch in unique]), np.array(list(unique.values()))
 
 
@@ -101,19 +101,20 @@ def keep_predictor(used: AccuracyPredictor, memory: MeasurementFile, path: Path,
     """
     space, everything = used.space, pairs(memory, used.space, None)
     found = quality(space, *everything, seed=seed)
-    save_predictor(path, fit_predictor(space, *everything, seed=seed), found)
+    save_predictor(path, fit_predictor(space, *everything, seed=seed, metric=used.metric), found)
     here = memory.read()
     learned = {m.arch for m in here if m.searcher == LEARNING}
     fronts = [m for m in here if m.searcher.startswith(("predicted", "uniform")) and m.arch not in learned]
     if cost is None or not fronts:
         return
-    top1 = used.top1(np.array([space.encode(space.complete(m.arch)) for m in fronts]))
-    points = [dict(searcher=m.searcher, predicted=float(t), measured=m.top1) for m, t in zip(fronts, top1)]
-    volumes = dict(cost=cost, hypervolume=compare_fronts(here, cost))
-    write_json(path.with_suffix(".json"), asdict(found) | volumes | dict(points=points))
+    said = used.accuracy(np.array([space.encode(space.complete(m.arch)) for m in fronts])).tolist()
+    measured = [m.accuracy(used.metric) for m in fronts]
+    points = [dict(searcher=m.searcher, predicted=p, measured=t) for m, p, t in zip(fronts, said, measured)]
+    about = dict(cost=cost, hypervolume=compare_fronts(here, cost, used.metric), metric=used.metric)
+    write_json(path.with_suffix(".json"), asdict(found) | about | dict(points=points))
 
 
-def compare_fronts(measurements: Sequence[Measurement], cost: str) -> dict[str, float]:
+def compare_fronts(measurements: Sequence[Measurement], cost: str, metric: Metric) -> dict[str, float]:
     """Hypervolume over validation error and a cost of what was measured of the predicted mixed-precision front, and of
     the fronts of uniform bit-widths; as a share of the box from nothing to the worst of everything measured.
 
@@ -121,7 +122,7 @@ def compare_fronts(measurements: Sequence[Measurement], cost: str) -> dict[str, 
     """
 
     def points(name: str) -> np.ndarray:
-        own = [[m.costs[cost], 1 - m.top1] for m in measurements if m.searcher.startswith(name)]
+        own = [[m.costs[cost], 1 - m.accuracy(metric)] for m in measurements if m.searcher.startswith(name)]
         return np.array(own).reshape(-1, 2)
 
     worst = np.maximum(points("").max(axis=0), 1e-9)

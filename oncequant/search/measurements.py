@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
+from oncequant.answers import Accuracy, Metric
 from oncequant.arch import Arch
 from oncequant.cost import COSTS, Cost
 from oncequant.cost_table import TableError
@@ -19,63 +20,77 @@ from oncequant.structure import CannotRun
 
 R = TypeVar("R", Measurement, Member, Sample)
 MeasureAll = Callable[[Sequence[Arch]], Iterable[float]]
-"""Top-1 in [0, 1] of architectures, in order, measured as the result is iterated."""
+"""Accuracy in [0, 1] of architectures, in order, measured as the result is iterated."""
 
 
 class MeasurementFile:
     """Append-only file of measurements, and the memory of one stage's results in it.
+
+    Every measurement has both accuracies, so that searches by one metric and by the other share the file. Those of
+    older versions have top-1 alone: for a search by balanced accuracy they are not there, and are measured again.
 
     With the `space` of the stage, measurements have all `costs`, also those of tables that are younger than they are.
     Raises FileError for a corrupt file, see `read_records`.
     """
 
     def __init__(
-        self, path: Path | str, stage: str, space: SearchSpace | None = None, costs: Mapping[str, Cost] = COSTS
+        self,
+        path: Path | str,
+        stage: str,
+        space: SearchSpace | None = None,
+        costs: Mapping[str, Cost] = COSTS,
+        metric: Metric = "top1",
     ):
-        self.path, self.stage, self.space, self.costs = Path(path), stage, space, costs
+        self.path, self.stage, self.space, self.costs, self.metric = Path(path), stage, space, costs, metric
         self._by_arch: dict[Arch, Measurement] = {}
         self._credited: set[tuple[Arch, str]] = set()
         for measurement in self.read():
             self._remember(measurement)
 
     def read(self) -> list[Measurement]:
-        """What the file holds of this stage, in its order: each searcher's own list. Raises FileError."""
-        found = [m for m in read_records(self.path, Measurement) if m.stage == self.stage]
+        """What the file holds of this stage and metric, in its order: each searcher's own list. Raises FileError."""
+        found = [m for m in measurements_in(self.path) if m.stage == self.stage and m.has(self.metric)]
         return [with_costs(m, self.space, self.costs) for m in found] if self.space else found
 
     def best_within(self, cost: str, limit: float) -> float:
-        """The highest top-1 measured at this stage with at most this cost; 0 if there is none."""
-        return max((m.top1 for m in self._by_arch.values() if m.costs[cost] <= limit), default=0.0)
+        """The highest accuracy measured at this stage with at most this cost; 0 if there is none."""
+        within = (m for m in self._by_arch.values() if m.costs[cost] <= limit)
+        return max((m.accuracy(self.metric) for m in within), default=0.0)
 
     def measured(
-        self, space: SearchSpace, measure: Callable[[Arch], float | None], searcher: str
+        self, space: SearchSpace, measure: Callable[[Arch], Accuracy | None], searcher: str
     ) -> Callable[[Sequence[Arch]], Iterator[float | None]]:
-        """`measure` (top-1 in [0, 1] of an architecture of `space`) for many, with the memory of this file.
+        """`measure` (of an architecture of `space`) for many, by the metric, with the memory of this file.
 
         An architecture of this stage is measured once. When another searcher comes to it, the value is reused and a
         line with that searcher's name is added, so that the file holds each searcher's own list. Every value is in the
         file before the next is measured; several processes measure one architecture each at a time. An architecture
         whose measurement was given up, None, is not in the file. The function
-        raises ValueError for a top-1 outside [0, 1], and if the stored costs are not those of `space`: then the file
-        belongs to another one.
+        raises ValueError for an accuracy outside [0, 1], and if the stored costs are not those of `space`: then the
+        file belongs to another one.
         """
 
-        def top1_of(arch: Arch) -> float | None:
-            known = self._by_arch.get(space.brief(arch))
-            return known.top1 if known else measure(arch)
+        def measurement(arch: Arch) -> Measurement | None:
+            brief, costs = space.brief(arch), all_costs(space, arch, self.costs)
+            if known := self._by_arch.get(brief):
+                return replace(known, costs=costs, searcher=searcher)
+            found = measure(arch)
+            if found is None:
+                return None
+            return Measurement(brief, found.top1, costs, self.stage, searcher, found.balanced)
 
         def measure_all(archs: Sequence[Arch]) -> Iterator[float | None]:
             for start in range(0, len(archs), world_size()):
-                group = archs[start : start + world_size()]
-                for arch, top1 in zip(group, shared_map(top1_of, group)):
-                    if top1 is not None:
-                        costs = all_costs(space, arch, self.costs)
-                        self._note(Measurement(space.brief(arch), float(top1), costs, self.stage, searcher))
-                    yield top1
+                for new in shared_map(measurement, archs[start : start + world_size()]):
+                    if new is None:
+                        yield None
+                        continue
+                    self.note(new)
+                    yield new.accuracy(self.metric)
 
         return measure_all
 
-    def _note(self, new: Measurement) -> None:
+    def note(self, new: Measurement) -> None:
         """Append a measurement, unless this searcher has it already."""
         if known := self._by_arch.get(new.arch):
             self._check_same_network(known, new.costs)
@@ -97,6 +112,14 @@ class MeasurementFile:
     def _remember(self, measurement: Measurement) -> None:
         self._by_arch.setdefault(measurement.arch, measurement)
         self._credited.add((measurement.arch, measurement.searcher))
+
+
+def measurements_in(path: Path) -> list[Measurement]:
+    """What a file holds, without those of older versions that were measured again for balanced accuracy. Raises
+    FileError."""
+    found = read_records(path, Measurement)
+    again = {(m.stage, m.arch, m.searcher) for m in found if m.balanced is not None}
+    return [m for m in found if m.balanced is not None or (m.stage, m.arch, m.searcher) not in again]
 
 
 def all_costs(space: SearchSpace, arch: Arch, costs: Mapping[str, Cost] = COSTS) -> dict[str, float]:

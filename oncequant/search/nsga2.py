@@ -42,7 +42,7 @@ def search(
     seed: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Trial]:
-    """Measure (top-1 of architectures) `evaluations` different architectures within all budgets."""
+    """Measure (the accuracy of architectures) `evaluations` different architectures within all budgets."""
     rng = np.random.default_rng(seed)
     trials = Trials(space, measure, budgets=budgets, cost=cost, evaluations=evaluations, progress=progress)
     size = min(max(8, round(evaluations**0.5)), evaluations)  # population, 14 for 200 evaluations

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from oncequant.answers import Metric
 from oncequant.cost import Budget, bitops
 from oncequant.records import Measurement
 from oncequant.search.budget import BudgetError
@@ -38,13 +39,15 @@ def hypervolume(points: np.ndarray, reference: Sequence[float]) -> float:
     return float(HV(ref_point=np.asarray(reference, dtype=float))(np.asarray(points, dtype=float)))
 
 
-def spread(measurements: Sequence[Measurement], k: int, cost: str = "bitops") -> list[Measurement]:
+def spread(
+    measurements: Sequence[Measurement], k: int, cost: str = "bitops", metric: Metric = "top1"
+) -> list[Measurement]:
     """`k` measurements along the Pareto front of error and cost (fewer if the front is smaller), cheapest first.
 
     Both ends, and between them those nearest to equal steps of log cost: S, M and L for k = 3. For k = 1 the most
     accurate.
     """
-    points = np.array([[m.costs[cost], 1 - m.top1] for m in measurements]).reshape(-1, 2)
+    points = np.array([[m.costs[cost], 1 - m.accuracy(metric)] for m in measurements]).reshape(-1, 2)
     front = [measurements[i] for i in pareto_front(points)]  # cheapest first, hence most accurate last
     log_costs = np.log([m.costs[cost] for m in front])
     targets = np.linspace(log_costs[-1], log_costs[0], k) if front else np.empty(0)
@@ -55,7 +58,9 @@ def spread(measurements: Sequence[Measurement], k: int, cost: str = "bitops") ->
     return [front[i] for i in sorted(chosen)]
 
 
-def best_under(measurements: Sequence[Measurement], budgets: Sequence[Budget], space: SearchSpace) -> Measurement:
+def best_under(
+    measurements: Sequence[Measurement], budgets: Sequence[Budget], space: SearchSpace, metric: Metric = "top1"
+) -> Measurement:
     """The most accurate measurement within all budgets; of equally accurate ones that with the fewest BitOPs.
 
     Costs are those of `space`. Raises BudgetError if no measurement fits.
@@ -65,4 +70,4 @@ def best_under(measurements: Sequence[Measurement], budgets: Sequence[Budget], s
     if not fitting:
         wanted = ", ".join(map(str, budgets)) or "no budget"
         raise BudgetError(f"none of {len(measurements)} measured architectures is within {wanted}")
-    return measurements[min(fitting, key=lambda i: (-measurements[i].top1, bitops(specs[i])))]
+    return measurements[min(fitting, key=lambda i: (-measurements[i].accuracy(metric), bitops(specs[i])))]

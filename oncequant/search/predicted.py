@@ -65,7 +65,7 @@ def search(
         return space.canonical(wide)
 
     def errors(codes: np.ndarray) -> np.ndarray:
-        return 1 - predictor.top1(widen(codes))
+        return 1 - predictor.accuracy(widen(codes))
 
     def front(codes: np.ndarray) -> np.ndarray:
         """Codes of `space`, cheapest first, of those that are within the budgets and not dominated."""

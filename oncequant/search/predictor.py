@@ -1,10 +1,10 @@
-"""Accuracy predictor of QFA (https://arxiv.org/abs/2105.08952): top-1 of an architecture without running it.
+"""Accuracy predictor of QFA (https://arxiv.org/abs/2105.08952): of an architecture without running it.
 
 As there, architectures are one-hot encoded (depths as thermometers) and a small network is fitted to some that were
 measured. Ours reads two costs too, predicts the logarithm of the error, and is fitted in closed form:
 
     x = (encoding, log MACs, log BitOPs), centred and scaled
-    -log(1.01 - top1) = b + w x + sum_h c_h (v_h x)^2 + noise
+    -log(1.01 - accuracy) = b + w x + sum_h c_h (v_h x)^2 + noise
 
 A layer of squared units is a polynomial of second degree: the choices, the costs, and all products of two of them.
 w, v and c are those of a Gaussian process with the kernel K = G + r G^2, G = x x' (Rasmussen and Williams, 2006,
@@ -17,13 +17,15 @@ products and the estimated noise matter.
 """
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from threadpoolctl import ThreadpoolController
 
+from oncequant.answers import Metric
 from oncequant.cost import COSTS
 from oncequant.files import FileError
 from oncequant.space import SearchSpace
@@ -46,7 +48,7 @@ one_thread = ThreadpoolController().wrap(limits=1, user_api="blas")
 
 @dataclass(frozen=True)
 class AccuracyPredictor:
-    """Predicts the top-1 of the architectures of `space`; a value, see `fit_predictor`."""
+    """Predicts the accuracy of the architectures of `space`; a value, see `fit_predictor`."""
 
     space: SearchSpace
     weight: np.ndarray
@@ -55,16 +57,18 @@ class AccuracyPredictor:
     """(1 + units,), float32."""
     curvature: np.ndarray
     """(units,), float32: how the squares add up, c."""
+    metric: Metric = "top1"
+    """Which accuracy."""
 
     @one_thread
-    def top1(self, codes: np.ndarray) -> np.ndarray:
-        """Predicted top-1 in [0, 1] of the architectures `codes` (n, genes), shape (n,), float64."""
+    def accuracy(self, codes: np.ndarray) -> np.ndarray:
+        """Predicted accuracy in [0, 1] of the architectures `codes` (n, genes), shape (n,), float64."""
         parts = [np.empty(0)]
         for start in range(0, len(codes), CHUNK):
             encoding, costs = inputs(self.space, codes[start : start + CHUNK])
             split = encoding.shape[1]
             hidden = encoding @ self.weight[:split] + costs @ self.weight[split:] + self.bias  # (n, 1 + units)
-            parts.append(target_to_top1(hidden[:, 0] + np.square(hidden[:, 1:]) @ self.curvature))
+            parts.append(target_to_accuracy(hidden[:, 0] + np.square(hidden[:, 1:]) @ self.curvature))
         return np.concatenate(parts)
 
 
@@ -73,9 +77,9 @@ class Quality:
     """How well a predictor does on architectures that it was not fitted to."""
 
     kendall_tau: float
-    """Rank correlation of predicted and measured top-1, -1 to 1; 0 if either is constant."""
+    """Rank correlation of predicted and measured accuracy, -1 to 1; 0 if either is constant."""
     rmse: float
-    """Root mean square error of the predicted top-1."""
+    """Root mean square error of the predicted accuracy."""
     pairs: int
     """Measured architectures there are."""
     held_out: int
@@ -109,40 +113,42 @@ def inputs(space: SearchSpace, codes: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return encode(space, codes), np.stack(costs, axis=1).astype(np.float32)
 
 
-def top1_to_target(top1: np.ndarray) -> np.ndarray:
+def accuracy_to_target(accuracy: np.ndarray) -> np.ndarray:
     """What is fitted: choices act on the error by factors rather than by points."""
-    return -np.log(1 + ERROR_OFFSET - top1)
+    return -np.log(1 + ERROR_OFFSET - accuracy)
 
 
-def target_to_top1(target: np.ndarray) -> np.ndarray:
-    """Inverse of `top1_to_target`, kept within [0, 1]."""
+def target_to_accuracy(target: np.ndarray) -> np.ndarray:
+    """Inverse of `accuracy_to_target`, kept within [0, 1]."""
     return np.clip(1 + ERROR_OFFSET - np.exp(-target.astype(np.float64)), 0, 1)
 
 
-def fit_predictor(space: SearchSpace, codes: np.ndarray, top1: np.ndarray, *, seed: int) -> AccuracyPredictor:
-    """Fit to the measured `top1` (n,) in [0, 1] of the architectures `codes` (n, genes).
+def fit_predictor(
+    space: SearchSpace, codes: np.ndarray, accuracy: np.ndarray, *, seed: int, metric: Metric = "top1"
+) -> AccuracyPredictor:
+    """Fit to the measured `accuracy` (n,) in [0, 1], of a metric, of the architectures `codes` (n, genes).
 
     `seed` draws the pairs that r and the noise are chosen with. Raises ValueError for fewer than 30 different
     architectures and for accuracies outside [0, 1]. 2,000 pairs take about a second; the time grows with the third
     power of their number from there, the memory with the second.
     """
-    check_pairs(codes, top1)
-    return fit(space, codes, np.asarray(top1), seed)
+    check_pairs(codes, accuracy)
+    return replace(fit(space, codes, np.asarray(accuracy), seed), metric=metric)
 
 
-def check_pairs(codes: np.ndarray, top1: np.ndarray) -> None:
+def check_pairs(codes: np.ndarray, accuracy: np.ndarray) -> None:
     """Raise ValueError if there is too little to fit, or something else than accuracies."""
-    if len(codes) != len(top1):
-        raise ValueError(f"{len(codes)} architectures but {len(top1)} accuracies")
+    if len(codes) != len(accuracy):
+        raise ValueError(f"{len(codes)} architectures but {len(accuracy)} accuracies")
     different = len(np.unique(codes, axis=0))
     if different < LEAST_PAIRS:
         raise ValueError(f"a predictor needs at least {LEAST_PAIRS} different measured architectures, got {different}")
-    if wrong := [value for value in np.asarray(top1, dtype=float).tolist() if not 0 <= value <= 1]:
-        raise ValueError(f"top-1 must be in [0, 1], got {wrong[0]:g}")
+    if wrong := [value for value in np.asarray(accuracy, dtype=float).tolist() if not 0 <= value <= 1]:
+        raise ValueError(f"accuracies must be in [0, 1], got {wrong[0]:g}")
 
 
 @one_thread
-def fit(space: SearchSpace, codes: np.ndarray, top1: np.ndarray, seed: int) -> AccuracyPredictor:
+def fit(space: SearchSpace, codes: np.ndarray, accuracy: np.ndarray, seed: int) -> AccuracyPredictor:
     """`fit_predictor` without its checks."""
     from scipy.linalg import solve  # a third of a second, which every command would pay
 
@@ -153,7 +159,7 @@ def fit(space: SearchSpace, codes: np.ndarray, top1: np.ndarray, seed: int) -> A
     scale[:width] = np.sqrt(np.square(scale[:width]).sum())  # one for the encoding: rare values are not blown up
     scale[scale < 1e-6] = 1  # a constant input
     x = (x - centre) / scale
-    target = top1_to_target(top1)
+    target = accuracy_to_target(accuracy)
     offset = target.mean()
     target = target - offset
 
@@ -169,8 +175,9 @@ def fit(space: SearchSpace, codes: np.ndarray, top1: np.ndarray, seed: int) -> A
     weight = np.column_stack([x.T @ dual, units[:, largest]]) / scale[:, None]
     bias = -centre @ weight
     bias[0] += offset
-    arrays = (weight, bias, curvature[largest])
-    return AccuracyPredictor(space, *(np.ascontiguousarray(a, dtype=np.float32) for a in arrays))
+    arrays = weight, bias, curvature[largest]
+    weight, bias, curvature = (np.ascontiguousarray(a, dtype=np.float32) for a in arrays)
+    return AccuracyPredictor(space, weight, bias, curvature)
 
 
 def most_likely(gram: np.ndarray, target: np.ndarray) -> tuple[float, float]:
@@ -186,26 +193,26 @@ def most_likely(gram: np.ndarray, target: np.ndarray) -> tuple[float, float]:
     return max(likelihood, key=likelihood.__getitem__)
 
 
-def quality(space: SearchSpace, codes: np.ndarray, top1: np.ndarray, seed: int) -> Quality:
+def quality(space: SearchSpace, codes: np.ndarray, accuracy: np.ndarray, seed: int) -> Quality:
     """What to expect of `fit_predictor` on these pairs, by cross-validation: see there for shapes and errors.
 
     Every pair is predicted by a predictor that was fitted to four fifths of the pairs without it; repeated measurements
     of one architecture stay together.
     """
-    check_pairs(codes, top1)
-    top1 = np.asarray(top1, dtype=float)
+    check_pairs(codes, accuracy)
+    accuracy = np.asarray(accuracy, dtype=float)
     from scipy.stats import kendalltau  # takes a second to import, which every command would pay
 
     _, arch = np.unique(codes, axis=0, return_inverse=True)
     fold = np.random.default_rng(seed).permutation(arch.max() + 1)[arch.ravel()] % FOLDS
-    predicted = np.empty(len(top1))
+    predicted = np.empty(len(accuracy))
     for k in range(FOLDS):
         kept = fold != k
         if not kept.all():
-            predicted[~kept] = fit(space, codes[kept], top1[kept], seed).top1(codes[~kept])
-    tau = kendalltau(predicted, top1).statistic
-    rmse = float(np.sqrt(np.square(predicted - top1).mean()))
-    return Quality(0.0 if np.isnan(tau) else float(tau), rmse, len(top1), len(top1))
+            predicted[~kept] = fit(space, codes[kept], accuracy[kept], seed).accuracy(codes[~kept])
+    tau = kendalltau(predicted, accuracy).statistic
+    rmse = float(np.sqrt(np.square(predicted - accuracy).mean()))
+    return Quality(0.0 if np.isnan(tau) else float(tau), rmse, len(accuracy), len(accuracy))
 
 
 def save_predictor(path: Path, predictor: AccuracyPredictor, quality: Quality) -> None:
@@ -215,6 +222,7 @@ def save_predictor(path: Path, predictor: AccuracyPredictor, quality: Quality) -
         "format": FORMAT,
         "space": json.dumps(identity(predictor.space)),
         "quality": json.dumps(asdict(quality)),
+        "metric": predictor.metric,
     }
     write_tensors(Path(path), tensors, metadata)
 
@@ -230,11 +238,22 @@ def load_predictor(path: Path, space: SearchSpace) -> tuple[AccuracyPredictor, Q
             there, here = (values.get(different[0]) for values in (theirs, ours))
             raise FileError(f"{path} is for another search space: {different[0]} is {there} there and {here} here")
         quality = Quality(**json.loads(metadata["quality"]))
-        predictor = AccuracyPredictor(space, **{name: tensor.numpy() for name, tensor in tensors.items()})
-        predictor.top1(space.encode(space.smallest())[None])  # the shapes fit
+        arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+        predictor = AccuracyPredictor(space, **arrays, metric=_metric(metadata))
+        predictor.accuracy(space.encode(space.smallest())[None])  # the shapes fit
     except (KeyError, TypeError, ValueError) as error:
         raise FileError(f"{path} is not a complete predictor: {error}") from error
     return predictor, quality
+
+
+def metric_of(path: Path) -> Metric | None:
+    """Which accuracy the predictor of a file predicts; None if there is none. Raises FileError."""
+    return _metric(read_tensors(path)[1]) if path.exists() else None
+
+
+def _metric(metadata: Mapping[str, str]) -> Metric:
+    """Files of older versions do not say it."""
+    return "balanced" if metadata.get("metric") == "balanced" else "top1"
 
 
 def identity(space: SearchSpace) -> dict[str, list[int] | float]:

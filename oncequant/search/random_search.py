@@ -20,7 +20,7 @@ def search(
     seed: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Trial]:
-    """Measure (top-1 of architectures) `evaluations` different random architectures within all budgets."""
+    """Measure (the accuracy of architectures) `evaluations` different random architectures within all budgets."""
     rng = np.random.default_rng(seed)
     trials = Trials(space, measure, budgets=budgets, cost=cost, evaluations=evaluations, progress=progress)
     while trials.remaining and len(codes := trials.draw(rng)):

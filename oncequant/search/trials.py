@@ -22,7 +22,8 @@ class Trial(NamedTuple):
     """One measured architecture."""
 
     arch: Arch
-    top1: float
+    accuracy: float
+    """By the metric of the search."""
 
 
 class Trials:
@@ -85,10 +86,10 @@ class Trials:
         codes = self.unseen(codes)[: self.remaining]
         archs = [self.space.decode(row) for row in codes]
         log_costs = np.log(cost_batch(self.space, self.cost, codes))
-        for row, arch, log_cost, top1 in zip(codes, archs, log_costs, self._measure(archs)):
-            self.trials.append(Trial(arch, top1))
+        for row, arch, log_cost, accuracy in zip(codes, archs, log_costs, self._measure(archs)):
+            self.trials.append(Trial(arch, accuracy))
             self.codes = np.concatenate([self.codes, row[None]])
-            self.errors = np.append(self.errors, 1 - top1)
+            self.errors = np.append(self.errors, 1 - accuracy)
             self.log_costs = np.append(self.log_costs, log_cost)
             self._seen.add(row.tobytes())
             if self._progress:
