@@ -29,6 +29,7 @@ from oncequant.export.formats import DEFAULT_FORMATS, FORMATS, check_tools, expo
 from oncequant.files import read_object
 from oncequant.methods import METHODS, method_of
 from oncequant.options import (
+    Card,
     Compare,
     Cost,
     Evaluate,
@@ -36,6 +37,7 @@ from oncequant.options import (
     Export,
     Info,
     Profile,
+    Push,
     Report,
     Run,
     Search,
@@ -168,6 +170,20 @@ def predict_pictures(options: predict.Predict) -> None:
         sys.exit(code)
 
 
+def card(options: Card) -> None:
+    """`oncequant card`."""
+    from oncequant.card import write_card
+
+    console.print(f"card: {write_card(options.run, options.network) / 'README.md'}", soft_wrap=True, highlight=False)
+
+
+def push(options: Push) -> None:
+    """`oncequant push`."""
+    from oncequant.card import push as upload
+
+    console.print(upload(options.run, options.network, options.repository, options.private), soft_wrap=True)
+
+
 def report(options: Report) -> None:
     """`oncequant report`."""
     from oncequant.report import write_report
@@ -243,7 +259,7 @@ def info(options: Info) -> None:
 
 HANDLERS: dict[type, Callable[[Any], None]] = {
     Run: run, Train: train, Search: search, Compare: compare, Evaluate: evaluate, Export: export, Report: report,
-    predict.Predict: predict_pictures, Cost: cost, Profile: profile, Info: info
+    predict.Predict: predict_pictures, Card: card, Push: push, Cost: cost, Profile: profile, Info: info
 }  # fmt: skip
 
 

@@ -121,6 +121,33 @@ class Export:
 
 
 @dataclass(frozen=True)
+class Card:
+    """Write README.md, a model card, and config.json beside an exported network."""
+
+    run: RunFolder
+    """Run folder made by `oncequant train` or `oncequant run`."""
+    network: Annotated[str, tyro.conf.Positional]
+    """Name of the exported network."""
+
+
+@dataclass(frozen=True)
+class Push:
+    """Upload an exported network with its card to the Hugging Face hub.
+
+    `hf auth login` or the variable HF_TOKEN tell who uploads.
+    """
+
+    run: RunFolder
+    """Run folder made by `oncequant train` or `oncequant run`."""
+    network: Annotated[str, tyro.conf.Positional]
+    """Name of the exported network."""
+    repository: Annotated[str, tyro.conf.Positional]
+    """OWNER/NAME on the hub; it is made if there is none."""
+    private: bool = False
+    """Only its owner may see it, if it is new."""
+
+
+@dataclass(frozen=True)
 class Report:
     """Write RUN/report: a page that works offline, pictures and tables."""
 
@@ -163,11 +190,13 @@ class Info:
 
 COMMANDS = {  # in the order of use
     "run": Run, "info": Info, "search": Search, "evaluate": Evaluate, "export": Export, "predict": predict.Predict,
+    "card": Card, "push": Push,
     "report": Report, "train": Train, "compare": Compare, "profile": Profile, "cost": Cost,
 }  # fmt: skip
 TITLES = {  # of groups, in the help
     "data": "Images", "model": "Network", "training": "Training", "tables": "Search", "search": "Search",
-    "machine": "Machine", "source": "Run", "report": "Arguments", "cost": "Options", "info": "Options",
+    "machine": "Machine", "source": "Run", "report": "Arguments",
+    "card": "Arguments", "push": "Arguments", "cost": "Options", "info": "Options",
     "evaluate": "Measurement", "export": "Files", "compare": "Comparison", "profile": "Table",
 }  # fmt: skip
 COMMON = {  # what `run --help` and `train --help` explain at once
@@ -204,7 +233,7 @@ def parse(words: Sequence[str]) -> Any:
         parts = get_type_hints(kind)
         choices = {**CHOICES, "preset": tuple(PRESETS)}
         return kind(**Groups(program, kind.__doc__, parts, TITLES, choices=choices).parse(rest))
-    if name in ("report", "cost", "info"):
+    if name in ("report", "card", "push", "cost", "info"):
         return Groups(program, kind.__doc__, {name: kind}, TITLES, choices=CHOICES).parse(rest)[name]
     parts = get_type_hints(kind)
     if name == "search":

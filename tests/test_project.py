@@ -13,7 +13,7 @@ from oncequant.quantizers import INPUT_QUANTIZERS, WEIGHT_QUANTIZERS
 
 ROOT = Path(__file__).parent.parent
 LAYERS = [  # a module may import modules of lines above it, and of its own package
-    {"allocator", "native", "muon", "version", "cpu", "limits", "help_text"},
+    {"allocator", "native", "muon", "intervals", "version", "cpu", "limits", "help_text"},
     {"distributed"},
     {"arch", "files", "images", "progress"},
     {"tensor_files", "onnx_session"},
@@ -45,7 +45,7 @@ LAYERS = [  # a module may import modules of lines above it, and of its own pack
     {"methods"},
     {"settings", "parser", "hours", "precision", "tables", "training_memory"},
     {"hand_made"},
-    {"compare", "subnets"},
+    {"compare", "subnets", "card"},
     {"runs"},
     {"options"},
     {"cli"},

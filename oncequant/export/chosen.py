@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 
 from oncequant.data import Data, eval_batches
+from oncequant.export.format import CARD_FILES
 from oncequant.export.formats import DEFAULT_FORMATS, FORMATS, time_keys
 from oncequant.export.verify import VerificationError, export_network
 from oncequant.measure import Batches, calibrated_subnet
@@ -47,7 +48,8 @@ def export_chosen(
             arch = supernet.space.complete(member.arch)
             subnet = calibrated_subnet(supernet, arch, calibration)
             folder = run_dir / "exports" / name
-            for file in (file for other in FORMATS.keys() - set(formats) for file in FORMATS[other].files):
+            old = [file for other in FORMATS.keys() - set(formats) for file in FORMATS[other].files]
+            for file in (*old, *CARD_FILES):
                 (folder / file).unlink(missing_ok=True)
             images = shown(eval_batches(data, data.test), done * len(data.test))
             preprocessing = (data.mean, data.std, data.classes, data.size)

@@ -15,6 +15,9 @@ from torch import Tensor
 
 from oncequant.export.graph import Graph
 
+CARD_FILES = ("README.md", "config.json")
+"""Files that `oncequant card` writes about an export; they go when it is made anew."""
+
 Row = Mapping[str, Any]
 """What verification found of a network, flat: `Export.found`. Old files may lack keys."""
 

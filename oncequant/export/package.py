@@ -30,6 +30,7 @@ from oncequant.version import package_version
 
 VERSION = "oncequant package 2"
 TENSORS, DESCRIPTION = "model.safetensors", "model.json"
+HUB = "hf://"
 TIES = 0.05  # share of images on which kernels of the same network may differ by rounding
 
 
@@ -87,8 +88,10 @@ def write_package(graph: Graph, folder: Path) -> None:
 
 
 def load_package(folder: Path | str) -> DeployedNetwork:
-    """The network of a package, in evaluation mode. Raises FileError if it is missing, damaged, foreign or newer."""
-    folder = user_path(folder)
+    """The network of a package, in evaluation mode; `hf://OWNER/NAME` is one on the Hugging Face hub, `hf://OWNER/NAME@REV`
+    a branch, tag or commit of it. Raises FileError if it is missing, damaged, foreign or newer."""
+    text = str(folder)
+    folder = _from_hub(text.removeprefix(HUB)) if text.startswith(HUB) else user_path(folder)
     description = read_json(folder / DESCRIPTION)
     found = description.get("format") if isinstance(description, dict) else None
     if found != VERSION:
@@ -108,6 +111,20 @@ def load_package(folder: Path | str) -> DeployedNetwork:
     except Exception as error:  # hashes are right, so another program made it; anything may be missing or misshapen
         raise FileError(f"{folder}: the package is inconsistent: {error}") from error
     return DeployedNetwork(graph).eval()
+
+
+def _from_hub(place: str) -> Path:
+    """The folder into which a package of the hub is copied. Raises FileError."""
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError as error:
+        raise FileError("reading from the hub needs one more package: pip install huggingface_hub") from error
+    name, _, revision = place.partition("@")
+    try:
+        found = snapshot_download(name, revision=revision or None, allow_patterns=[TENSORS, DESCRIPTION])
+    except Exception as error:  # network, authorisation, names: of several kinds, which tell what it is
+        raise FileError(f"{HUB}{place} cannot be read: {' '.join(str(error).split())}") from error
+    return Path(found)
 
 
 def _contents(graph: Graph) -> tuple[dict[str, Tensor], dict[str, Any]]:
