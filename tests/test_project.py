@@ -26,7 +26,7 @@ LAYERS = [  # a module may import modules of lines above it, and of its own pack
     {"conv"},
     {"elastic", "family"},
     {"network"},
-    {"schedule"},
+    {"schedule", "loss"},
     {"models"},
     {"supernet_file", "measure"},
     {"run_images"},
