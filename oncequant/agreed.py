@@ -4,11 +4,13 @@ The command line makes sure of it when it opens a folder. Here it is made sure o
 """
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TypeVar
 
 from oncequant import distributed
 from oncequant.data import Data
 from oncequant.family import NetworkConfig
+from oncequant.files import FileError
 from oncequant.run_folder import Run, RunSettings, called_as, create_run, loading_settings, read_settings
 from oncequant.train import TrainingOptions
 
@@ -30,14 +32,23 @@ def agreed(method: str, cfg: AnyOptions, run: Run) -> AnyOptions:
     else:
         there = distributed.from_main(lambda: read_settings(run.folder))
         if there.method == method:
-            before = type(cfg).from_json(there.method_config)
-            if cfg.precision == "auto":
-                cfg = replace(cfg, precision=before.precision)
-            if cfg.batch_size is None:
-                cfg = replace(cfg, batch_size=before.batch_size)
+            cfg = going_on(run.folder, cfg, type(cfg).from_json(there.method_config))
         settings = replace(there, method=method, model=run.model, method_config=cfg.to_json())
     distributed.from_main(lambda: create_run(run.folder, settings, run.data, called_as(), run.changed_test))
     return cfg
+
+
+def going_on(folder: Path, cfg: AnyOptions, before: TrainingOptions) -> AnyOptions:
+    """The options of a run that goes on: what `cfg` leaves open (precision, batch size) is as the folder has it. Raises
+    FileError if an older version has trained the folder without an option that changes the loss."""
+    if cfg.class_weights != before.class_weights:
+        raise FileError(
+            f"{folder} holds a run with other settings: class_weights (there {before.class_weights!r}, now "
+            f"{cfg.class_weights!r}). Give another --run folder."
+        )
+    precision = before.precision if cfg.precision == "auto" else cfg.precision
+    batch_size = before.batch_size if cfg.batch_size is None else cfg.batch_size
+    return replace(cfg, precision=precision, batch_size=batch_size)
 
 
 def check_fits(model: NetworkConfig, data: Data) -> None:

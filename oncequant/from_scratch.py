@@ -16,7 +16,6 @@ import numpy as np
 import torch
 import torch.multiprocessing
 from torch import Tensor
-from torch.nn import functional as F
 
 from oncequant import distributed
 from oncequant.cpu import cores
@@ -66,14 +65,14 @@ class Job:
 
 def train_alone(job: Job, data: Data, neighbours: int = 1) -> float:
     """Train the network of a job by cross entropy; returns its validation top-1. `neighbours`: see `fit`."""
-    options, arch = job.options, job.space.largest()
+    options, arch, error = job.options, job.space.largest(), job.options.loss(data)
     judge, how = Judge(data, options.calibration(data)), Pass(compute=getattr(torch, options.compute))
     place, top1 = job.run_dir / job.stage, [0.0]
 
     def train(net: Network) -> None:
         def step(images: Tensor, labels: Tensor, rng: np.random.Generator, done: float) -> Tensor:
             logits = net(images, arch, how)  # (N, classes)
-            loss = F.cross_entropy(logits, labels, label_smoothing=options.label_smoothing)
+            loss = error(logits, labels)
             (loss + quantizer_penalty(net, job.pact_decay)).backward()
             return loss.detach()
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from oncequant import distributed
-from oncequant.agreed import agreed, check_fits
+from oncequant.agreed import agreed, check_fits, going_on
 from oncequant.cost import Budget
 from oncequant.cost_table import known_costs
 from oncequant.data import Data, DataError, native_size, open_source
@@ -170,14 +170,11 @@ def _decided(settings: RunSettings, data: Data, folder: Path) -> RunSettings:
     """The settings with the precision and the batch that the folder's run has, where they are left open; without one,
     with the faster precision."""
     cfg = _config(folder, settings)
-    chosen: dict[str, Any] = {}
     if distributed.from_main((folder / "run.json").exists):
-        before = read_config(folder)[1]
-        chosen["batch_size"] = before.batch_size if cfg.batch_size is None else cfg.batch_size
-        chosen["precision"] = before.precision if cfg.precision == "auto" else cfg.precision
+        cfg = going_on(folder, cfg, read_config(folder)[1])
     elif cfg.precision == "auto":
-        chosen["precision"] = distributed.from_main(partial(faster, settings.model, data.device))
-    return replace(settings, method_config={**settings.method_config, **chosen})
+        cfg = replace(cfg, precision=distributed.from_main(partial(faster, settings.model, data.device)))
+    return replace(settings, method_config=cfg.to_json())
 
 
 def _timed(settings: RunSettings, data: Data, folder: Path, search: BudgetOptions | None, hours: float) -> RunSettings:

@@ -7,12 +7,12 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from oncequant import distributed
 from oncequant.arch import Arch
 from oncequant.data import Data
 from oncequant.elastic import ALONE, Pass, SharedWeights
+from oncequant.loss import UNWEIGHTED, Loss
 from oncequant.measure import Judge
 from oncequant.network import Network
 from oncequant.schedule import Schedule
@@ -27,8 +27,6 @@ class SupernetConfig(Protocol):
     def seed(self) -> int: ...
     @property
     def compute(self) -> str: ...
-    @property
-    def label_smoothing(self) -> float: ...
     @property
     def checkpoint_seconds(self) -> float: ...
     @property
@@ -47,16 +45,20 @@ class SupernetConfig(Protocol):
     def schedule(self, stage: str, data: Data) -> Schedule:
         """Steps and learning rate of a stage."""
 
+    def loss(self, data: Data) -> Loss:
+        """What training on this data set minimises."""
+
     def calibration(self, data: Data) -> list[tuple[Tensor, Tensor]]:
         """Batches of training images for statistics."""
 
 
-def sandwich_training(supernet: Network, cfg: SupernetConfig) -> StepFunction:
+def sandwich_training(supernet: Network, cfg: SupernetConfig, data: Data) -> StepFunction:
     """Steps of the sandwich rule over the whole space of a supernet."""
+    loss = cfg.loss(data)
 
     def step(images: Tensor, labels: Tensor, rng: np.random.Generator, done: float) -> Tensor:
         archs = sandwich_archs(supernet.space, cfg.random_subnets, own_rng(cfg, rng))
-        return sandwich_step(supernet, images, labels, archs, cfg.label_smoothing, pass_of_step(cfg, SharedWeights()))
+        return sandwich_step(supernet, images, labels, archs, loss, pass_of_step(cfg, SharedWeights()))
 
     return step
 
@@ -70,16 +72,16 @@ def train_float(supernet: Network, cfg: SupernetConfig, data: Data, run_dir: Pat
     each step has a random one instead, for a teacher that looks at images of every size.
     """
     space = supernet.space
-    sizes = space.choices["resolution"]
+    sizes, loss = space.choices["resolution"], cfg.loss(data)
 
     def step(images: Tensor, labels: Tensor, rng: np.random.Generator, done: float) -> Tensor:
         size = int(rng.choice(sizes)) if every_size else sizes[int(done * len(sizes))]
         largest = space.largest().replace(resolution=size)
         how = pass_of_step(cfg, SharedWeights())
-        return sandwich_step(supernet, images, labels, [largest], cfg.label_smoothing, how)
+        return sandwich_step(supernet, images, labels, [largest], loss, how)
 
     if cfg.float_sandwich:
-        train_supernet(supernet, sandwich_training(supernet, cfg), cfg, data, run_dir, "float")
+        train_supernet(supernet, sandwich_training(supernet, cfg, data), cfg, data, run_dir, "float")
     else:
         train_supernet(supernet, step, cfg, data, run_dir, "float", [space.largest()], 1)
 
@@ -142,7 +144,7 @@ def sandwich_step(
     images: Tensor,
     labels: Tensor,
     archs: list[Arch],
-    label_smoothing: float = 0.0,
+    loss: Loss = UNWEIGHTED,
     how: Pass = ALONE,
 ) -> Tensor:
     """Sandwich rule with in-place distillation (BigNAS, 2003.11142): gradients of all `archs`, averaged.
@@ -152,11 +154,11 @@ def sandwich_step(
     gradients of all subnets before the parameters do. Returns the loss of the largest, 0-dim.
     """
     logits = net(images, archs[0], how)  # (N, classes)
-    largest_loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+    largest_loss = loss(logits, labels)
     (largest_loss / len(archs)).backward()
     teacher = logits.detach().softmax(1)
     for arch in archs[1:]:
-        (F.cross_entropy(net(images, arch, how), teacher) / len(archs)).backward()
+        (loss.taught(net(images, arch, how), teacher, labels) / len(archs)).backward()
     if how.shared is not None:
         how.shared.backward()
     return largest_loss.detach()

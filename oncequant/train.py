@@ -24,11 +24,13 @@ from oncequant.cpu import cores
 from oncequant.data import Data, calibration_batches, steps_per_epoch, train_batches
 from oncequant.files import FileError, PathText, user_path, write_atomically
 from oncequant.limits import RATES, SEEDS, check_ranges
+from oncequant.loss import Loss, balanced_weights
 from oncequant.progress import track
 from oncequant.records import Metrics, Time, append_record, read_metrics, read_records, write_records
 from oncequant.schedule import OPTIMIZERS, Schedule, make_optimizers
 
 PRECISIONS = ("auto", "float32", "bfloat16")
+WEIGHTS = ("none", "balanced")
 
 
 class TrainingError(RuntimeError):
@@ -63,6 +65,8 @@ class TrainingOptions:
     """Learning rate of the quantizers' parameters, relative to that of the weights."""
     label_smoothing: float = 0.1
     """Share of the labels' weight that goes to all classes alike."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced: images of rare classes count more."""
     calibration_images: int = 2000
     """Training images from which batch-norm statistics of a subnet are estimated."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -75,7 +79,7 @@ class TrainingOptions:
 
     def __post_init__(self):
         """Refuse impossible options before any training."""
-        for name, allowed in (("optimizer", OPTIMIZERS), ("precision", PRECISIONS)):
+        for name, allowed in (("optimizer", OPTIMIZERS), ("precision", PRECISIONS), ("class_weights", WEIGHTS)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} {getattr(self, name)!r}: use one of {', '.join(allowed)}")
         check_ranges(self, epochs=(1, 100_000), float_epochs=(1, 100_000), min_steps=(0, 100_000_000))
@@ -128,6 +132,10 @@ class TrainingOptions:
         """Batches of training images for statistics."""
         batch_size = self.calibration_batch(len(data.train))
         return calibration_batches(data, self.calibration_images, batch_size, self.seed)
+
+    def loss(self, data: Data) -> Loss:
+        """What training on this data set minimises."""
+        return Loss(self.label_smoothing, None if self.class_weights == "none" else balanced_weights(data))
 
     def batch(self, images: int) -> int:
         """Images per step, of so many training images."""

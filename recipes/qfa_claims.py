@@ -194,7 +194,7 @@ def train_float_longer(cfg: qfa.Config, model: MobileNetV3Config, data: Data, ou
             supernet = load_supernet(folder, before)
             net = extract_subnet(supernet, supernet.space.largest())
             teacher = qfa.Teacher(load_supernet(folder, "float"), net.space.choices["resolution"], calibration)
-            step = qfa.training_step(net, teacher, cfg, is_last=False)
+            step = qfa.training_step(net, teacher, cfg, cfg.loss(data), is_last=False)
             train_supernet(net, step, cfg, data, folder, stage)
             save_supernet(folder, stage, net)
         before = stage

@@ -30,7 +30,7 @@ LAYERS = [  # a module may import modules of lines above it, and of its own pack
     {"conv", "operations"},
     {"elastic", "family"},
     {"network"},
-    {"schedule"},
+    {"schedule", "loss"},
     {"models"},
     {"supernet_file", "measure"},
     {"initial"},

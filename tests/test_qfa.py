@@ -9,8 +9,10 @@ from hypothesis import strategies as st
 from small_qfa import QUICK, TINY, digits, trained_in
 from torch.testing import assert_close
 
+from oncequant import loss
 from oncequant.data import eval_batches
 from oncequant.export.verify import export_network
+from oncequant.loss import Loss
 from oncequant.measure import calibrated_subnet, measure
 from oncequant.methods import qfa
 from oncequant.models import build_network, space_of
@@ -133,7 +135,8 @@ def test_a_step_adds_the_gradients_of_its_subnets():
     plain.load_state_dict(net.state_dict())
     teacher_net = build_network(TINY)
     teacher = qfa.Teacher(teacher_net, (8, 10), [(images, labels)])
-    loss = qfa.training_step(net, teacher, cfg, is_last=True)(images, labels, np.random.default_rng(3), 0.0)
+    step = qfa.training_step(net, teacher, cfg, Loss(0.1), is_last=True)
+    found = step(images, labels, np.random.default_rng(3), 0.0)
     archs, losses = qfa.step_archs(space, cfg, np.random.default_rng(3)), []
     for arch in archs:
         logits = plain(images, arch).log_softmax(1)
@@ -141,7 +144,7 @@ def test_a_step_adds_the_gradients_of_its_subnets():
         soft = teacher(images, arch["resolution"])
         losses.append(-(hard * logits).sum(1).mean())
         ((losses[-1] - (soft * logits).sum(1).mean()) / 4).backward()
-    assert_close(loss, losses[0].detach(), atol=1e-4, rtol=1e-4)
+    assert_close(found, losses[0].detach(), atol=1e-4, rtol=1e-4)
     for (name, mine), theirs in zip(net.named_parameters(), plain.parameters(), strict=True):
         assert (mine.grad is None) == (theirs.grad is None), name
         if mine.grad is None or name.endswith("weight_quantizer.step_size"):
@@ -188,15 +191,16 @@ def soft_targets(monkeypatch):
     net, images = build_network(config, space), torch.randn(16, 1, 10, 10)
     qfa.initialise_quantizers(net, images)
     teacher = qfa.Teacher(build_network(TINY), (8, 10), [(images, None)])
-    asked, original = [], qfa.F.cross_entropy
+    asked, original = [], loss.F.cross_entropy
 
     def record(logits, target, **options):
         if target.dim() == 2:
             asked.append(target)
         return original(logits, target, **options)
 
-    monkeypatch.setattr(qfa.F, "cross_entropy", record)
-    qfa.training_step(net.train(), teacher, cfg, True)(images, torch.arange(16) % 10, np.random.default_rng(0), 0.0)
+    monkeypatch.setattr(loss.F, "cross_entropy", record)
+    step = qfa.training_step(net.train(), teacher, cfg, Loss(0.1), True)
+    step(images, torch.arange(16) % 10, np.random.default_rng(0), 0.0)
     archs = qfa.step_archs(space, cfg, np.random.default_rng(0))
     return asked, [teacher(images, arch["resolution"]) for arch in archs]
 

@@ -26,7 +26,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from oncequant import distributed
 from oncequant.agreed import agreed
@@ -38,6 +37,7 @@ from oncequant.family import NetworkConfig
 from oncequant.files import FileError, PathText
 from oncequant.from_scratch import Job, import_file, quantizer_penalty, start_alone, train_alone, train_side_by_side
 from oncequant.limits import check_ranges
+from oncequant.loss import Loss
 from oncequant.measure import Judge
 from oncequant.models import FAMILIES, build_network, families_with, space_of
 from oncequant.network import Network
@@ -189,7 +189,9 @@ class StochasticSupernet(nn.Module):
         return torch.as_tensor(expected_cost(find_cost(cost), self.net.candidates, shares))  # a number without choices
 
 
-def search_step(supernet: StochasticSupernet, cfg: Config, data: Data, schedule: Schedule, cost: Cost) -> StepFunction:
+def search_step(
+    supernet: StochasticSupernet, cfg: Config, data: Data, schedule: Schedule, cost: Cost, error: Loss
+) -> StepFunction:
     """Alternating steps: of the weights, with the distribution as it is; every fifth or so, of the distribution alone.
 
     The images that `fit` passes train the weights, those of `data` the distribution, uniform until the warm-up is over.
@@ -222,7 +224,7 @@ def search_step(supernet: StochasticSupernet, cfg: Config, data: Data, schedule:
         if cfg.cross_entropy:
             how = Pass(compute=getattr(torch, cfg.compute), mixture=masks)
             logits = supernet.net(images, supernet.net.space.largest(), how)  # (N, classes)
-            loss = F.cross_entropy(logits, labels, label_smoothing=cfg.label_smoothing) * loss
+            loss = error(logits, labels) * loss
         if is_arch_step(number):
             loss.backward(inputs=[supernet.arch_logits])
         else:
@@ -275,7 +277,7 @@ def train_search(net: Network, cfg: Config, run: Run) -> None:
     arch_data, weight_data = (replace(data, train=data.train.subset(i)) for i in (order[:count], order[count:]))
     supernet = StochasticSupernet(net).to(data.device)
     schedule, judge = cfg.schedule("search", data), Judge(data, cfg.calibration(data))
-    trained = search_step(supernet, cfg, arch_data, schedule, cost := find_cost(cfg.cost, run.costs))
+    trained = search_step(supernet, cfg, arch_data, schedule, cost := find_cost(cfg.cost, run.costs), cfg.loss(data))
     path, every = run.folder / "distribution.jsonl", max(1, schedule.steps // 40)
 
     def note(number: int) -> None:
@@ -284,8 +286,7 @@ def train_search(net: Network, cfg: Config, run: Run) -> None:
         write_records(path, [*earlier, Distribution(number, schedule.steps, probabilities)])
 
     def step(images: Tensor, labels: Tensor, rng: np.random.Generator, done: float) -> Tensor:
-        number = round(done * schedule.steps)
-        if distributed.is_main() and number % every == 0:
+        if distributed.is_main() and (number := round(done * schedule.steps)) % every == 0:
             note(number)
         return trained(images, labels, rng, done)
 
@@ -383,13 +384,12 @@ def choose(cfg: Config, options: SearchOptions, run: Run) -> list[Member]:
     """
     cfg = agreed("dnas", cfg, run)
     judge, space = Judge(run.data, cfg.calibration(run.data)), load_space(run.folder, "search")[1]
-    metric, floats = options.metric, load_supernet(run.folder, "float", run.data.device)
-    baseline = float_pick("float", floats, judge, run.folder, metric)
+    metric, network = options.metric, partial(load_supernet, run.folder, device=run.data.device)
+    baseline = float_pick("float", network("float"), judge, run.folder, metric)
     samples = trained_samples(run.folder, space, metric)
     if options.budgets:
         picked = {budget_name(options.budgets): best_within(samples, options.budgets, space, metric)}
     else:
         picked = most_accurate_and_efficient(samples, cfg.cost, baseline.accuracy, cfg.tolerance, metric)
     picks = [baseline, *picks_of(picked, space, metric)]
-    network = partial(load_supernet, run.folder, device=run.data.device)
     return hand_out(picks, network, judge, run.folder, set() if options.budgets else {"MA", "ME"})

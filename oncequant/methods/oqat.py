@@ -123,7 +123,7 @@ def stage_of(cfg: Config, run: Run, bits: int, higher: int | None, only: Mapping
         if higher is None:
             train_float(supernet, cfg, run.data, run.folder)
         else:
-            train_supernet(supernet, sandwich_training(supernet, cfg), cfg, run.data, run.folder, name)
+            train_supernet(supernet, sandwich_training(supernet, cfg, run.data), cfg, run.data, run.folder, name)
 
     return Stage(name, config, space_of(config).restrict(only), start, train)
 

@@ -20,7 +20,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from oncequant import distributed
 from oncequant.agreed import agreed
@@ -31,6 +30,7 @@ from oncequant.elastic import SharedWeights
 from oncequant.family import ElasticConfig
 from oncequant.initial import start_float
 from oncequant.limits import check_ranges
+from oncequant.loss import Loss
 from oncequant.measure import Judge, calibrated_subnet, initialise_quantizers
 from oncequant.models import families_with, space_of
 from oncequant.network import Network, elastic_layers
@@ -196,7 +196,7 @@ def mixed_stage(cfg: Config, run: Run, name: str, only: Mapping[str, Any]) -> St
     def train(supernet: Network) -> None:
         floats = load_supernet(run.folder, "float", data.device)
         teacher = Teacher(floats, space.choices["resolution"], cfg.calibration(data))
-        step = training_step(supernet, teacher, cfg, is_last=name == "mixed")
+        step = training_step(supernet, teacher, cfg, cfg.loss(data), is_last=name == "mixed")
         ends = [with_uniform_bits(space, space.largest(), max(cfg.bits)), space.smallest()]
         train_supernet(supernet, step, cfg, data, run.folder, name, ends, 2 + cfg.mixed_subnets)
 
@@ -225,7 +225,7 @@ class Teacher:
         return self.subnets[resolution](images, self.archs[resolution]).softmax(1)
 
 
-def training_step(supernet: Network, teacher: Teacher, cfg: Config, is_last: bool) -> StepFunction:
+def training_step(supernet: Network, teacher: Teacher, cfg: Config, loss: Loss, is_last: bool) -> StepFunction:
     """Six subnets accumulate gradients: the largest, random ones, the smallest; each learns labels and soft answers.
 
     Largest and smallest have one random kernel size and one random bit-width for all layers and the highest and lowest
@@ -246,8 +246,8 @@ def training_step(supernet: Network, teacher: Teacher, cfg: Config, is_last: boo
             if (resolution := arch["resolution"]) not in taught:
                 taught[resolution] = teacher(images, resolution)
             logits = supernet(images, arch, how)  # (N, classes)
-            hard_loss = F.cross_entropy(logits, labels, label_smoothing=cfg.label_smoothing)
-            ((hard_loss + F.cross_entropy(logits, taught[resolution])) / len(archs)).backward()
+            hard_loss = loss(logits, labels)
+            ((hard_loss + loss.taught(logits, taught[resolution], labels)) / len(archs)).backward()
             losses.append(hard_loss.detach())
         shared.backward()
         for offset in held:
