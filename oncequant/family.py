@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 
-from oncequant.arch import FLOAT_BITS, Number
+from oncequant.arch import FLOAT_BITS, SKIP, Number
 from oncequant.limits import Range, check_ranges
 from oncequant.plan import Plan
 from oncequant.quantizers import INPUT_QUANTIZERS, WEIGHT_QUANTIZERS
@@ -170,6 +170,20 @@ def check_common(config: NetworkConfig) -> None:
     for name, allowed in kinds:
         if getattr(config, name) not in allowed:
             raise ValueError(f"{name} {getattr(config, name)!r}: use {', '.join(allowed)}")
+
+
+def check_pairs(precisions: Sequence[int], can_skip: bool = True) -> None:
+    """Raise ValueError for pairs of bit-widths that no network has; 0, which leaves a block out, needs `can_skip`."""
+    widths = {*range(1, 9), FLOAT_BITS}
+    for value in precisions:
+        if value != SKIP and not {value // 100, value % 100} <= widths:
+            raise ValueError(
+                f"precisions: {value} is not 100 x weight bits + input bits, each 1 to 8 or 32 for float, nor 0"
+            )
+    if not precisions or len(set(precisions)) < len(precisions):
+        raise ValueError(f"precisions = {list(precisions)}: use at least one, each once")
+    if SKIP in precisions and not can_skip:
+        raise ValueError("precisions: 0 leaves out a block and cannot be chosen per layer, as networks of your own do")
 
 
 def with_bits(config: AnyElastic, bits: int) -> AnyElastic:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from own_networks import Tiny
 from torch.testing import assert_close
 
 from oncequant.arch import FLOAT_PAIR, SKIP, LayerSpec
@@ -18,10 +19,13 @@ from oncequant.export.verify import export_network
 from oncequant.family import ElasticConfig, with_bits
 from oncequant.measure import calibrated_subnet, initialise_quantizers
 from oncequant.models import FAMILIES, PRESETS, build_network, extract_subnet, family_of, space_of
+from oncequant.models.own import pairs_of
+from oncequant.models.trace import own_network
 from oncequant.network import elastic_layers
 from oncequant.plan import PlanBuilder, Value
 
 SIZE = 12
+OWN = own_network(Tiny(), torch.zeros(1, 1, SIZE, SIZE)).config
 SMALL = {  # a small configuration of each family: mixed bit-widths, and everything elastic that it has
     "mobilenet_v3": replace(
         PRESETS["nano"], stage_widths=(8, 16), stage_strides=(2, 2), stage_se=(False, True), stage_hswish=(False, True)
@@ -36,6 +40,8 @@ SMALL = {  # a small configuration of each family: mixed bit-widths, and everyth
         precisions=(SKIP, 204, 404, FLOAT_PAIR),
         projections=True,
     ),
+    "own": OWN,
+    "own_pairs": replace(pairs_of(OWN), precisions=(204, 404, 808, FLOAT_PAIR)),
 }
 for family, config in SMALL.items():
     config = replace(config, edge_bits=8, **({"dropout": 0.0, "se_bits": 8} if hasattr(config, "dropout") else {}))

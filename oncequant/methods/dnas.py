@@ -33,13 +33,13 @@ from oncequant.arch import FLOAT_PAIR, SKIP, Arch
 from oncequant.cost import Cost, expected_cost, find_cost
 from oncequant.data import Data, train_batches
 from oncequant.elastic import Pass
-from oncequant.family import NetworkConfig
+from oncequant.family import NetworkConfig, check_pairs
 from oncequant.files import FileError, PathText
 from oncequant.from_scratch import Job, import_file, quantizer_penalty, start_alone, train_alone, train_side_by_side
 from oncequant.limits import check_ranges
 from oncequant.loss import Loss
 from oncequant.measure import Judge
-from oncequant.models import FAMILIES, build_network, families_with, space_of
+from oncequant.models import build_network, families_with, space_of
 from oncequant.network import Network
 from oncequant.records import Distribution, Member, Sample, read_records, write_records
 from oncequant.run_folder import Run
@@ -119,17 +119,18 @@ class Config(TrainingOptions):
             raise ValueError(f"temperature {self.temperature}: use two numbers, at the start and at the end")
         if self.gamma == 0 and not self.cross_entropy:
             raise ValueError("gamma 0.0: use more than 0 without cross entropy")
-        for name in families:
-            self.supernet_model(FAMILIES[name].Config())  # refuses impossible pairs
+        if self.precisions is not None:
+            check_pairs(self.precisions, can_skip=not self.per_layer)
 
     def supernet_model(self, model: Any) -> NetworkConfig:
         """`model`, a float network, with the candidates of the search."""
         projections = model.projections if self.projections is None else self.projections
+        per_layer = self.per_layer or not model.can_skip
         default = PRECISIONS.get(self.cost, PRECISIONS["bitops"][:-1])  # tables need not have layers in float
         return replace(
             model,
-            precisions=self.precisions or tuple(p for p in default if p != SKIP or not self.per_layer),
-            per_layer=self.per_layer,
+            precisions=self.precisions or tuple(p for p in default if p != SKIP or not per_layer),
+            per_layer=per_layer,
             weight_quantizer=self.weight_quantizer,
             act_quantizer=self.act_quantizer,
             projections=projections,
@@ -256,11 +257,12 @@ def searched_spaces(cfg: Config, model: NetworkConfig) -> list[SearchSpace]:
 def train(cfg: Config, run: Run) -> None:
     """Train every stage that has no checkpoint yet: the float network, the stochastic supernet, the samples."""
     cfg = agreed("dnas", cfg, run)
-    config, parts = cfg.supernet_model(run.model), cfg.parts(len(run.data.train))
+    config: Any = cfg.supernet_model(run.model)
+    parts = cfg.parts(len(run.data.train))
     if not distributed.from_main((run.folder / "search.safetensors").exists):
         for images in parts:  # they train weights and distribution, and small ones are one batch each
             check_shares(cfg.batch(len(run.data.train)), images)
-    floats = replace(config, precisions=(FLOAT_PAIR,), per_layer=False)
+    floats = replace(config, precisions=(FLOAT_PAIR,), per_layer=not config.can_skip)
     if not (baseline := job(cfg, floats, space_of(floats), run, "float")).is_done():
         train_alone(baseline, run.data)
     start = partial(start_alone, data=run.data, seed=cfg.seed, init=cfg.init)

@@ -8,7 +8,7 @@ import torch
 
 from oncequant.arch import Arch
 from oncequant.family import Family, NetworkConfig
-from oncequant.models import elastic_resnet, mobilenet_v3, resnet
+from oncequant.models import elastic_resnet, mobilenet_v3, own, resnet
 from oncequant.network import Network, elastic_layers
 from oncequant.space import SearchSpace
 
@@ -16,6 +16,8 @@ FAMILIES: dict[str, Family] = {
     "mobilenet_v3": mobilenet_v3.FAMILY,
     "elastic_resnet": elastic_resnet.FAMILY,
     "resnet": resnet.FAMILY,
+    "own": own.FAMILY,
+    "own_pairs": own.PAIRS_FAMILY,
 }
 PRESETS: dict[str, NetworkConfig] = {
     name: preset for family in FAMILIES.values() for name, preset in family.presets.items()

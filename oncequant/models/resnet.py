@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from oncequant.arch import FLOAT_BITS, FLOAT_PAIR, SKIP, Number
-from oncequant.family import RESOLUTIONS, Family, check_common
+from oncequant.family import RESOLUTIONS, Family, check_common, check_pairs
 from oncequant.limits import check_ranges
 from oncequant.plan import Plan, PlanBuilder, Value, enter, leave
 
@@ -40,19 +40,11 @@ class ResNetConfig:
     weight_quantizer: str = "dorefa"
     act_quantizer: str = "pact"
     steps_per_bits: ClassVar[bool] = True
+    can_skip: ClassVar[bool] = True
 
     def __post_init__(self):
         """Refuse impossible options, naming the field and its allowed values."""
-        widths = {*range(1, 9), FLOAT_BITS}
-        for value in self.precisions:
-            if value != SKIP and not {value // 100, value % 100} <= widths:
-                raise ValueError(
-                    f"precisions: {value} is not 100 x weight bits + input bits, each 1 to 8 or 32 for float, nor 0"
-                )
-        if not self.precisions or len(set(self.precisions)) < len(self.precisions):
-            raise ValueError(f"precisions = {list(self.precisions)}: use at least one, each once")
-        if self.per_layer and SKIP in self.precisions:
-            raise ValueError("precisions: 0 leaves out a block and cannot be chosen per layer")
+        check_pairs(self.precisions, can_skip=not self.per_layer)
         if len(self.stage_blocks) != len(self.stage_widths) or min(self.stage_blocks, default=0) < 1:
             raise ValueError(f"stage_blocks = {list(self.stage_blocks)}: use a number from 1 for each of stage_widths")
         check_ranges(self, resolutions=RESOLUTIONS)
