@@ -122,8 +122,15 @@ class ElasticConfig:
     act_quantizer: str = "lsq"
     """Of the layers' inputs: lsq, batchquant (QFA's), running (moving averages of the range), or pact."""
 
+    power_of_two_steps: bool = False
+    """Step sizes of the layers' inputs, and of the grids between layers in files, are powers of two, for FPGAs."""
+
     def __post_init__(self) -> None:
         """Refuse impossible options, naming the field and its allowed values."""
+        if self.power_of_two_steps and self.act_quantizer != "lsq":
+            raise ValueError(
+                f"power_of_two_steps: only with learned step sizes, not {self.act_quantizer} (QFA: --activations lsq)"
+            )
         rules: dict[str, tuple[Callable[[int], bool], str]] = {
             "weight_bits": (lambda v: 1 <= v <= 8 or v == FLOAT_BITS, "1 to 8, or 32 for float"),
             "act_bits": (lambda v: 1 <= v <= 8 or v == FLOAT_BITS, "1 to 8, or 32 for float"),
@@ -143,6 +150,11 @@ class ElasticConfig:
     def is_float(self) -> bool:
         """No layer is quantized; the edges follow the blocks."""
         return self.weight_bits == (FLOAT_BITS,) and self.act_bits == (FLOAT_BITS,)
+
+
+def input_quantizer(config: NetworkConfig) -> str:
+    """The quantizer of the layers' inputs: one of INPUT_QUANTIZERS."""
+    return "lsq-power-of-two" if getattr(config, "power_of_two_steps", False) else config.act_quantizer
 
 
 AnyElastic = TypeVar("AnyElastic", bound=ElasticConfig)

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from oncequant.arch import FLOAT_BITS, Arch, LayerSpec, Number
 from oncequant.data.images import resize
 from oncequant.elastic import ALONE, ElasticBatchNorm, ElasticConv, Pass, Quantizers
-from oncequant.family import NetworkConfig
+from oncequant.family import NetworkConfig, input_quantizer
 from oncequant.operations import moved
 from oncequant.plan import ACTIVATIONS, Node, Plan
 from oncequant.quantizers.functional import activate
@@ -210,7 +210,7 @@ class Network(nn.Module):
                 different(value, spec.present) for value in (spec.kernel_size, spec.weight_bits, spec.act_bits)
             )
             config = self.config
-            kinds = config.steps_per_bits, config.act_quantizer, config.weight_quantizer
+            kinds = config.steps_per_bits, input_quantizer(config), config.weight_quantizer
             is_float = min(*weight_bits, *act_bits) == FLOAT_BITS
             quantizers = None if is_float else Quantizers(weight_bits, act_bits, *kinds)
             build[name] = largest[name], kernels, quantizers

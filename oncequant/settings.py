@@ -103,6 +103,8 @@ class ModelOptions:
     """Signed grid after linear bottlenecks; without, it clips at zero, as the official code."""
     weight_quantizer: str | None = None
     """Quantizer of weights. Default: lsq, learned step sizes."""
+    power_of_two_steps: bool = False
+    """Step sizes of inputs are powers of two, for FPGA tools."""
 
     def __post_init__(self) -> None:
         """Refuse impossible numbers before any work."""

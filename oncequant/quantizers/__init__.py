@@ -7,6 +7,7 @@ from oncequant.quantizers.batchquant import BatchQuant
 from oncequant.quantizers.dorefa import DoReFa
 from oncequant.quantizers.lsq import LSQ
 from oncequant.quantizers.lsq_channel import ChannelLSQ
+from oncequant.quantizers.lsq_power_of_two import PowerOfTwoLSQ
 from oncequant.quantizers.pact import PACT
 from oncequant.quantizers.quantizer import Quantizer
 from oncequant.quantizers.running import RunningRange
@@ -15,6 +16,7 @@ WEIGHT_QUANTIZERS: dict[str, type[Quantizer]] = {"lsq": LSQ, "lsq-channel": Chan
 INPUT_QUANTIZERS: dict[str, type[Quantizer]] = {
     "lsq": LSQ,
     "batchquant": BatchQuant,
+    "lsq-power-of-two": PowerOfTwoLSQ,
     "running": RunningRange,
     "pact": PACT,
 }

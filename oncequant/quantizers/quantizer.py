@@ -52,6 +52,8 @@ class Quantizer(nn.Module, ABC):
     """`Ask.statistics` must have the extremes of each channel (`batch_norm_statistics(extremes=True)`)."""
     is_settled: ClassVar[bool] = False
     """What is stored for evaluation is estimated from images when a subnet is calibrated: `settle`."""
+    is_power_of_two: ClassVar[bool] = False
+    """The step sizes of its grids are powers of two."""
     counts_batches: ClassVar[bool] = False
     """Every training batch moves what is stored: it must not be computed twice, nor in several processes."""
 
