@@ -1,11 +1,11 @@
 """Weights that a supernet starts from: of another run, of an OFA checkpoint, or of a standard residual network."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from oncequant.files import FileError, user_path
+from oncequant.files import FileError, read_object, user_path
 from oncequant.models.import_ofa import our_key
 from oncequant.models.import_resnet import read_standard, standard_keys
 from oncequant.network import Network
@@ -15,20 +15,24 @@ from oncequant.supernet_file import load_supernet
 LEAST_SHARE = 0.5  # of the network's numbers without its last layer; below that it is another network
 
 
-def start_float(supernet: Network, init: str | None) -> None:
+def start_float(supernet: Network, init: str | None, classes: Sequence[str]) -> None:
     """Weights of `init`, if that is given, for a supernet before its float stage; says what was taken."""
     if init:
-        console.print(start_from(supernet, init), soft_wrap=True)
+        console.print(start_from(supernet, init, classes), soft_wrap=True)
 
 
 @torch.no_grad()
-def start_from(net: Network, place: str) -> str:
+def start_from(net: Network, place: str, classes: Sequence[str] = ()) -> str:
     """Copy into `net` what fits of the weights in `place`, a run folder or a file, by name and shape. The first layer
-    may have other image channels, the last one other classes, which starts anew. Returns a line on what was taken.
+    may have other image channels. The last one starts anew if it has another number of classes, or those of a run
+    that are not called `classes`. Returns a line on what was taken.
 
     Raises FileError if nothing readable is there, or if less than half of the network's numbers fit.
     """
     given, left, taken, numbers, fitting = weights_of(place), [], 0, 0, 0
+    if (run := user_path(place) / "run.json").is_file():
+        if read_object(run, "data")["data"].get("classes", []) != list(classes):
+            given = {name: tensor for name, tensor in given.items() if not name.startswith("classifier.")}
     for name, target in net.state_dict().items():
         key = next((key for key in (name, *standard_keys(name)) if key in given), None)
         fitted = None if key is None else _fitted(given[key], target, name.startswith("stem."))

@@ -158,7 +158,7 @@ def _checked(
     settings = replace(settings, model=options.config(len(data.classes), data.channels))
     check_fits(settings.model, data)
     if isinstance(cfg, SupernetOptions) and cfg.init and not (folder / "float.safetensors").exists():
-        start_from(build_network(settings.model), cfg.init)  # refused now if they do not fit
+        start_from(build_network(settings.model), cfg.init, data.classes)  # refused now if they do not fit
     method.check(cfg, search or method.SearchOptions(), settings.model)
     check_costs(cfg, search, settings.model, folder, costs)
     if distributed.from_main((folder / "run.json").exists):

@@ -9,7 +9,7 @@ from commands import DIGITS_TRAINING, call, fails, image_folder
 from small_training import CONFIG, TINY, assert_equal_runs, digits
 from test_published import made_up
 
-from oncequant.files import FileError, read_json
+from oncequant.files import FileError, read_json, write_json
 from oncequant.initial import start_from
 from oncequant.methods import oqat
 from oncequant.models import PRESETS, build_network
@@ -41,6 +41,14 @@ def test_a_run_gives_all_but_its_classes(tmp_path):
         assert torch.equal(tensor, wanted[name]), name
     same = start_from(network(TINY, 3), str(tmp_path / "float.safetensors"))
     assert same.endswith(f"{total} of {total} tensors taken")
+
+
+def test_as_many_classes_of_other_names_start_anew(tmp_path):
+    save_supernet(tmp_path, "float", network(TINY, 1))
+    for names, taken in ((list("0123456789"), True), (list("abcdefghij"), False)):
+        write_json(tmp_path / "run.json", {"data": {"classes": names}})
+        said = start_from(network(TINY, 2), str(tmp_path), tuple("0123456789"))
+        assert ("these start anew: classifier.weight, classifier.bias" not in said) == taken
 
 
 @pytest.mark.parametrize("there, here", [(1, 3), (3, 1)])
@@ -138,7 +146,8 @@ def test_commands_start_from_another_run(method, digits_run, tmp_path, monkeypat
     (tmp_path / "before").symlink_to(digits_run)
     where = "--data", data, "--preset", "resnet-nano", "--run", "run", "--init", "before"
     call(monkeypatch, "train", method, *where, *words)
-    assert f"weights of {digits_run.resolve()}: " in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"weights of {digits_run.resolve()}: " in said and "these start anew: classifier.weight" in said
     options = read_json(tmp_path / "run" / "run.json")["method_config"]
     assert options["init"] == str(digits_run.resolve())
 

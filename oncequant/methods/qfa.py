@@ -177,7 +177,11 @@ def float_stage(cfg: Config, run: Run, only: Mapping[str, Any]) -> Stage:
         train_float(supernet, cfg, run.data, run.folder, every_size=True)
 
     return Stage(
-        "float", run.model, space_of(run.model).restrict(architecture), partial(start_float, init=cfg.init), train
+        "float",
+        run.model,
+        space_of(run.model).restrict(architecture),
+        partial(start_float, init=cfg.init, classes=run.data.classes),
+        train,
     )
 
 
