@@ -10,13 +10,22 @@ from oncequant.data.batches import calibration_batches, eval_batches, steps_per_
 from oncequant.data.images import DataError
 from oncequant.data.names import Reading
 from oncequant.data.other import OtherImages, other_images
-from oncequant.data.pictures import Changes, Pictures, UnreadablePictures, changes, read_pictures, write_pictures
+from oncequant.data.pictures import (
+    SPLITS,
+    Changes,
+    Pictures,
+    UnreadablePictures,
+    changes,
+    read_pictures,
+    write_pictures,
+)
 from oncequant.data.sources import is_read
 from oncequant.data.splits import FRACTIONS, Data, ResidentSplit, Split, StreamingSplit, load_data, native_size
 from oncequant.data.summary import summary
 
 __all__ = [
     "FRACTIONS",
+    "SPLITS",
     "Changes",
     "Data",
     "DataError",
