@@ -25,6 +25,7 @@ from oncequant.arch import Arch
 from oncequant.cost import COSTS
 from oncequant.cost_table import known_costs
 from oncequant.cpu import cores
+from oncequant.data import Data
 from oncequant.export.formats import DEFAULT_FORMATS, FORMATS, check_tools, exports_table, needed_packages
 from oncequant.files import read_object
 from oncequant.methods import METHODS, method_of
@@ -112,7 +113,7 @@ def run(options: Run) -> None:
         if not distributed.is_main():
             return
         problems = _export(cfg, found, (), None, formats)
-        report(Report(found.folder))
+        _report(found.folder, options.output.pictures, found.data)
     if problems:
         raise ValueError(problems)
 
@@ -186,9 +187,7 @@ def push(options: Push) -> None:
 
 def report(options: Report) -> None:
     """`oncequant report`."""
-    from oncequant.report import write_report
-
-    console.print(f"report: {write_report(options.run)}", soft_wrap=True, highlight=False)
+    _report(options.run, options.pictures)
 
 
 def cost(options: Cost) -> None:
@@ -319,6 +318,13 @@ def _export(
         table.add_row(one.name, *texts)
     console.print(table)
     return "; ".join(f"{one.name} cannot be trusted: {'; '.join(one.problems)}" for one in exports if one.problems)
+
+
+def _report(folder: Path, pictures: bool, images: Data | None = None) -> None:
+    """Write the report of a run folder and say where it is."""
+    from oncequant.report import write_report
+
+    console.print(f"report: {write_report(folder, pictures, images)}", soft_wrap=True, highlight=False)
 
 
 def _machine(options: object) -> tuple[int, torch.device]:

@@ -37,6 +37,7 @@ from oncequant.settings import (
     ModelOptions,
     ProfiledModel,
     ProfileOptions,
+    ReportOptions,
     RunFolder,
     Shared,
     TableOptions,
@@ -70,6 +71,7 @@ class Run:
 
     train: Train
     search: BudgetOptions
+    output: ReportOptions = field(default_factory=ReportOptions)
 
 
 @dataclass(frozen=True)
@@ -147,8 +149,8 @@ class Push:
     """Only its owner may see it, if it is new."""
 
 
-@dataclass(frozen=True)
-class Report:
+@dataclass(frozen=True, kw_only=True)
+class Report(ReportOptions):
     """Write RUN/report: a page that works offline, pictures and tables."""
 
     run: RunFolder
@@ -195,13 +197,13 @@ COMMANDS = {  # in the order of use
 }  # fmt: skip
 TITLES = {  # of groups, in the help
     "data": "Images", "model": "Network", "training": "Training", "tables": "Search", "search": "Search",
-    "machine": "Machine", "source": "Run", "report": "Arguments",
+    "machine": "Machine", "source": "Run", "report": "Arguments", "output": "Report",
     "card": "Arguments", "push": "Arguments", "cost": "Options", "info": "Options",
     "evaluate": "Measurement", "export": "Files", "compare": "Comparison", "profile": "Table",
 }  # fmt: skip
 COMMON = {  # what `run --help` and `train --help` explain at once
     "data", "run", "flip", "max_train", "preset", "width", "resolutions", "epochs", "float_epochs", "budgets", "target",
-    "device", "devices", "hours",
+    "device", "devices", "hours", "pictures",
 }  # fmt: skip
 CHOICES = {
     "preset": tuple(presets_of(DEFAULT_METHOD)), "searcher": tuple(SEARCHERS),
@@ -258,7 +260,7 @@ def _parse_training(command: str, words: Sequence[str]) -> Run | Train:
     method = METHODS[name]
     parts = dict(data=DataOptions, model=ModelOptions, training=method.Config, tables=TableOptions, machine=Machine)
     if command == "run":
-        parts["search"] = method.SearchOptions
+        parts["search"], parts["output"] = method.SearchOptions, ReportOptions
     known = {"preset"}.union(*(field_names(FAMILIES[family].Config) for family in method.families))
     hidden = field_names(ModelOptions) - (known - field_names(method.Config))
     others = ", ".join(f"oncequant {command} {other} --help" for other in METHODS if other != name)
@@ -270,8 +272,8 @@ def _parse_training(command: str, words: Sequence[str]) -> Run | Train:
     apart = dict.fromkeys(own, name.upper())
     groups = Groups(program, text, parts, TITLES, {"model": hidden}, choices, COMMON, apart, last)
     values = groups.parse(words)
-    search = values.pop("search", None)
-    return Train(**values) if search is None else Run(Train(**values), search)
+    rest = {name: values.pop(name) for name in ("search", "output") if name in values}
+    return Run(Train(**values), **rest) if rest else Train(**values)
 
 
 def _search_of(words: Sequence[str]) -> type:

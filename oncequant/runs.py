@@ -310,12 +310,16 @@ def export_run(
         return export_members(cfg, run, names, stage, formats)
 
 
-def report_run(run: Run | Path | str) -> Path:
-    """Write the report of a run, a page that works offline, pictures and tables; returns it. A folder is enough: images
-    are not needed. Raises ReportError."""
+def report_run(run: Run | Path | str, pictures: bool = True) -> Path:
+    """Write the report of a run, a page that works offline, pictures and tables; returns it.
+
+    With `pictures` it shows the surest mistakes. Of a folder the images are read again for that; where they cannot be,
+    the page says so. Raises ReportError."""
     from oncequant.report import write_report
 
-    return write_report(run.folder if isinstance(run, Run) else user_path(run))
+    if isinstance(run, Run):
+        return write_report(run.folder, pictures, run.data)
+    return write_report(user_path(run), pictures)
 
 
 def evaluate_run(

@@ -246,6 +246,14 @@ class EvaluateOptions:
 
 
 @dataclass(frozen=True)
+class ReportOptions:
+    """What is in the report."""
+
+    pictures: bool = True
+    """Small pictures of the surest mistakes in the report."""
+
+
+@dataclass(frozen=True)
 class ExportOptions:
     """Options of `oncequant export`."""
 

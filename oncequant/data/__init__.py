@@ -9,7 +9,15 @@ pictures, `listings` that name them; `columns` are theirs. `images` decodes one 
 from oncequant.data.batches import calibration_batches, eval_batches, steps_per_epoch, train_batches
 from oncequant.data.names import Reading
 from oncequant.data.other import OtherImages, other_images
-from oncequant.data.pictures import Changes, Pictures, UnreadablePictures, changes, read_pictures, write_pictures
+from oncequant.data.pictures import (
+    SPLITS,
+    Changes,
+    Pictures,
+    UnreadablePictures,
+    changes,
+    read_pictures,
+    write_pictures,
+)
 from oncequant.data.sources import open_source
 from oncequant.data.splits import FRACTIONS, Data, ResidentSplit, Split, StreamingSplit, load_data, native_size
 from oncequant.data.summary import summary
@@ -17,6 +25,7 @@ from oncequant.images import DataError
 
 __all__ = [
     "FRACTIONS",
+    "SPLITS",
     "Changes",
     "Data",
     "DataError",

@@ -8,10 +8,12 @@ times.csv.
 from pathlib import Path
 from typing import Any
 
+from oncequant.data import Data
 from oncequant.export.formats import time_keys
 from oncequant.files import remove_halves, write_csv
 from oncequant.records import to_json
 from oncequant.report.contents import ReportError, read_contents
+from oncequant.report.mistakes import class_rows, confusion_rows, with_pictures
 from oncequant.report.page import write_page
 from oncequant.report.pictures import draw_pictures
 from oncequant.report.sections import page_data
@@ -20,16 +22,25 @@ from oncequant.report.times import write_times
 __all__ = ["ReportError", "write_report"]
 
 
-def write_report(run_dir: Path) -> Path:
-    """Write two pages, pictures and CSV files to `run_dir/report`; returns index.html. Raises ReportError."""
+def write_report(run_dir: Path, pictures: bool = True, images: Data | None = None) -> Path:
+    """Write two pages, pictures and CSV files to `run_dir/report`; returns index.html.
+
+    With `pictures` the page has small ones of the surest mistakes. They are of `images`, or else the images of the run
+    are read again; if they cannot be, the page says why. Raises ReportError.
+    """
     contents = read_contents(Path(run_dir))
     data = page_data(contents)
+    if pictures and data["answers"]:
+        data["answers"] = with_pictures(data["answers"], contents, images)
     folder = contents.folder / "report"
     folder.mkdir(exist_ok=True)
     remove_halves(folder)
     for name in ("metrics", "measurements", "family", "exports"):
         if records := getattr(contents, name):
             write_csv(folder / f"{name}.csv", [_flat(to_json(one)) for one in records])
+    for name, rows in (("classes", class_rows(contents)), ("confusion", confusion_rows(contents))):
+        if contents.answers:
+            write_csv(folder / f"{name}.csv", list(rows))
     write_times(contents, folder)
     drawn = draw_pictures(data, contents.layer_names, folder)
     return write_page(data, drawn, folder / "index.html")

@@ -1,14 +1,16 @@
 """What the files of a run folder say, as one value. Whatever is not there yet is empty."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from oncequant.answers import Answers, answers_path, read_answers
 from oncequant.arch import FLOAT_BITS
 from oncequant.cost import Cost, shown_costs
 from oncequant.cost_table import run_costs
+from oncequant.data import SPLITS, read_pictures
 from oncequant.family import ElasticConfig, with_bits
 from oncequant.files import FileError, read_object
 from oncequant.models import config_from_json, space_of
@@ -49,6 +51,10 @@ class Contents:
     metrics: list[Metrics]
     measurements: list[Measurement]
     family: list[Member]
+    answers: dict[str, tuple[Path, Answers]]
+    """By name of a member, what it answered to the test images, and the file that has it."""
+    test_names: list[str]
+    """Of the pictures of the test split, in its order; none in older folders."""
     exports: list[Export]
     """With times; of networks that are still in the family."""
     distribution: list[Distribution]
@@ -87,6 +93,8 @@ def read_contents(folder: Path) -> Contents:
         metrics = read_metrics(folder)
         measurements = measurements_in(folder / "measurements.jsonl")
         family = read_records(folder / "family.json", Member)
+        answers = _answers(folder, family)
+        pictures = read_pictures(folder / "images.npz")
         exports = read_exports(folder)
         distribution = read_records(folder / "distribution.jsonl", Distribution)
         predictions = _predictions(folder / "predictor.json")
@@ -107,8 +115,17 @@ def read_contents(folder: Path) -> Contents:
         comparison = None
     measurements = [_with_costs(folder / "measurements.jsonl", m, spaces[m.stage], known_costs) for m in measurements]
     family = [_with_costs(folder / "family.json", m, spaces[m.stage], known_costs) for m in family]
-    rest = (exports, distribution, drawn_from, predictions, comparison, spaces, known_costs)
+    test = [] if pictures is None else (pictures.rows["split"] == SPLITS.index("test")).nonzero()[0].tolist()
+    names = [pictures.names[i] for i in test] if pictures else []
+    rest = (answers, names, exports, distribution, drawn_from, predictions, comparison, spaces, known_costs)
     return Contents(folder, info, date, metrics, measurements, family, *rest)
+
+
+def _answers(folder: Path, family: Sequence[Member]) -> dict[str, tuple[Path, Answers]]:
+    """What is kept of the members' answers; older versions kept none. Raises FileError."""
+    paths = {member.name: answers_path(folder, member.stage, member.arch) for member in family}
+    found = {name: (path, read_answers(path)) for name, path in paths.items()}
+    return {name: (path, answers) for name, (path, answers) in found.items() if answers is not None}
 
 
 def _predictions(path: Path) -> dict[str, Any] | None:

@@ -23,6 +23,7 @@ function costName(cost) { return DATA.costs[cost].replace(" (bytes)", ""); }
 function facts(item) {
   const lines = [["Validation top-1", percent(item.top1)]];
   if (item.test !== undefined) lines.push(["Test top-1", percent(item.test)]);
+  if (item.balanced_test != null) lines.push(["Balanced accuracy, test", percent(item.balanced_test)]);
   DATA.costs.forEach((_, c) => lines.push([costName(c), costText(item.costs[c], c)]));
   if (item.searcher) lines.push(["Found by", item.searcher]);
   return lines;
@@ -259,10 +260,11 @@ function about() {
 }
 function familyTable() {
   const pick = (item) => el("button", { type: "button", onclick: () => { select(item); $("pareto").scrollIntoView(); } }, item.name);
-  const extra = [["Predicted", "predicted"], ["Before zero points were rounded", "before_folding"]].filter(([, key]) => FAMILY.some((f) => f[key] != null));
-  $("family").append(table("Chosen by validation top-1 alone. Select a name to see its layers.",
-    ["Network", "Bits", "Test top-1", "Validation top-1", ...extra.map(([title]) => title), ...DATA.costs.map((_, c) => costName(c))],
-    FAMILY.map((f) => [pick(f), label(f.stage), percent(f.test), percent(f.top1),
+  const names = { top1: "top-1", balanced: "balanced accuracy" }, several = FAMILY.some((f) => f.metric === "balanced");
+  const extra = [["Balanced accuracy, test", "balanced_test"], ["Predicted", "predicted"], ["Balanced accuracy, predicted", "balanced_predicted"], ["Before zero points were rounded", "before_folding"]].filter(([, key]) => FAMILY.some((f) => f[key] != null));
+  $("family").append(table(`Chosen by ${several ? "accuracy" : "top-1"} on the validation images alone. Select a name to see its layers.`,
+    ["Network", "Bits", ...(several ? ["Chosen by"] : []), "Test top-1", "Validation top-1", ...extra.map(([title]) => title), ...DATA.costs.map((_, c) => costName(c))],
+    FAMILY.map((f) => [pick(f), label(f.stage), ...(several ? [names[f.metric]] : []), percent(f.test), percent(f.top1),
       ...extra.map(([, key]) => (f[key] == null ? "–" : percent(f[key]))), ...f.costs.map(costText)])));
 }
 function picture(name, alt, place = "mixed") {
@@ -280,7 +282,7 @@ function mixedTables() {
       ["Measured subnets", "Held out", "Kendall tau", "Root mean square error", "Hypervolume, mixed precision", "Hypervolume, uniform bits"],
       [[String(p.pairs), String(p.held_out), p.kendall_tau.toFixed(3), percent(p.rmse),
         ...["predicted", "uniform"].map((k) => (p.hypervolume?.[k] == null ? "–" : p.hypervolume[k].toFixed(4)))]]));
-    picture("predictor", "Predicted against measured validation top-1.");
+    picture("predictor", "Predicted against measured validation accuracy.");
   }
 }
 function distributionTable() {

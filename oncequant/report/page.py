@@ -10,6 +10,7 @@ from typing import Any
 
 from oncequant.files import write_atomically
 
+SCRIPTS = ("page.js", "answers.js")
 INSIDE = ("predictor", "distribution", "compare")  # pictures that the page shows; the others it draws itself
 
 
@@ -26,7 +27,7 @@ def page_html(data: dict[str, Any]) -> str:
     text = json.dumps(data, separators=(",", ":"))  # read as JavaScript, which knows NaN
     parts = {
         "title": html.escape(f"oncequant report: {data['run'].get('method', 'run')}"),
-        "script": (here / "page.js").read_text(encoding="utf-8"),
+        "script": "\n".join((here / name).read_text(encoding="utf-8") for name in SCRIPTS),
         # a "</script>" in a class name must not end the element: inside strings these three can be written as escapes
         "data": text.replace("&", r"\u0026").replace("<", r"\u003c").replace(">", r"\u003e"),
     }

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from oncequant.answers import METRICS
 from oncequant.files import write_atomically
 from oncequant.report.contents import ReportError
 from oncequant.report.sections import ACT_BITS, NAME, WEIGHT_BITS, mixed_stages, stretch
@@ -111,7 +112,7 @@ def bits_of_layers(chosen: Sequence[dict[str, Any]], rows: Sequence[tuple], laye
 
 
 def predictions(found: dict[str, Any]) -> "Figure":
-    """Predicted against measured validation top-1 of subnets that the predictor had not seen."""
+    """Predicted against measured validation accuracy of subnets that the predictor had not seen."""
     figure, (axes,) = _panels(5, 4.6, 1)
     points = found["points"]
     for name in dict.fromkeys(point["searcher"] for point in points):
@@ -120,7 +121,8 @@ def predictions(found: dict[str, Any]) -> "Figure":
         axes.plot(x, y, "o", markersize=3, alpha=0.6, label=name)
     ends = [100 * point[key] for point in points for key in ("predicted", "measured")]
     axes.plot([min(ends), max(ends)], [min(ends), max(ends)], color="#888888", linewidth=0.8)
-    axes.set(xlabel="predicted top-1 (%)", ylabel="measured validation top-1 (%)")
+    metric = METRICS.get(found.get("metric", "top1"), "accuracy")
+    axes.set(xlabel=f"predicted {metric} (%)", ylabel=f"measured validation {metric} (%)")
     quality = f"Kendall tau {found['kendall_tau']:.2f}, error {100 * found['rmse']:.2f} points"
     axes.set_title(f"{quality}, {found['pairs']} measured", fontsize=9)
     axes.legend(frameon=False, fontsize=7)

@@ -15,6 +15,7 @@ from oncequant.cost import layer_macs, weight_bytes
 from oncequant.export.formats import exports_table
 from oncequant.records import Distribution, Measurement, Member, Metrics
 from oncequant.report.contents import Contents, ReportError
+from oncequant.report.mistakes import answers_data
 from oncequant.search.pareto import hypervolume, pareto_front
 from oncequant.space import SearchSpace
 
@@ -49,7 +50,7 @@ def page_data(run: Contents) -> dict[str, Any]:
     ]
     points = [item | {"searcher": record.searcher} for item, record in zip(items, run.measurements)]
     chosen = zip(items[len(points) :], run.family)
-    more = ("top1_test", "top1_predicted", "top1_before_folding")
+    more = ("top1_test", "top1_predicted", "top1_before_folding", "balanced_test", "balanced_predicted", "metric")
     family = [item | {"name": m.name} | {k.removeprefix("top1_"): getattr(m, k) for k in more} for item, m in chosen]
     fronts = [[_front(points, stage, cost) for stage in range(len(stages))] for cost in range(len(costs))]
     on_fronts = [points[i]["top1"] for by_stage in fronts for front in by_stage for i in front]
@@ -64,6 +65,7 @@ def page_data(run: Contents) -> dict[str, Any]:
         "points": points,
         "fronts": fronts,  # [cost][stage] -> indices of points, by rising cost
         "family": family,
+        "answers": answers_data(run),
         "exports": {"names": [one.name for one in run.exports], **exports_table(found, part="rest")._asdict()},
         "searchers": compare_searchers(run),
         "curves": training_curves(run),

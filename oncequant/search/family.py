@@ -233,9 +233,9 @@ def family_table(members: Sequence[Member], costs: Mapping[str, Cost] = COSTS) -
     shown = shown_costs((member.costs for member in members), costs)
     accuracies = {"validation %": "top1_validation", "test %": "top1_test"}
     if any(member.metric == "balanced" for member in members):
-        accuracies["balanced validation %"] = "balanced_validation"
+        accuracies["balanced\nval. %"] = "balanced_validation"
     if any(member.balanced_test is not None for member in members):
-        accuracies["balanced test %"] = "balanced_test"
+        accuracies["balanced\ntest %"] = "balanced_test"
     table = Table("subnet", *accuracies, *(cost.title for cost in shown))
 
     def text(value: float | None) -> str:
