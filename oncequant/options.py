@@ -267,9 +267,11 @@ def _parse_training(command: str, words: Sequence[str]) -> Run | Train:
     title = (method.__doc__ or "").partition(". ")[0]
     text = f"{COMMANDS[command].__doc__} Method {name}: {title}."
     choices = {**CHOICES, "preset": ("auto", *presets_of(name))}
-    own = field_names(method.Config) - field_names(TrainingOptions) - field_names(SupernetOptions)
+    shared = field_names(SupernetOptions) if issubclass(method.Config, SupernetOptions) else set()
+    own = field_names(method.Config) - field_names(TrainingOptions) - shared
     program, last = f"oncequant {command} {name}", f"Other methods: {others}"
-    apart = dict.fromkeys(own, name.upper())
+    apart = dict.fromkeys(shared - field_names(TrainingOptions), "Supernet")
+    apart |= dict.fromkeys(own, name.upper())
     groups = Groups(program, text, parts, TITLES, {"model": hidden}, choices, COMMON, apart, last)
     values = groups.parse(words)
     rest = {name: values.pop(name) for name in ("search", "output") if name in values}
