@@ -187,7 +187,13 @@ def push(options: Push) -> None:
 
 def report(options: Report) -> None:
     """`oncequant report`."""
-    _report(options.run, options.pictures)
+    from oncequant.report import write_comparison
+
+    if len(options.runs) == 1:
+        _report(options.runs[0], options.pictures)
+    else:
+        page = write_comparison(options.runs, options.out)
+        console.print(f"comparison: {page}", soft_wrap=True, highlight=False)
 
 
 def cost(options: Cost) -> None:

@@ -151,10 +151,15 @@ class Push:
 
 @dataclass(frozen=True, kw_only=True)
 class Report(ReportOptions):
-    """Write RUN/report: a page that works offline, pictures and tables."""
+    """Write RUN/report: a page that works offline, pictures and tables.
 
-    run: RunFolder
-    """Run folder made by `oncequant train` or `oncequant run`."""
+    Of several runs: one page in --out, with their fronts on common axes.
+    """
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Run folders made by `oncequant train` or `oncequant run`."""
+    out: Path = Path("comparison")
+    """Folder of the page about several runs."""
 
 
 @dataclass(frozen=True, kw_only=True)

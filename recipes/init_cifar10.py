@@ -77,7 +77,7 @@ def accuracies(cfg: oqat.Config, run: Run, data: Data) -> Iterator[tuple[str, li
         archs: list[Arch] = [net.space.largest()]
         if stage != "float":
             archs += [net.space.smallest(), *(net.space.sample(rng) for _ in range(3))]
-        yield stage, [judge.on(net, arch, data.test) for arch in archs]
+        yield stage, [judge.on(net, arch, data.test).accuracy.top1 for arch in archs]
 
 
 def main(options: Options) -> None:
@@ -99,7 +99,7 @@ def main(options: Options) -> None:
                     tried = replace(cfg, bit_schedule=(), muon_lr=rate, lr=cfg.lr * rate / cfg.muon_lr)
                     run = trained(tried, second, options.out / f"{start}-{rate:g}")
                     net, judge = load_supernet(run.folder, "float"), Judge(second, cfg.calibration(second))
-                    print(start, rate, judge.validation(net, net.space.largest()), flush=True)
+                    print(start, rate, judge.validation(net, net.space.largest()).top1, flush=True)
                 continue
             run = trained(cfg, second, options.out / f"{start}-{seed}")
             seconds.setdefault(start, []).append(read_json(run.folder / "cpu_seconds.json"))

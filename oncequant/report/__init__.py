@@ -5,6 +5,7 @@ fractions, people read percent. Equal runs have equal reports: dates and times a
 times.csv.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from oncequant.report.mistakes import class_rows, confusion_rows, with_pictures
 from oncequant.report.page import write_page
 from oncequant.report.pictures import draw_pictures
 from oncequant.report.sections import page_data
+from oncequant.report.several import combined_data, run_names
 from oncequant.report.times import write_times
 
-__all__ = ["ReportError", "write_report"]
+__all__ = ["ReportError", "write_comparison", "write_report"]
 
 
 def write_report(run_dir: Path, pictures: bool = True, images: Data | None = None) -> Path:
@@ -44,6 +46,22 @@ def write_report(run_dir: Path, pictures: bool = True, images: Data | None = Non
     write_times(contents, folder)
     drawn = draw_pictures(data, contents.layer_names, folder)
     return write_page(data, drawn, folder / "index.html")
+
+
+def write_comparison(run_dirs: Sequence[Path], folder: Path) -> Path:
+    """Write one page about several runs, a picture of their fronts, and CSV files; returns index.html. Raises
+    ReportError."""
+    runs = [read_contents(Path(run_dir)) for run_dir in run_dirs]
+    if taken := next((run.folder for run in runs if folder.resolve() == run.folder.resolve()), None):
+        raise ReportError(f"{folder}: the page about several runs needs a folder of its own, not that of {taken}")
+    data = combined_data(runs)
+    remove_halves(folder)
+    table = data["runs"]
+    write_csv(folder / "runs.csv", [dict(zip(table["columns"], row)) for row in table["rows"]])
+    chosen = [(name, member) for name, run in zip(run_names(runs), runs) for member in run.family]
+    write_csv(folder / "family.csv", [{"run": name} | _flat(to_json(member)) for name, member in chosen])
+    names = list(dict.fromkeys(name for run in runs for name in run.layer_names))
+    return write_page(data, draw_pictures(data, names, folder), folder / "index.html")
 
 
 def _flat(row: dict[str, Any]) -> dict[str, Any]:

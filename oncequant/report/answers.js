@@ -91,5 +91,5 @@ function mistakes(network) {
         el("figcaption", {}, text, el("span", { class: "soft" }, name || `test image ${index}`)));
     }))].filter((part) => part);
 }
-if (ANSWERS) answersSection(); else nothing("answers", "No answers to test images are kept (answers/); a search keeps those of the networks that it chooses.");
+if (ANSWERS) answersSection(); else if ($("answers")) nothing("answers", "No answers to test images are kept (answers/); a search keeps those of the networks that it chooses.");
 new ResizeObserver(() => { if (ANSWERS) drawConfusion(ANSWERS.networks[Number($("network").value)]); }).observe(document.querySelector("main"));

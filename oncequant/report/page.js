@@ -43,7 +43,32 @@ function el(tag, attributes = {}, ...children) { return fill(document.createElem
 function svg(tag, attributes = {}, ...children) {
   return fill(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
 }
-function table(caption, head, rows, foot) {
+function numberIn(text) { // of "12.3 kB" or "98.1 %"; NaN of words
+  const match = /^(-?[\d,]*\.?\d+) ?([kMGT]?)(B|%|ms|min|×)?$/.exec(text.trim());
+  return match ? Number(match[1].replaceAll(",", "")) * { "": 1, k: 1e3, M: 1e6, G: 1e9, T: 1e12 }[match[2]] : NaN;
+}
+function sortable(box) { // a click on a title sorts the rows, a second one the other way round
+  const heads = [...box.querySelectorAll("thead th")], body = box.querySelector("tbody");
+  heads.forEach((head, column) => {
+    const sort = () => {
+      const rising = head.getAttribute("aria-sort") !== "ascending";
+      heads.forEach((other) => other.removeAttribute("aria-sort"));
+      head.setAttribute("aria-sort", rising ? "ascending" : "descending");
+      const text = (row) => row.cells[column].textContent, sign = rising ? 1 : -1;
+      body.append(...[...body.rows].sort((a, b) => {
+        const [x, y] = [numberIn(text(a)), numberIn(text(b))];
+        return sign * (Number.isNaN(x) || Number.isNaN(y) ? text(a).localeCompare(text(b)) : x - y);
+      }));
+    };
+    head.replaceChildren(el("button", { type: "button", class: "sort", onclick: sort }, ...head.childNodes));
+  });
+  return box;
+}
+function table(caption, head, rows, foot, sorts) {
+  const made = plainTable(caption, head, rows, foot);
+  return sorts ? sortable(made) : made;
+}
+function plainTable(caption, head, rows, foot) {
   const side = (i) => (/^[\d–]/.test(rows[0][i]) ? null : "left"); // numbers to the right, words to the left
   const cell = (content, i) => el(i ? "td" : "th", { class: side(i), scope: i ? null : "row" }, content);
   const line = (cells) => el("tr", {}, ...cells.map(cell));
@@ -240,7 +265,15 @@ function fromAddress() {
 
 // -- sections
 
+function several() {
+  const { columns, rows, note } = DATA.runs;
+  $("title").textContent = `${rows.length} runs on common axes`;
+  document.querySelector("#about h2").textContent = "The runs";
+  $("about").append(el("p", {}, note), table("Volume: how much of the box over error and the logarithm of a cost, between the best and the worst network of all runs, the front of a run covers. More is better.", columns, rows, null, true));
+  $("made").textContent = "Each run has a report of its own.";
+}
 function about() {
+  if (DATA.runs) return several();
   const { run } = DATA, data = run.data ?? {}, model = run.model ?? {}, classes = data.classes ?? [];
   $("title").textContent = [run.method ?? "run", data.name].filter(Boolean).join(" on ");
   $("subtitle").textContent = [run.device, run.version && `oncequant ${run.version}`].filter(Boolean).join(" · ");
@@ -265,7 +298,7 @@ function familyTable() {
   $("family").append(table(`Chosen by ${several ? "accuracy" : "top-1"} on the validation images alone. Select a name to see its layers.`,
     ["Network", "Bits", ...(several ? ["Chosen by"] : []), "Test top-1", "Validation top-1", ...extra.map(([title]) => title), ...DATA.costs.map((_, c) => costName(c))],
     FAMILY.map((f) => [pick(f), label(f.stage), ...(several ? [names[f.metric]] : []), percent(f.test), percent(f.top1),
-      ...extra.map(([, key]) => (f[key] == null ? "–" : percent(f[key]))), ...f.costs.map(costText)])));
+      ...extra.map(([, key]) => (f[key] == null ? "–" : percent(f[key]))), ...f.costs.map(costText)]), null, true));
 }
 function picture(name, alt, place = "mixed") {
   if (DATA.pictures?.[name]) $(place).append(el("img", { src: `data:image/png;base64,${DATA.pictures[name]}`, alt }));
@@ -296,7 +329,7 @@ function distributionTable() {
 function exportsTable() {
   const { names, columns, texts, notes } = DATA.exports;
   $("exports").append(table(`Each network has a folder in the run, exports/NAME. ${notes}`,
-    ["Network", ...columns], names.map((name, i) => [name, ...texts[i]])));
+    ["Network", ...columns], names.map((name, i) => [name, ...texts[i]]), null, true));
 }
 function searcherTable() {
   $("searchers").append(table(
@@ -323,7 +356,7 @@ function pareto() {
       state.hidden[box.checked ? "delete" : "add"](stage); drawPareto(); } });
     $("legend").append(el("label", {}, box, swatch(stage), label(stage)));
   });
-  select(fromAddress() ?? FAMILY.find((f) => DATA.stages[f.stage].name !== "float") ?? FAMILY[0] ?? POINTS[0], true);
+  select(fromAddress() ?? FAMILY.find((f) => !/(^|\/)float$/.test(DATA.stages[f.stage].name)) ?? FAMILY[0] ?? POINTS[0], true);
   window.addEventListener("hashchange", () => { const item = fromAddress(); if (item) select(item, true); });
 }
 
@@ -337,6 +370,7 @@ if (!(DATA.bits_by_role.length || DATA.predictions || DATA.distribution)) $("mix
 if (DATA.comparison) comparedTable(); else $("compared").remove();
 if (DATA.searchers.length) searcherTable(); else $("searchers").remove();
 if (DATA.curves.length) drawCurves(); else nothing("training", "No training step has been logged yet (metrics.jsonl).");
+if (DATA.runs) $("training").remove(), $("answers").remove();
 new ResizeObserver(() => {
   if (state.selected) drawPareto();
   if (DATA.curves.length) drawCurves();

@@ -68,7 +68,7 @@ def combined_data(runs: Sequence[Contents]) -> dict[str, Any]:
         },
         "top1_axis": top1_axis(on_fronts + [item["top1"] for item in family]),
         **dict.fromkeys(("searchers", "curves", "bits_by_role"), []),
-        **dict.fromkeys(("predictions", "comparison", "distribution")),
+        **dict.fromkeys(("predictions", "comparison", "distribution", "answers")),
     }
 
 
@@ -103,16 +103,26 @@ def _runs_table(names: Sequence[str], runs: Sequence[Contents]) -> dict[str, Any
         data = run.info.get("data", {})
         seconds = {row.stage: row.time_s for row in run.metrics if row.time_s is not None}
         best = max([m.top1 for m in run.measurements] + [m.top1_validation for m in run.family], default=None)
-        counts = [f"{data[split]:,} {split}" for split in ("train", "validation", "test") if split in data]
+        counts = [f"{data[split]:,}" for split in ("train", "validation", "test") if split in data]
         trained = f"{sum(seconds.values()) / 60:.0f} min" if seconds else "–"
         rows.append(
             [name, str(run.info.get("method", "")), str(run.info.get("model", {}).get("preset") or "–")]
-            + [str(data.get("name", "–")), ", ".join(counts), str(run.info.get("seed", "–")), trained]
+            + [str(data.get("name", "–")), " / ".join(counts), str(run.info.get("seed", "–")), trained]
             + [str(len(run.measurements)), "–" if best is None else f"{100 * best:.2f} %"]
             + ["–" if by_cost.get(cost) is None else f"{by_cost[cost]:.3f}" for cost in AXES]
         )
-    columns = ["Run", "Method", "Preset", "Data", "Images", "Seed", "Training", "Measured", "Best validation top-1"]
-    columns += ["Hypervolume, BitOPs", "Hypervolume, packed weights"]
+    columns = [
+        "Run",
+        "Method",
+        "Preset",
+        "Data",
+        "Images: training / validation / test",
+        "Seed",
+        "Training",
+        "Measured",
+        "Best validation top-1",
+    ]
+    columns += ["Volume, BitOPs", "Volume, packed weights"]
     return {"columns": columns, "rows": rows, "note": _note(runs)}
 
 
