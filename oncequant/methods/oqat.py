@@ -27,6 +27,7 @@ from oncequant.data import Data, train_batches
 from oncequant.family import ElasticConfig, with_bits
 from oncequant.measure import Judge, initialise_quantizers
 from oncequant.models import families_with, space_of
+from oncequant.models.own_weights import start_from
 from oncequant.network import Network, elastic_layers
 from oncequant.progress import console
 from oncequant.records import Member
@@ -114,7 +115,9 @@ def stage_of(cfg: Config, run: Run, bits: int, higher: int | None, only: Mapping
         only["resolution"] = tuple(size for size in sorted(config.resolutions) if size <= only["resolution"])
 
     def start(supernet: Network) -> None:
-        if higher is not None:
+        if higher is None:
+            start_from(supernet, run.folder)
+        else:
             inherit_bits(load_supernet(run.folder, stage_name(higher), run.data.device), supernet, run.data, cfg)
 
     def train(supernet: Network) -> None:

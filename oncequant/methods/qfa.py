@@ -14,6 +14,7 @@ Run. `oncequant run qfa --data digits`, recipes/qfa_*.sh.      Results. results/
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -31,6 +32,7 @@ from oncequant.family import ElasticConfig
 from oncequant.limits import check_ranges
 from oncequant.measure import Judge, calibrated_subnet, initialise_quantizers
 from oncequant.models import families_with, space_of
+from oncequant.models.own_weights import start_from
 from oncequant.network import Network, elastic_layers
 from oncequant.quantizers import INPUT_QUANTIZERS
 from oncequant.records import Member
@@ -142,9 +144,9 @@ def mixed_precision(cfg: Config, model: ElasticConfig, with_float: bool = False)
     config = replace(model, weight_bits=bits, act_bits=bits, steps_per_bits=True, act_quantizer=cfg.activations)
     space = space_of(config)
     kept: dict[str, int | tuple[int, ...]] = {
-        name: tuple(b for b in bits if b >= cfg.depthwise_floor)
-        for name in space.choices
-        if name.endswith(".depthwise.weight_bits")
+        f"{name}.weight_bits": tuple(b for b in bits if b >= cfg.depthwise_floor)
+        for name, spec in space.layers(space.largest()).items()
+        if spec.depthwise and len(space.choices[f"{name}.weight_bits"]) > 1
     }
     if cfg.space == "precision":
         kept |= {name: max(values) for name, values in space.choices.items() if not name.endswith("_bits")}
@@ -181,7 +183,8 @@ def float_stage(cfg: Config, run: Run, only: Mapping[str, Any]) -> Stage:
     def train(supernet: Network) -> None:
         train_float(supernet, cfg, run.data, run.folder, every_size=True)
 
-    return Stage("float", run.model, space_of(run.model).restrict(architecture), lambda supernet: None, train)
+    start = partial(start_from, folder=run.folder)
+    return Stage("float", run.model, space_of(run.model).restrict(architecture), start, train)
 
 
 def mixed_stage(cfg: Config, run: Run, name: str, only: Mapping[str, Any]) -> Stage:
