@@ -30,6 +30,8 @@ def own_base(
     Raises ValueError for options that do not go together, and what `network_of_file` raises.
     """
     kept = distributed.from_main(partial(_kept, folder))
+    if kept is not None and family_of(kept) not in METHODS[method].families:
+        raise ValueError(f"{folder} holds a run of a network of your own by another method; give another --run folder")
     if given is None and options.network is None:
         if kept is None and (options.weights is not None or options.trained):
             raise ValueError("weights and trained are for a network of your own: give --network FILE.py:function")

@@ -1,6 +1,6 @@
 """Networks that torchvision and timm build, as a user's own: traced or refused, logits, exported at mixed bits.
 
-Every network has random weights and batch norms that are not neutral, images of 64 px, 1,000 classes. Each layer but
+Every network has random weights and batch norms that are not neutral, images of 64 px (VGG 224, Inception 96), 1,000 classes. Each layer but
 the first and the last gets random bit-widths of weights and inputs; step sizes start from the weights and one batch. A
 row says how far the float logits are apart from the module's, as a part of the largest, and on how many images ONNX
 Runtime with all optimisations gives the logits of the integer simulator, bit for bit. Nothing is trained or downloaded.
@@ -43,6 +43,7 @@ from oncequant.models.trace import TraceError, float_network, own_network
 from oncequant.structure import CannotRun
 
 SIZE, IMAGES = 64, 16
+LARGER = {"vgg11_bn": 224, "inception_v3": 96}  # which do not take images of 64 px
 BITS = dict(weight_bits=(2, 3, 4, 6, 8), act_bits=(2, 3, 4, 6, 8), steps_per_bits=True)
 TORCHVISION = (
     "mobilenet_v2 mobilenet_v3_small mobilenet_v3_large resnet18 resnet50 efficientnet_b0 regnet_x_400mf "
@@ -78,8 +79,10 @@ def network(library: str, name: str) -> nn.Module:
 
 def row(library: str, name: str) -> dict[str, object]:
     """What became of a network."""
-    module, images, start = network(library, name), torch.randn(IMAGES, 3, SIZE, SIZE), time.monotonic()
-    found: dict[str, object] = {"library": library, "network": name, "required": name in REQUIRED, "refused": ""}
+    size, start = LARGER.get(name, SIZE), time.monotonic()
+    module, images = network(library, name), torch.randn(IMAGES, 3, size, size)
+    found: dict[str, object] = {"library": library, "network": name, "required": name in REQUIRED, "size": size}
+    found["refused"] = ""
     try:
         own = own_network(module, images)
     except TraceError as error:
@@ -98,8 +101,8 @@ def row(library: str, name: str) -> dict[str, object]:
     arch = net.space.sample(np.random.default_rng(1))
     subnet = calibrated_subnet(net, arch, [(images, None)])
     classes = tuple(map(str, range(config.num_classes)))
-    graph = lower(subnet, arch, (0.5,) * 3, (0.25,) * 3, classes, SIZE, [(images, None)])
-    pixels = network_input(graph, torch.randn(IMAGES, 3, SIZE, SIZE))
+    graph = lower(subnet, arch, (0.5,) * 3, (0.25,) * 3, classes, size, [(images, None)])
+    pixels = network_input(graph, torch.randn(IMAGES, 3, size, size))
     with tempfile.TemporaryDirectory() as folder, torch.no_grad():
         path = Path(folder) / "model.onnx"
         write_onnx(graph, path)

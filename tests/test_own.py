@@ -227,7 +227,20 @@ def test_another_network_in_the_same_folder_is_refused(file, monkeypatch, capsys
     again = ["train", "--network", "mine.py:tiny", "--bit-schedule", "8", "--run", "run", *FAST]
     text = fails(monkeypatch, capsys, *again)
     assert "holds a run with other settings: network" in text and len(text) < 1000
+    assert "by another method" in fails(monkeypatch, capsys, "train", "dnas", "--run", "run", *FAST)
     assert read_json(Path("run/run.json"))["model"]["name"] == "own"
+
+
+def test_networks_without_kernels_in_c_have_no_costs_there(file, monkeypatch, capsys):
+    own = ["--network", "mine.py:dense", "--run", "run", *FAST]
+    text = fails(monkeypatch, capsys, "run", "qfa", *own, "--budget", "ram_bytes<=100k")
+    assert "three.0: no kernel for convolutions with 4 groups" in text and not Path("run").exists()
+    call(monkeypatch, "run", "qfa", *own, "--searcher", "random", "--evaluations", "5")
+    assert all(not {"ram_bytes", "flash_bytes"} & row["costs"].keys() for row in of_run("run", "family.json"))
+    assert not any(row["problems"] for row in of_run("run", "exports.json"))
+    capsys.readouterr()
+    call(monkeypatch, "export", "run", "mixed-L", "--formats", "package", "c")
+    assert "mixed-L is not written as c: join.concat: no kernel for concat" in " ".join(capsys.readouterr().out.split())
 
 
 def test_the_network_needs_images_of_its_channels():
