@@ -1,9 +1,9 @@
 """Networks that torchvision and timm build, as a user's own: traced or refused, logits, exported at mixed bits.
 
-Every network has random weights and batch norms that are not neutral, images of 64 px (VGG 224, Inception 96), and 1,000
+Every network has random weights and batch norms that are not neutral, images of 64 px (VGG 224, Inception 96), 1,000
 classes. Each layer but the first and the last gets random bit-widths of weights and inputs; step sizes start from the
-weights and one batch. A row says how far the float logits are apart from the module's, as a part of the largest, and on
-how many images ONNX Runtime with all optimisations gives the logits of the integer simulator, bit for bit. Nothing is
+weights and one batch. A row says how far the float logits are from the module's, as a part of the largest, and on how
+many images ONNX Runtime with all optimisations gives the logits of the integer simulator, bit for bit. Nothing is
 trained or downloaded.
 
 torchvision needs the torch that it was built for, so this runs in an environment of its own:

@@ -130,6 +130,9 @@ class WithoutLinear(nn.Module):
         WithoutLinear(),
         nn.Sequential(nn.Conv2d(3, 5, SIZE), nn.Flatten()),
         nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE**2, 4, bias=False)),
+        nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE**2, 4), nn.ReLU(), nn.Linear(4, 5), nn.BatchNorm1d(5)),
+        nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE**2, 4), nn.ReLU(), nn.BatchNorm1d(4)),
+        nn.Sequential(nn.Conv2d(3, 4, 8, dilation=2, padding=0), nn.AvgPool2d(2), nn.Flatten()),
         nn.Sequential(conv(3, 8, stride=2), nn.Conv2d(8, 5, 8, padding=1, stride=4), nn.AvgPool2d(1), nn.Flatten()),
     ],
 )
@@ -298,6 +301,7 @@ REFUSED = {
     "branching": (Branching(), "torch.export cannot trace the network"),
     "several": (Several(3), "does not return logits .N, classes. alone"),
     "a map": (conv(3, 8), "does not return logits"),
+    "a norm": (nn.Sequential(nn.BatchNorm2d(3), nn.AvgPool2d(SIZE), nn.Flatten()), "the network has no layer"),
     "nothing": (nn.Flatten(), "does not return logits|has no layer"),
     "noise": (Noisy(3), "torch.export cannot trace|other logits|add of a number|rand is not"),
 }
