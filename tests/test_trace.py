@@ -1,5 +1,8 @@
 """Networks of users become steps that compute the same, or are refused by name."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from own_networks import Inverted, Residual, Tiny, conv
@@ -7,6 +10,11 @@ from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+from oncequant.export.lower import lower, network_input
+from oncequant.export.onnx_runtime import run_onnx, session
+from oncequant.export.onnx_writer import write_onnx
+from oncequant.export.simulate import run_integer
+from oncequant.measure import calibrated_subnet, initialise_quantizers
 from oncequant.models import build_network, config_from_json, config_to_json, space_of
 from oncequant.models.own import from_text
 from oncequant.models.trace import TraceError, blocks_of, float_network, own_network
@@ -140,6 +148,33 @@ def test_networks_of_other_ends_compute_the_same(module):
     traced(module)
 
 
+@pytest.mark.parametrize(
+    "module",
+    [
+        SUPPORTED["linear layers"],
+        SUPPORTED["norm alone"],
+        SUPPORTED["squeeze by linear layers"],
+        WithoutLinear(),
+        nn.Sequential(nn.Conv2d(3, 5, SIZE), nn.Flatten()),
+        nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE**2, 4), nn.ReLU(), nn.BatchNorm1d(4)),
+    ],
+)
+@pytest.mark.parametrize("quantizer", ["lsq", "batchquant"])
+def test_files_of_unusual_networks_are_the_simulator_bit_for_bit(module, quantizer, tmp_path):
+    found = own_network(module, torch.zeros(1, 3, SIZE, SIZE))
+    bits = dict(weight_bits=(2, 3, 4), act_bits=(2, 4), steps_per_bits=True, act_quantizer=quantizer)
+    net, images = build_network(replace(found.config, **bits)), torch.randn(64, 3, SIZE, SIZE)
+    net.load_state_dict(found.weights, strict=False)
+    initialise_quantizers(net, images)
+    arch, calibration = net.space.sample(np.random.default_rng(1)), [(images, None)]
+    subnet, classes = calibrated_subnet(net, arch, calibration), tuple(map(str, range(net.config.num_classes)))
+    graph = lower(subnet, arch, (0.5,) * 3, (0.25,) * 3, classes, SIZE, calibration)
+    write_onnx(graph, tmp_path / "model.onnx")
+    pixels = network_input(graph, torch.randn(20, 3, SIZE, SIZE))
+    with torch.no_grad():
+        assert torch.equal(run_onnx(session(tmp_path / "model.onnx"), pixels), run_integer(graph, pixels))
+
+
 def test_a_network_keeps_the_names_of_its_modules():
     steps = {step.name: step for step in steps_of(Tiny(3))}
     assert [name for name, step in steps.items() if step.op == "layer"][:4] == [
@@ -190,8 +225,6 @@ def test_the_module_is_left_as_it_was():
 
 
 def test_other_sizes_are_described_where_they_fit():
-    from dataclasses import replace
-
     config = traced(Tiny(3)).config
     space = space_of(replace(config, resolutions=(12, 16, 24)))
     assert space.layers(space.largest())["stem.0"].in_size == 24
