@@ -5,6 +5,7 @@ From Python, everything public is an attribute of this module, imported when it 
     load_data, Data                  labelled images in: a folder, a hub name, any torch Dataset
     METHODS, oqat, qfa, dnas         the methods; each has a Config and SearchOptions
     PRESETS, FAMILIES                networks by name; ModelOptions is what can be changed of a preset
+    own_network                      a network of your own, whose bit-widths are to be chosen
     new_run, open_run, Run           a run folder, made or found again
     train_run, search_run            train every stage; choose subnets, under budgets too
     evaluate_run, export_run         measure one subnet, on other images too; packed files, verified
@@ -25,6 +26,7 @@ _PUBLIC = {  # where each name is from
     "oncequant.data": ("Data", "load_data"),
     "oncequant.methods": ("METHODS", "dnas", "oqat", "qfa"),
     "oncequant.models": ("FAMILIES", "PRESETS"),
+    "oncequant.models.trace": ("own_network",),
     "oncequant.settings": ("ModelOptions",),
     "oncequant.run_folder": ("Run",),
     "oncequant.runs": ("evaluate_run", "export_run", "new_run", "open_run", "report_run", "search_run", "train_run"),

@@ -40,6 +40,7 @@ from oncequant.limits import check_ranges
 from oncequant.measure import Judge
 from oncequant.methods import oqat
 from oncequant.models import extract_subnet
+from oncequant.models.own_weights import copy_weights
 from oncequant.network import Network
 from oncequant.progress import console, track
 from oncequant.records import Measurement, read_metrics
@@ -179,6 +180,7 @@ def compare(
             return supernets[stage], Effort()
         folder = run_dir / "compare" / way / hashlib.sha256(arch.to_json().encode()).hexdigest()[:12]
         distributed.from_main(lambda: folder.mkdir(parents=True, exist_ok=True))
+        distributed.from_main(partial(copy_weights, run_dir, folder))
         only = {name: value for name, value in arch.items() if not name.endswith("_bits")}
         alone = replace(cfg, bit_schedule=(bits,), random_subnets=0)
         if way == "nas-then-quantize" and not distributed.from_main((folder / "float.safetensors").exists):

@@ -25,6 +25,7 @@ from oncequant.family import NetworkConfig
 from oncequant.files import FileError
 from oncequant.measure import Judge, initialise_quantizers
 from oncequant.models.import_resnet import import_standard, read_standard
+from oncequant.models.own_weights import is_trained, start_from
 from oncequant.network import Network, elastic_layers
 from oncequant.progress import console, track
 from oncequant.run_folder import Run
@@ -70,6 +71,10 @@ def train_alone(job: Job, data: Data, neighbours: int = 1) -> float:
     place, top1 = job.run_dir / job.stage, [0.0]
 
     def train(net: Network) -> None:
+        if is_trained(net.config):
+            top1[0] = judge.validation(net, arch).top1
+            return
+
         def step(images: Tensor, labels: Tensor, rng: np.random.Generator, done: float) -> Tensor:
             logits = net(images, arch, how)  # (N, classes)
             loss = error(logits, labels)
@@ -94,7 +99,7 @@ def train_alone(job: Job, data: Data, neighbours: int = 1) -> float:
             neighbours=neighbours,
         )
 
-    start = partial(start_alone, data=data, seed=options.seed, init=job.init)
+    start = partial(start_alone, data=data, seed=options.seed, init=job.init, folder=job.run_dir)
     stage = Stage(job.stage, job.config, job.space, start, train)
     run_stages([stage], Run(job.run_dir, job.config, data), options.seed)
     return top1[0]
@@ -132,11 +137,13 @@ def train_side_by_side(jobs: Sequence[Job], data: Data, at_once: int | None = No
             pool.shutdown(cancel_futures=True)  # after an error the networks that wait are not begun
 
 
-def start_alone(net: Network, data: Data, seed: int, init: str | None) -> None:
-    """Keep the random weights, or take those of the file `init`; step sizes and clip levels from what they quantize.
+def start_alone(net: Network, data: Data, seed: int, init: str | None, folder: Path) -> None:
+    """Keep the random weights, or take those of the file `init`, or those that the run `folder` has for a network of
+    the user's own; step sizes and clip levels from what they quantize.
 
     Raises FileError if the file does not fit.
     """
+    start_from(net, folder)
     if init:
         import_file(net, init)
     images, _ = next(train_batches(data, 256, seed=seed, crop="none"))

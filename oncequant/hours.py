@@ -19,6 +19,7 @@ from oncequant import distributed
 from oncequant.cost import COSTS
 from oncequant.methods import METHODS, method_of
 from oncequant.models import space_of
+from oncequant.models.own_weights import is_trained, untrained
 from oncequant.progress import console
 from oncequant.records import Metrics, read_metrics
 from oncequant.run_folder import Run
@@ -123,14 +124,14 @@ def rehearse(cfg: TrainingOptions, options: BudgetOptions | None, run: Run, **ho
     place = tempfile.TemporaryDirectory() if distributed.is_main() else None
     folder = distributed.from_main(lambda: Path(place.name if place else ""))
     try:
-        method.train(short, Run(folder, run.model, few), **how)
+        method.train(short, Run(folder, untrained(run.model), few), **how)
         rows = distributed.from_main(lambda: read_metrics(folder))
     finally:
         if place:
             place.cleanup()
     training, validation, subnets = 0.0, 0.0, []
     for stage, (step, validating, count) in _times(rows).items():
-        training += whole[stage] * step
+        training += 0.0 if stage == "float" and is_trained(run.model) else whole[stage] * step
         validation += VALIDATIONS * validating / share
         subnets.append(validating / share / count)
     one = statistics.mean(subnets[1:] or subnets)  # of the quantized stages

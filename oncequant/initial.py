@@ -1,6 +1,7 @@
 """Weights that a supernet starts from: of another run, of an OFA checkpoint, or of a standard residual network."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -8,6 +9,7 @@ from torch import Tensor
 from oncequant.files import FileError, read_object, user_path
 from oncequant.models.import_ofa import our_key
 from oncequant.models.import_resnet import read_standard, standard_keys
+from oncequant.models.own_weights import start_from as take_own
 from oncequant.network import Network
 from oncequant.progress import console
 from oncequant.supernet_file import load_supernet
@@ -15,8 +17,10 @@ from oncequant.supernet_file import load_supernet
 LEAST_SHARE = 0.5  # of the network's numbers without its last layer; below that it is another network
 
 
-def start_float(supernet: Network, init: str | None, classes: Sequence[str]) -> None:
-    """Weights of `init`, if that is given, for a supernet before its float stage; says what was taken."""
+def start_float(supernet: Network, folder: Path, init: str | None, classes: Sequence[str]) -> None:
+    """Weights for a supernet before its float stage: those that the run folder has for a network of the user's own, and
+    those of `init`, if that is given; says what was taken."""
+    take_own(supernet, folder)
     if init:
         console.print(start_from(supernet, init, classes), soft_wrap=True)
 

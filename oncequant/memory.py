@@ -223,9 +223,11 @@ def _evaluate(specs: Specs, what: Callable[[Needs], np.ndarray]) -> Number:
     if not isinstance(specs, Plan):
         raise ValueError("costs of memory read the operations between layers: give them what space.layers returns")
     for name, spec in specs.items():
-        if spec.grouped > 1 or spec.dilation > 1 or spec.padding not in (None, spec.kernel_size // 2):
-            kind = f"{spec.grouped} groups, padding {spec.padding}, dilation {spec.dilation}"
-            raise CannotRun(f"{name}: no kernel for convolutions with {kind}")
+        unusual = [f"{spec.grouped} groups"] * (spec.grouped > 1) + [f"dilation {spec.dilation}"] * (spec.dilation > 1)
+        if spec.padding is not None:
+            unusual.append(f"padding {spec.padding}")
+        if unusual:
+            raise CannotRun(f"{name}: no kernel for convolutions with {', '.join(unusual)}")
     deep = {name for name, spec in specs.items() if spec.depthwise}
     groups = [(places, needs(nodes, any(node.name in deep for node in nodes))) for places, nodes in specs.groups()]
     terms = list(dict.fromkeys(term for _, each in groups for term in each.terms))

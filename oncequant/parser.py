@@ -29,7 +29,8 @@ YES_OR_NO = {"true": "True", "yes": "True", "on": "True", "false": "False", "no"
 WORDS_FOR: dict[type, str] = {int: "a whole number", float: "a number"}
 METAVARS = {
     "data": "DATA", "run": "FOLDER", "out": "FILE", "init": "FILE", "costs": "TABLE", "budgets": "BOUND",
-    "target": "BOARD", "front": "COST", "cost": "COST", "stage": "STAGE",
+    "target": "BOARD", "front": "COST", "cost": "COST", "stage": "STAGE", "weights": "FILE",
+    "network": "FILE.py:FUNCTION",
 }  # fmt: skip
 KINDS_METAVARS: dict[type, str] = {int: "N", float: "X", str: "NAME", Path: "PATH"}
 

@@ -5,6 +5,7 @@ images.npz          names, splits, labels and hashes of all pictures (so does it
 commands.jsonl      the commands that changed the folder (so does it)
 times.jsonl         when they did, and how long training took
 metrics.jsonl       training and validation metrics as they come; tensorboard/ the same
+network.safetensors weights that a network of the user's own starts from
 <stage>.safetensors supernet of each stage, float, 4bit, ...; <stage>.resume.pt while it trains
 measurements.jsonl  every subnet that a search measured
 family.json         the subnets chosen, with their test accuracies
@@ -50,6 +51,7 @@ from oncequant.records import Command, Time, append_record, read_records
 from oncequant.run_images import check_images, differing_images, refusal
 from oncequant.version import package_version
 
+LONG = 500  # letters of an option that messages do not show, as the description of a user's own network has
 LOCK_SECONDS = 10  # as long as a folder may stay locked after a kill: loader workers outlive their process by five
 
 
@@ -198,7 +200,7 @@ def create_run(run_dir: Path, settings: RunSettings, data: Data, command: str, c
         newer = {key: value for key, value in wanted["method_config"].items() if key not in known}
         wanted["method_config"] = {key: value for key, value in wanted["method_config"].items() if key in known}
         different = [
-            f"{name} (there {old!r}, now {new!r})"
+            f"{name} (there {old!r}, now {new!r})" if len(str(new)) < LONG else f"{name} (another one)"
             for key in compared
             for name, old, new in _differences(key, before.get(key), wanted[key])
         ]

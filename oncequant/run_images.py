@@ -18,17 +18,18 @@ def tell(data: Data) -> None:
         console.print(line, soft_wrap=True)
 
 
-def tell_run(data: Data, preset: str, pixels: int, folder: Path) -> None:
-    """Print what a run works on, and what may not be meant so."""
+def tell_run(data: Data, preset: str | None, pixels: int, folder: Path) -> None:
+    """Print what a run works on, and what may not be meant so. `preset` is None for a network of the user's own."""
     tell(data)
     why = f" for images of {pixels} px" if pixels else ""
-    console.print(f"{data.name}: preset {preset}{why} (--preset); run folder {folder}", soft_wrap=True)
+    network = "a network of your own" if preset is None else f"preset {preset}{why} (--preset)"
+    console.print(f"{data.name}: {network}; run folder {folder}", soft_wrap=True)
     if data.flip:
         console.print(
             "training images are mirrored at random; use --no-flip where that changes the label", soft_wrap=True
         )
     if pixels >= 2 * data.size:
-        own = family_of(PRESETS[preset])
+        own = preset and family_of(PRESETS[preset])
         larger = [n for n, c in PRESETS.items() if family_of(c) == own and max(c.resolutions) > data.size]
         console.print(
             f"images of {pixels} px are scaled to {data.size} px: "

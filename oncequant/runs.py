@@ -19,8 +19,11 @@ from oncequant.export.formats import DEFAULT_FORMATS
 from oncequant.files import FileError, user_path
 from oncequant.hours import fitted, tell_time
 from oncequant.initial import start_from
-from oncequant.methods import DEFAULT_METHOD, METHODS, method_of
+from oncequant.methods import METHODS, method_of
 from oncequant.models import build_network
+from oncequant.models.own_weights import keep_weights
+from oncequant.models.trace import OwnNetwork
+from oncequant.own_runs import own_base
 from oncequant.precision import faster
 from oncequant.progress import console
 from oncequant.records import Export, Member
@@ -35,7 +38,7 @@ from oncequant.run_folder import (
 )
 from oncequant.run_images import check_images, tell, tell_run
 from oncequant.search import BudgetOptions
-from oncequant.settings import DataOptions, Device, ModelOptions, as_before, device_of, presets_of, suited
+from oncequant.settings import DataOptions, Device, ModelOptions, as_before, device_of, folder_of, presets_of, suited
 from oncequant.subnets import Split, evaluate, export_members, may_be_of, subnet, without_images
 from oncequant.tables import check_costs, keep_tables
 from oncequant.train import SupernetOptions, TrainingOptions, check_shares
@@ -56,9 +59,11 @@ def prepare(
     costs: Sequence[Path] = (),
     data: Data | tuple[Any, Any, Any] | None = None,
     tells_time: bool = False,
+    model: OwnNetwork | None = None,
 ) -> tuple[TrainingOptions, Run]:
     """Load the images, choose the network, and make the folder of a run, or go on with the one that is there. `data`
-    are images from Python, loaded or as three data sets, instead of `where.data`.
+    are images from Python, loaded or as three data sets, instead of `where.data`; `model` is a network of the user's
+    own from Python, instead of a preset.
 
     Whatever can be refused is refused here, before training: options that do not fit together, budgets of a later
     `search` below the cheapest subnet, tables of `costs` that lack layers, broken images. With `hours`, schedules are
@@ -68,7 +73,7 @@ def prepare(
     """
     where, options, name = where or DataOptions(), options or ModelOptions(), method_of(cfg)
     opened: Any = data
-    folder = user_path(where.run) if where.run else _default_folder(name, where.data)
+    folder = folder_of(where, name)
     if not isinstance(data, Data):
         source: Any = where.data if data is None else data
         _tell_start(source)
@@ -82,8 +87,9 @@ def prepare(
         pixels = data.size
     elif known is None or len(known.resolutions) == 1:
         pixels = native_size(opened)
-    options = suited(name, options, pixels)
-    model = options.config(2, 1)  # for its resolution; classes and channels are known with the images
+    own, weights = own_base(options, name, folder, pixels, cfg.seed, model)
+    options = options if own else suited(name, options, pixels)
+    config = options.config(2, own.image_channels if own else 1, own)  # for its resolution; the images tell the rest
     asked = where.validation_fraction, where.test_fraction
     how: dict[str, Any]
     how = {"seed": cfg.seed, "flip": where.flip, "max_train": where.max_train, "resident_gib": where.resident_gib}
@@ -92,18 +98,21 @@ def prepare(
     if isinstance(data, Data):
         images, how, pixels = data, loading_settings(data, cfg.seed), 0
         place = data.loading.source if data.loading else None
-    settings = RunSettings(place, options.preset, model, name, cfg.to_json(), **how)
+    settings = RunSettings(place, None if own else options.preset, config, name, cfg.to_json(), **how)
     if not (folder / "run.json").exists():
         check_memory(cfg, settings.model, device_of(device))
     if not isinstance(data, Data):
         images = settings.load_data(device_of(device), opened, asked, where.cache, folder)
-    settings = _checked(settings, options, images, folder, search, costs)
-    tell_run(images, options.preset, pixels, folder)
+    settings = replace(settings, model=options.config(len(images.classes), images.channels, own))
+    settings = _checked(settings, images, folder, search, costs)
+    tell_run(images, settings.preset, pixels, folder)
     settings = _decided(settings, images, folder)
     if hours is not None:
         settings = _timed(settings, images, folder, search, hours)
     elif tells_time and not distributed.from_main((folder / "run.json").exists):
         tell_time(_config(folder, settings), search, Run(folder, settings.model, images))
+    if weights is not None:
+        distributed.from_main(partial(keep_weights, folder, weights, settings.model))
     return _config(folder, settings), _begin(settings, images, folder, costs, where.changed_test)
 
 
@@ -114,14 +123,16 @@ def new_run(
     preset: str = "auto",
     search: BudgetOptions | None = None,
     costs: Sequence[Path | str] | Path | str = (),
+    model: OwnNetwork | None = None,
     **network: Any,
 ) -> Run:
     """Make the folder of a run, or go on with the one that is there, as the command line does; nothing is trained yet.
 
     `data` are loaded images, or what `load_data` takes: then they are loaded as large as the network needs them.
     `network` are the options of the network that differ from the preset's, the fields of ModelOptions: `width=0.5`.
-    `costs` are tables of costs, which the folder keeps. Whatever can be refused is refused here, with budgets of a
-    later `search` too. Raises ValueError (with BudgetError and DataError) and FileError; nothing is written then.
+    `model` is a network of your own, what `own_network` returns, instead of a preset; the folder keeps it. `costs` are
+    tables of costs, which the folder keeps. Whatever can be refused is refused here, with budgets of a later `search`
+    too. Raises ValueError (with BudgetError and DataError) and FileError; nothing is written then.
     """
     known = {field.name for field in fields(ModelOptions)} - {"preset"}
     if unknown := [name for name in network if name not in known]:
@@ -132,7 +143,7 @@ def new_run(
         where = replace(where, data=str(data))
     else:
         given = data
-    return prepare(cfg, where, ModelOptions(preset, **network), search, costs=_paths(costs), data=given)[1]
+    return prepare(cfg, where, ModelOptions(preset, **network), search, costs=_paths(costs), data=given, model=model)[1]
 
 
 def _tell_start(source: Any) -> None:
@@ -141,12 +152,8 @@ def _tell_start(source: Any) -> None:
         console.print(f"reading {source}", soft_wrap=True)
 
 
-def _default_folder(method: str, source: str) -> Path:
-    return Path("runs") / f"{_stem(user_path(source))}{'' if method == DEFAULT_METHOD else f'-{method}'}"
-
-
 def _checked(
-    settings: RunSettings, options: ModelOptions, data: Data, folder: Path, search: BudgetOptions | None, costs: Paths
+    settings: RunSettings, data: Data, folder: Path, search: BudgetOptions | None, costs: Paths
 ) -> RunSettings:
     """The settings with the network for these images; what can be checked before training is."""
     method = METHODS[settings.method]
@@ -155,7 +162,6 @@ def _checked(
         for images in cfg.parts(len(data.train)):
             check_shares(cfg.batch(len(data.train)), images)
         check_memory(cfg, settings.model, data.device, len(data.train), data)
-    settings = replace(settings, model=options.config(len(data.classes), data.channels))
     check_fits(settings.model, data)
     if isinstance(cfg, SupernetOptions) and cfg.init and not (folder / "float.safetensors").exists():
         start_from(build_network(settings.model), cfg.init, data.classes)  # refused now if they do not fit
@@ -196,11 +202,6 @@ def _begin(settings: RunSettings, data: Data, folder: Path, costs: Paths, change
     distributed.from_main(lambda: create_run(folder, settings, data, called_as(), changed_test))
     keep_tables(costs, folder)
     return Run(folder, settings.model, data, changed_test)
-
-
-def _stem(source: Path) -> str:
-    """The name of a data set for folders of its runs."""
-    return (source.name if source.name not in ("", "..") else source.resolve().name) or "data"
 
 
 def open_run(

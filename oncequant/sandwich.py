@@ -14,6 +14,7 @@ from oncequant.data import Data
 from oncequant.elastic import ALONE, Pass, SharedWeights
 from oncequant.loss import UNWEIGHTED, Loss
 from oncequant.measure import Judge
+from oncequant.models.own_weights import is_trained
 from oncequant.network import Network
 from oncequant.schedule import Schedule
 from oncequant.space import SearchSpace
@@ -69,8 +70,11 @@ def train_float(supernet: Network, cfg: SupernetConfig, data: Data, run_dir: Pat
     What quantized subnets need of it is good weights of the largest; the small ones recover within a few hundred steps
     of the first quantized stage. Its resolution grows over the stage from the least to the largest of the space, each
     for an equal part of the steps: small images are cheaper, and teach nearly as much (docs/log.md). With `every_size`
-    each step has a random one instead, for a teacher that looks at images of every size.
+    each step has a random one instead, for a teacher that looks at images of every size. A network of the user's own
+    that is trained stays as it is.
     """
+    if is_trained(supernet.config):
+        return
     space = supernet.space
     sizes, loss = space.choices["resolution"], cfg.loss(data)
 

@@ -13,9 +13,9 @@ from oncequant.arch import FLOAT_BITS, SKIP, pair
 from oncequant.data import FRACTIONS, Reading
 from oncequant.export.formats import DEFAULT_FORMATS
 from oncequant.family import WIDTHS, NetworkConfig, check_numbers
-from oncequant.files import PathText
+from oncequant.files import PathText, user_path
 from oncequant.limits import Range, check_ranges
-from oncequant.methods import METHODS
+from oncequant.methods import DEFAULT_METHOD, METHODS
 from oncequant.models import PRESETS, family_of, space_of
 from oncequant.run_folder import read_settings
 from oncequant.space import SearchSpace
@@ -85,6 +85,14 @@ class ModelOptions:
 
     preset: str = "auto"
     """Kind and size of the networks; auto takes what suits the method and the images."""
+    network: PathText | None = None
+    """A network of your own, FILE.py:function, instead of a preset. The file is run; its function returns a
+    torch.nn.Module, or one and example images. docs/own.md says what it may be made of."""
+    weights: PathText | None = None
+    """Weights that your own network starts from, a state dict in a .safetensors or .pth file. Default: those that it
+    has when the function returns it."""
+    trained: bool = False
+    """These weights are trained for these classes: the float stage takes them as they are."""
     width: float = 1.0
     """Multiplies all channel counts: 0.5 halves them."""
     resolutions: tuple[int, ...] | None = None
@@ -110,16 +118,20 @@ class ModelOptions:
         """Refuse impossible numbers before any work."""
         check_numbers(self)
 
-    def config(self, num_classes: int, channels: int) -> NetworkConfig:
-        """Configuration for a data set. Raises ValueError if an option is given that the preset's family lacks."""
-        base = PRESETS[self.preset]
+    def config(self, num_classes: int, channels: int, own: NetworkConfig | None = None) -> NetworkConfig:
+        """Configuration for a data set, of the preset or of the user's `own` network. Raises ValueError if an option is
+        given that the family lacks."""
+        base: Any = own or PRESETS[self.preset]
         known, given = {field.name for field in fields(base)}, {}
         for field in fields(self):
             value = getattr(self, field.name)
+            if field.name in ("network", "weights", "trained"):  # of `own`, which has them already
+                continue
             if field.name in known and value is not None:
                 given[field.name] = tuple(sorted(value)) if isinstance(value, tuple) else value
             elif field.name not in known and value != field.default and field.name != "preset":
-                raise ValueError(f"{field.name} is not an option of {family_of(base)} networks (preset {self.preset})")
+                name = f"{family_of(base)} networks (preset {self.preset})" if own is None else "networks of your own"
+                raise ValueError(f"{field.name} is not an option of {name}")
         return replace(base, num_classes=num_classes, image_channels=channels, **given)
 
 
@@ -154,6 +166,16 @@ def presets_of(method: str) -> dict[str, NetworkConfig]:
     """The presets that a method can train, by name."""
     families = METHODS[method].families
     return {name: config for name, config in PRESETS.items() if family_of(config) in families}
+
+
+def folder_of(where: DataOptions, method: str) -> Path:
+    """The folder of a run: the one that is asked for, or runs/NAME, of other methods than the first runs/NAME-METHOD,
+    where the data set gives the name."""
+    if where.run:
+        return user_path(where.run)
+    source = user_path(where.data)
+    name = (source.name if source.name not in ("", "..") else source.resolve().name) or "data"
+    return Path("runs") / f"{name}{'' if method == DEFAULT_METHOD else f'-{method}'}"
 
 
 def suited(method: str, options: ModelOptions, pixels: int) -> ModelOptions:
@@ -300,6 +322,8 @@ class AllBits:
 
     preset: str = "imagenet"
     """Kind and size of the networks."""
+    run: Path | None = None
+    """Run folder whose network is meant, your own perhaps, instead of a preset."""
     width: float = 1.0
     """Multiplies all channel counts, 1.2 in OQA's larger space."""
     bits: int = FLOAT_BITS
@@ -317,14 +341,19 @@ class AllBits:
 
 
 def space_of_all_bits(of: AllBits) -> tuple[SearchSpace, dict[str, int]]:
-    """The space of a preset in which every bit-width can be chosen, also of the edges; and, by choice, the bit-widths
+    """The space of a network in which every bit-width can be chosen, also of the edges; and, by choice, the bit-widths
     that an architecture has which does not name them. Raises ValueError if a bit-width is none of 1 to 8 and 32."""
-    base, every = PRESETS[of.preset], tuple(sorted({*range(1, 9), FLOAT_BITS}))
+    base: Any = PRESETS[of.preset] if of.run is None else read_settings(of.run).model
+    every = tuple(sorted({*range(1, 9), FLOAT_BITS}))
     known = {field.name for field in fields(base)}
+    if "weight_bits" not in known:
+        raise ValueError(f"{of.run} is a run of a method that decides the bit-widths of weights and inputs together")
     own = {name: getattr(of, name) for name in ("width", "se_bits") if name in known}
+    if of.run is not None:
+        own = {"width": base.width, **({"se_bits": of.se_bits} if "se_bits" in known else {})}
     config = replace(base, num_classes=of.num_classes or base.num_classes, weight_bits=every, act_bits=every, **own)
     space = space_of(config)
-    edges = {f"{layer}.{what}_bits": of.edge_bits for layer in ("stem", "classifier") for what in ("weight", "act")}
+    edges = {name: of.edge_bits for name, bits in space.choices.items() if name.endswith("_bits") and len(bits) == 1}
     space = replace(space, choices={**space.choices, **{name: every for name in edges}})
     return space, {name: of.bits for name in space.choices if name.endswith("_bits")} | edges
 
@@ -334,8 +363,8 @@ def config_of_bits(
 ) -> NetworkConfig:
     """The configuration in which every layer's weights and inputs can have every one of `bits`, inputs from 2, and
     blocks of DNAS's networks be left out; edges have their own. Raises ValueError for impossible options."""
-    if options.preset == "auto":
-        raise ValueError(f"preset: give one of {', '.join(PRESETS)}")
+    if options.preset == "auto" or options.network or options.weights or options.trained:
+        raise ValueError(f"preset: give one of {', '.join(PRESETS)}; networks of your own cannot be timed")
     base = PRESETS[options.preset]
     inputs = tuple(b for b in bits if b >= 2) or bits  # files hold no others
     config: Any = options.config(num_classes or base.num_classes, image_channels or base.image_channels)

@@ -55,7 +55,7 @@ def _read(run_dir: Path, stage: str) -> tuple[dict[str, torch.Tensor], dict[str,
     """Tensors and metadata of a stage's file."""
     path = run_dir / f"{stage}.safetensors"
     if not path.exists():
-        have = sorted(p.stem for p in run_dir.glob("*.safetensors") if p.stem != "predictor")
+        have = sorted(p.stem for p in run_dir.glob("*.safetensors") if p.stem not in ("predictor", "network"))
         raise FileError(f"{path} does not exist: stages in this run are {', '.join(have) or 'none yet'}")
     tensors, metadata = read_tensors(path)
     if metadata.get("format") != FORMAT:

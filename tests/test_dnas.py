@@ -41,7 +41,7 @@ def searched(digits, tmp_path, precisions, **options):
     cfg = dnas.Config(**{**FAST, "precisions": precisions, **options})
     torch.manual_seed(0)
     net = build_network(cfg.supernet_model(MODEL))
-    from_scratch.start_alone(net, digits, 0, None)
+    from_scratch.start_alone(net, digits, 0, None, tmp_path)
     dnas.train_search(net, cfg, Run(tmp_path, MODEL, digits))
     last = read_lines(tmp_path / "distribution.jsonl")[-1]
     assert last["step"] == last["steps"]
@@ -141,7 +141,7 @@ def test_every_network_starts_from_given_weights(digits, tmp_path):
     cfg = dnas.Config(**FAST, init=str(tmp_path / "net.pth"))
     config = cfg.supernet_model(MODEL)
     net = build_network(config)
-    from_scratch.start_alone(net, digits, 0, cfg.init)
+    from_scratch.start_alone(net, digits, 0, cfg.init, tmp_path)
     assert torch.equal(net.stage2["block1"].conv1.weight, source.stage2["block1"].conv1.weight)
     wrong = replace(MODEL, stage_widths=(8, 12, 20))
     with pytest.raises(FileError, match=r"net.pth: layer3.0.conv1.weight has shape"):

@@ -20,12 +20,13 @@ from oncequant.family import ElasticConfig, with_bits
 from oncequant.measure import calibrated_subnet, initialise_quantizers
 from oncequant.models import FAMILIES, PRESETS, build_network, extract_subnet, family_of, space_of
 from oncequant.models.own import pairs_of
+from oncequant.models.own_weights import untrained
 from oncequant.models.trace import own_network
 from oncequant.network import elastic_layers
 from oncequant.plan import PlanBuilder, Value
 
 SIZE = 12
-OWN = own_network(Tiny(), torch.zeros(1, 1, SIZE, SIZE)).config
+OWN = untrained(own_network(Tiny(), torch.zeros(1, 1, SIZE, SIZE)).config)
 SMALL = {  # a small configuration of each family: mixed bit-widths, and everything elastic that it has
     "mobilenet_v3": replace(
         PRESETS["nano"], stage_widths=(8, 16), stage_strides=(2, 2), stage_se=(False, True), stage_hswish=(False, True)

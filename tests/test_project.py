@@ -44,7 +44,7 @@ LAYERS = [  # a module may import modules of lines above it, and of its own pack
     {"report"},
     {"methods"},
     {"settings", "parser", "hours", "precision", "tables", "training_memory"},
-    {"hand_made"},
+    {"hand_made", "own_runs"},
     {"compare", "subnets", "card"},
     {"runs"},
     {"options"},

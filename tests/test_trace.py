@@ -1,5 +1,8 @@
 """Networks of users become steps that compute the same, or are refused by name."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from own_networks import Inverted, Residual, Tiny, conv
@@ -7,6 +10,11 @@ from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+from oncequant.export.lower import lower, network_input
+from oncequant.export.onnx_runtime import run_onnx, session
+from oncequant.export.onnx_writer import write_onnx
+from oncequant.export.simulate import run_integer
+from oncequant.measure import calibrated_subnet, initialise_quantizers
 from oncequant.models import build_network, config_from_json, config_to_json, space_of
 from oncequant.models.own import from_text
 from oncequant.models.trace import TraceError, blocks_of, float_network, own_network
@@ -130,11 +138,41 @@ class WithoutLinear(nn.Module):
         WithoutLinear(),
         nn.Sequential(nn.Conv2d(3, 5, SIZE), nn.Flatten()),
         nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE**2, 4, bias=False)),
+        nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE**2, 4), nn.ReLU(), nn.Linear(4, 5), nn.BatchNorm1d(5)),
+        nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE**2, 4), nn.ReLU(), nn.BatchNorm1d(4)),
+        nn.Sequential(nn.Conv2d(3, 4, 8, dilation=2, padding=0), nn.AvgPool2d(2), nn.Flatten()),
         nn.Sequential(conv(3, 8, stride=2), nn.Conv2d(8, 5, 8, padding=1, stride=4), nn.AvgPool2d(1), nn.Flatten()),
     ],
 )
 def test_networks_of_other_ends_compute_the_same(module):
     traced(module)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        SUPPORTED["linear layers"],
+        SUPPORTED["norm alone"],
+        SUPPORTED["squeeze by linear layers"],
+        WithoutLinear(),
+        nn.Sequential(nn.Conv2d(3, 5, SIZE), nn.Flatten()),
+        nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE**2, 4), nn.ReLU(), nn.BatchNorm1d(4)),
+    ],
+)
+@pytest.mark.parametrize("quantizer", ["lsq", "batchquant"])
+def test_files_of_unusual_networks_are_the_simulator_bit_for_bit(module, quantizer, tmp_path):
+    found = own_network(module, torch.zeros(1, 3, SIZE, SIZE))
+    bits = dict(weight_bits=(2, 3, 4), act_bits=(2, 4), steps_per_bits=True, act_quantizer=quantizer)
+    net, images = build_network(replace(found.config, **bits)), torch.randn(64, 3, SIZE, SIZE)
+    net.load_state_dict(found.weights, strict=False)
+    initialise_quantizers(net, images)
+    arch, calibration = net.space.sample(np.random.default_rng(1)), [(images, None)]
+    subnet, classes = calibrated_subnet(net, arch, calibration), tuple(map(str, range(net.config.num_classes)))
+    graph = lower(subnet, arch, (0.5,) * 3, (0.25,) * 3, classes, SIZE, calibration)
+    write_onnx(graph, tmp_path / "model.onnx")
+    pixels = network_input(graph, torch.randn(20, 3, SIZE, SIZE))
+    with torch.no_grad():
+        assert torch.equal(run_onnx(session(tmp_path / "model.onnx"), pixels), run_integer(graph, pixels))
 
 
 def test_a_network_keeps_the_names_of_its_modules():
@@ -187,8 +225,6 @@ def test_the_module_is_left_as_it_was():
 
 
 def test_other_sizes_are_described_where_they_fit():
-    from dataclasses import replace
-
     config = traced(Tiny(3)).config
     space = space_of(replace(config, resolutions=(12, 16, 24)))
     assert space.layers(space.largest())["stem.0"].in_size == 24
@@ -298,6 +334,7 @@ REFUSED = {
     "branching": (Branching(), "torch.export cannot trace the network"),
     "several": (Several(3), "does not return logits .N, classes. alone"),
     "a map": (conv(3, 8), "does not return logits"),
+    "a norm": (nn.Sequential(nn.BatchNorm2d(3), nn.AvgPool2d(SIZE), nn.Flatten()), "the network has no layer"),
     "nothing": (nn.Flatten(), "does not return logits|has no layer"),
     "noise": (Noisy(3), "torch.export cannot trace|other logits|add of a number|rand is not"),
 }

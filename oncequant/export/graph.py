@@ -205,8 +205,8 @@ class Graph:
     @property
     def channels(self) -> int:
         """Image channels."""
-        first = next(weights_of(node) for node in self.nodes if node.op == "conv")
-        return first.weight.shape[1] * first.groups
+        found = [weights_of(node) for node in self.nodes if node.op == "conv"]
+        return found[0].weight.shape[1] * found[0].groups if found else len(self.mean)  # a linear classifier alone
 
     @property
     def resolution(self) -> int:

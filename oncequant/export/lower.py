@@ -208,7 +208,8 @@ def _grids(graph: Graph, names: set[str], calibration: Batches, powers_of_two: b
 def grid_over(low: float, high: float) -> Grid:
     """The 8-bit grid over [low, high], low <= 0 <= high; zero is exactly a code."""
     # A little wider: the range belongs to some channel's integers, and round ratios to their unit make ties common.
-    step = torch.tensor(1.001 * max(high - low, 1e-6) / 255).item()  # as float32
+    spread = high - low if high - low > 1e-6 else 1.0  # of a dead map, for which kernels refuse the tiniest steps
+    step = torch.tensor(1.001 * spread / 255).item()  # as float32
     return Grid(step, min(255, max(0, round(-low / step))), 8)
 
 

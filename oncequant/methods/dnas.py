@@ -265,7 +265,7 @@ def train(cfg: Config, run: Run) -> None:
     floats = replace(config, precisions=(FLOAT_PAIR,), per_layer=not config.can_skip)
     if not (baseline := job(cfg, floats, space_of(floats), run, "float")).is_done():
         train_alone(baseline, run.data)
-    start = partial(start_alone, data=run.data, seed=cfg.seed, init=cfg.init)
+    start = partial(start_alone, data=run.data, seed=cfg.seed, init=cfg.init, folder=run.folder)
     search = Stage("search", config, space_of(config), start, partial(train_search, cfg=cfg, run=run))
     run_stages([search], run, cfg.seed)
     train_samples(cfg, config, search.space, run)

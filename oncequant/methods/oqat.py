@@ -115,7 +115,7 @@ def stage_of(cfg: Config, run: Run, bits: int, higher: int | None, only: Mapping
 
     def start(supernet: Network) -> None:
         if higher is None:
-            start_float(supernet, cfg.init, run.data.classes)
+            start_float(supernet, run.folder, cfg.init, run.data.classes)
         else:
             inherit_bits(load_supernet(run.folder, stage_name(higher), run.data.device), supernet, run.data, cfg)
 

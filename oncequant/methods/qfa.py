@@ -137,9 +137,9 @@ def mixed_precision(cfg: Config, model: ElasticConfig, with_float: bool = False)
     config = replace(model, weight_bits=bits, act_bits=bits, steps_per_bits=True, act_quantizer=cfg.activations)
     space = space_of(config)
     kept: dict[str, int | tuple[int, ...]] = {
-        name: tuple(b for b in bits if b >= cfg.depthwise_floor)
-        for name in space.choices
-        if name.endswith(".depthwise.weight_bits")
+        f"{name}.weight_bits": tuple(b for b in bits if b >= cfg.depthwise_floor)
+        for name, spec in space.layers(space.largest()).items()
+        if spec.depthwise and len(space.choices[f"{name}.weight_bits"]) > 1
     }
     if cfg.space == "precision":
         kept |= {name: max(values) for name, values in space.choices.items() if not name.endswith("_bits")}
@@ -176,13 +176,8 @@ def float_stage(cfg: Config, run: Run, only: Mapping[str, Any]) -> Stage:
     def train(supernet: Network) -> None:
         train_float(supernet, cfg, run.data, run.folder, every_size=True)
 
-    return Stage(
-        "float",
-        run.model,
-        space_of(run.model).restrict(architecture),
-        partial(start_float, init=cfg.init, classes=run.data.classes),
-        train,
-    )
+    start = partial(start_float, folder=run.folder, init=cfg.init, classes=run.data.classes)
+    return Stage("float", run.model, space_of(run.model).restrict(architecture), start, train)
 
 
 def mixed_stage(cfg: Config, run: Run, name: str, only: Mapping[str, Any]) -> Stage:

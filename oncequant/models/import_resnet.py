@@ -67,7 +67,8 @@ def import_standard(net: Network, state: dict[str, Tensor]) -> None:
 
 def standard_layers(net: Network) -> Mapping[str, LayerSpec]:
     """All layers of the network in float, also those that some architectures leave out."""
-    assert isinstance(net.config, ResNetConfig)
+    if not isinstance(net.config, ResNetConfig):
+        raise ValueError("init is for standard residual networks; a network of your own starts from --weights")
     space = space_of(replace(net.config, precisions=(FLOAT_PAIR,), per_layer=False))
     return space.layers(space.largest())
 

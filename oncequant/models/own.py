@@ -68,7 +68,7 @@ def from_text(text: str) -> tuple[int, int, tuple[Step, ...]]:
         rows: list[dict[str, Any]]
         rows = [{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()} for row in values["steps"]]
         steps = tuple(Step(**row) for row in rows)
-        if not any(step.op == "layer" for step in steps):
+        if not any(step.op == "layer" and not step.norm_only for step in steps):
             raise ValueError("there is no layer")
         return int(values["channels"]), int(values["size"]), steps
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -91,12 +91,12 @@ class OwnConfig(ElasticConfig):
     """Digest of the weights that training starts from, which the run folder has; "": random ones."""
     trained: bool = False
     """These weights are those of the float stage, without training."""
-    widest: ClassVar[dict[str, Any]] = {"width": 1.0, "kernel_sizes": (3,), "expand_ratios": (1,), "depths": (1,)}
+    fixed: ClassVar[dict[str, Any]] = {"width": 1.0, "kernel_sizes": (3,), "expand_ratios": (1,), "depths": (1,)}
 
     def __post_init__(self) -> None:
         """Refuse impossible options, naming the field and its allowed values."""
         ElasticConfig.__post_init__(self)
-        for name, value in self.widest.items():
+        for name, value in self.fixed.items():
             if getattr(self, name) != value:
                 raise ValueError(f"{name}: a network of your own has its own; leave it out")
         check_network(self)

@@ -201,14 +201,13 @@ def _ended(steps: Sequence[Step], result: Map) -> list[Step]:
         if step.name in needed:
             needed.update(step.inputs)
     kept = [step for step in steps if step.name in needed]
-    if not any(step.op == "layer" for step in kept):
+    if not any(step.op == "layer" and not step.norm_only for step in kept):
         raise TraceError("the network has no layer")
     last = kept[-1]
-    sizes = {step.name for step in kept if step.op == "mean"}
-    is_linear = last.op == "layer" and not last.padding and last.stride == 1 and last.groups == 1
-    if is_linear and (last.kernel > 1 or last.inputs[0] in sizes or result.flat) or last.op == "mean":
+    usual = (last.padding, last.stride, last.dilation, last.groups) == (0, 1, 1, 1)
+    if last.op == "mean" or last.op == "layer" and usual and not last.norm_only:
         return kept
-    return [*kept, Step("net.mean", "mean", (last.name,))]
+    return [*kept, Step("net.logits", "mean", (last.name,))]
 
 
 def blocks_of(steps: Sequence[Step]) -> list[Step]:
