@@ -142,13 +142,13 @@ def answers_path(run_dir: Path, stage: str, arch: Arch) -> Path:
 
 
 def write_answers(path: Path, answers: Answers, images: str) -> None:
-    """Keep answers to the images with this fingerprint. Raises FileError."""
+    """Keep answers to the images with this `Data.test_digest`. Raises FileError."""
     columns = {"labels": answers.labels.int(), "predicted": answers.predicted.int(), "probability": answers.probability}
     write_tensors(path, columns, {"format": FORMAT, "classes": str(answers.classes), "images": images})
 
 
 def read_answers(path: Path, images: str | None = None) -> Answers | None:
-    """Answers that were kept; None if there are none, or if they are to images with another fingerprint. Raises
+    """Answers that were kept; None if there are none, or if they are to images with another digest. Raises
     FileError for a damaged file."""
     if not path.exists():
         return None
