@@ -21,6 +21,7 @@ from oncequant.files import FileError, read_tensors, write_tensors
 Metric = Literal["top1", "balanced"]
 METRICS: dict[str, str] = {"top1": "top-1", "balanced": "balanced accuracy"}  # with their names, for people
 FORMAT = "oncequant answers 1"
+MOST_CLASSES = 1_000_000  # a damaged file must not ask for the memory of more
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ class Answers:
         shapes = {tuple(column.shape) for column in (self.labels, self.predicted, self.probability)}
         if len(shapes) != 1 or len(shapes.pop()) != 1:
             raise ValueError("labels, predicted and probability must have one value for each image")
+        if not 1 <= self.classes <= MOST_CLASSES:
+            raise ValueError(f"classes {self.classes}: there can be 1 to {MOST_CLASSES:,}")
         if not len(self.labels):
             raise ValueError("there are no images to measure on")
         for name in ("labels", "predicted"):
