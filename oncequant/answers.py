@@ -22,6 +22,7 @@ from oncequant.tensor_files import read_tensors, write_tensors
 Metric = Literal["top1", "balanced"]
 METRICS: dict[str, str] = {"top1": "top-1", "balanced": "balanced accuracy"}  # with their names, for people
 FORMAT = "oncequant answers 1"
+MOST_CLASSES = 1_000_000  # a damaged file must not ask for the memory of more
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ class Answers:
         shapes = {tuple(column.shape) for column in (self.labels, self.predicted, self.probability)}
         if len(shapes) != 1 or len(shapes.pop()) != 1:
             raise ValueError("labels, predicted and probability must have one value for each image")
+        if not 1 <= self.classes <= MOST_CLASSES:
+            raise ValueError(f"classes {self.classes}: there can be 1 to {MOST_CLASSES:,}")
         if not len(self.labels):
             raise ValueError("there are no images to measure on")
         for name in ("labels", "predicted"):
@@ -143,13 +146,13 @@ def answers_path(run_dir: Path, stage: str, arch: Arch) -> Path:
 
 
 def write_answers(path: Path, answers: Answers, images: str) -> None:
-    """Keep answers to the images with this fingerprint. Raises FileError."""
+    """Keep answers to the images with this `Data.test_digest`. Raises FileError."""
     columns = {"labels": answers.labels.int(), "predicted": answers.predicted.int(), "probability": answers.probability}
     write_tensors(path, columns, {"format": FORMAT, "classes": str(answers.classes), "images": images})
 
 
 def read_answers(path: Path, images: str | None = None) -> Answers | None:
-    """Answers that were kept; None if there are none, or if they are to images with another fingerprint. Raises
+    """Answers that were kept; None if there are none, or if they are to images with another digest. Raises
     FileError for a damaged file."""
     if not path.exists():
         return None

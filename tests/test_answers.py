@@ -83,6 +83,7 @@ def test_what_cannot_be_answers_is_refused(tmp_path):
         ([0, 1], [0, -1], 2, "predicted must be classes"),
         ([], [], 2, "no images"),
         ([0, 1], [0], 2, "one value for each image"),
+        ([0, 1], [0, 1], 10**12, "classes 1000000000000: there can be 1 to 1,000,000"),
     ):
         with pytest.raises(ValueError, match=says):
             answers(labels, predicted, classes)

@@ -18,6 +18,7 @@ def test_command_line(tmp_path, monkeypatch, capsys):
     assert (folder / "report" / "distribution.png").exists()
     assert '"pictures":{"distribution":' in (folder / "report" / "index.html").read_text()
     page = (folder / "report" / "index.html").read_text()
+    assert '"answers":{"classes":["0",' in page and '"name":"MA","top1":' in page
     assert '"candidates":["W1 A4","W2 A4","W3 A3","W4 A4","W8 A8","float"]' in page
     capsys.readouterr()
     call(monkeypatch, "info", folder)

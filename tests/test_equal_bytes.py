@@ -22,7 +22,7 @@ config = oq.oqat.Config(bit_schedule=(4,), epochs=1, float_epochs=1, min_steps=3
 run = oq.new_run(config, (rows, None, None), "run", preset="resnet-nano", width=0.5, resolutions=(8,), depths=(1,))
 oq.train_run(config, run)
 oq.search_run(config, run, evaluations=3)
-oq.search_run(config, run, "bitops<=5M", evaluations=3)
+oq.search_run(config, run, "bitops<=5M", evaluations=3, metric="balanced")
 oq.export_run(config, run, "4bit-L", formats=("onnx", "package", "c"))
 oq.report_run(run)
 
@@ -67,6 +67,7 @@ def test_two_equal_runs_are_equal_files(tmp_path):
     assert names >= {"float.safetensors", "float.resume.pt", "run.json", "commands.jsonl", "metrics.jsonl"}
     assert names >= {"measurements.jsonl", "family.json", "exports.json", "verification.json", "model.safetensors"}
     assert names >= {"model.json", "model.onnx", "network.c", "network.h", "index.html", "exports.csv", "pareto.png"}
+    assert "confusion.csv" in names and any(path.parent.name == "answers" for path in kept)
     times = {str(path) for path in first if path.stem == "times"}
     assert times >= {"run/times.jsonl", "run/exports/4bit-L/times.json", "run/report/times.html"}
 

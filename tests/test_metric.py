@@ -5,13 +5,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from commands import fails
+from small_dnas import FAST
+from small_dnas import MODEL as RESNET
+from small_qfa import TINY, trained_in
 from small_spaces import NANO
 
 import oncequant as oq
 from oncequant.answers import Accuracy
 from oncequant.arch import Arch
-from oncequant.methods import METHODS
+from oncequant.cost import COSTS, Budget
+from oncequant.data import load_data
+from oncequant.files import read_json
+from oncequant.methods import METHODS, dnas
 from oncequant.records import Measurement, Sample, append_record, read_records, write_records
+from oncequant.run_folder import Run
 from oncequant.search.finished import best_within, most_accurate_and_efficient, trained_samples
 from oncequant.search.measurements import MeasurementFile, all_costs
 from oncequant.search.pareto import best_under, spread
@@ -118,3 +125,40 @@ def test_other_metrics_are_refused(words, monkeypatch, capsys):
 def test_other_metrics_are_refused_in_python(method):
     with pytest.raises(ValueError, match="metric 'f1': use one of top1, balanced"):
         METHODS[method].SearchOptions(metric="f1")
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory):
+    return trained_in(tmp_path_factory.mktemp("qfa"))
+
+
+def test_the_predictor_learns_the_metric_that_is_asked_for(mixed):
+    cfg, data, folder = mixed
+    run, quick = Run(folder, TINY, data), dict(evaluations=30, population=12, generations=3, front_members=4)
+    family = METHODS["qfa"].choose(cfg, METHODS["qfa"].SearchOptions(metric="balanced", **quick), run)
+    assert metric_of(folder / "predictor.safetensors") == "balanced"
+    assert all(member.top1_predicted is None and member.metric == "balanced" for member in family)
+    found = [m for m in read_records(folder / "measurements.jsonl", Measurement) if m.stage == "mixed"]
+    largest = max(family[1:], key=lambda member: member.balanced_validation)
+    assert largest.balanced_validation == max(m.balanced for m in found)
+    about, unseen = read_json(folder / "predictor.json"), {m.arch for m in found if m.searcher == "sample"}
+    assert about["metric"] == "balanced"
+    fronts = [m for m in found if m.searcher != "sample" and m.arch not in unseen]
+    assert [point["measured"] for point in about["points"]] == [m.balanced for m in fronts]
+    # by the other metric the predictor learns again, from the subnets that are measured already
+    budgets = (Budget(COSTS["params"], 10**9),)
+    METHODS["qfa"].choose(cfg, METHODS["qfa"].SearchOptions(budgets=budgets, **quick), run)
+    assert metric_of(folder / "predictor.safetensors") == "top1"
+    again = [m for m in read_records(folder / "measurements.jsonl", Measurement) if m.searcher == "sample"]
+    assert again == [m for m in found if m.searcher == "sample"]
+
+
+def test_dnas_chooses_by_the_metric(tmp_path):
+    data = load_data((imbalanced(), None, None), size=8)
+    cfg, run = dnas.Config(**{**FAST, "samples": 3}), Run(tmp_path, replace(RESNET, num_classes=3), data)
+    dnas.train(cfg, run)
+    samples = read_records(tmp_path / "samples.json", Sample)
+    for metric in ("top1", "balanced"):
+        found = {member.name: member for member in dnas.choose(cfg, dnas.SearchOptions(metric=metric), run)}
+        assert getattr(found["MA"], f"{metric}_validation") == max(sample.accuracy(metric) for sample in samples)
+        assert found["MA"].metric == metric and found["MA"].balanced_test is not None

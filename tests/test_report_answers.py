@@ -175,3 +175,16 @@ def test_a_run_from_python_shows_its_own_pictures(tmp_path):
     assert all(uri.startswith("data:image/png;base64,") for uri in shown["thumbnails"].values())
     assert "Python objects" in mistakes(oq.report_run(run.folder))[0]["note"]
     assert mistakes(oq.report_run(run, pictures=False))[0]["thumbnails"] == {}
+
+
+def test_answers_to_test_pictures_that_have_changed_are_measured_again(photos, tmp_path, monkeypatch):
+    folder, source = shutil.copytree(photos[0], tmp_path / "run"), shutil.copytree(photos[1], tmp_path / "pictures")
+    values = json.loads((folder / "run.json").read_text())
+    values["settings"]["data"] = str(source)
+    (folder / "run.json").write_text(json.dumps(values))
+    changed = source / mistakes(write_report(folder))[0]["networks"][0]["mistakes"][0][4]
+    Image.new("RGB", (40, 40), "red").save(changed)
+    assert "test images have changed" in mistakes(write_report(folder))[0]["note"]
+    call(monkeypatch, "search", folder, "--changed-test", "--evaluations", "6")
+    shown, wrong = mistakes(write_report(folder))
+    assert shown["note"] == "" and set(shown["thumbnails"]) == set(map(str, wrong))

@@ -56,7 +56,7 @@ function drawConfusion(network) {
     const of = n / network.images[t], strength = t === p ? of : Math.sqrt(of), gap = side > 15 ? 1 : 0;
     const cell = svg("g", {}, svg("title", {}, cellText(network, t, p, n)), svg("rect", { class: t === p ? "right" : "wrong",
       x: margin + p * side + gap, y: margin + t * side + gap, width: side - gap, height: side - gap, "fill-opacity": (0.08 + 0.92 * strength).toFixed(3) }));
-    if (side >= 20) cell.append(svg("text", { class: strength > 0.55 ? "on" : "off", x: middle(p), y: middle(t) + 4, "text-anchor": "middle",
+    if (side >= 20) cell.append(svg("text", { class: strength > 0.62 ? "on" : "off", x: middle(p), y: middle(t) + 4, "text-anchor": "middle",
       style: `font-size:${Math.min(12, (side - 4) / String(n).length * 1.6)}px` }, String(n)));
     root.append(cell);
   }

@@ -50,7 +50,8 @@ def page_data(run: Contents) -> dict[str, Any]:
     ]
     points = [item | {"searcher": record.searcher} for item, record in zip(items, run.measurements)]
     chosen = zip(items[len(points) :], run.family)
-    more = ("top1_test", "top1_predicted", "top1_before_folding", "balanced_test", "balanced_predicted", "metric")
+    more = ["top1_test", "top1_predicted", "top1_before_folding", "metric"]
+    more += ["balanced_test", "balanced_validation", "balanced_predicted"]
     family = [item | {"name": m.name} | {k.removeprefix("top1_"): getattr(m, k) for k in more} for item, m in chosen]
     fronts = [[_front(points, stage, cost) for stage in range(len(stages))] for cost in range(len(costs))]
     on_fronts = [points[i]["top1"] for by_stage in fronts for front in by_stage for i in front]

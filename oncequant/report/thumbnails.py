@@ -12,6 +12,7 @@ from PIL import Image
 from oncequant.answers import read_answers
 from oncequant.data import Data
 from oncequant.files import FileError
+from oncequant.progress import console
 from oncequant.run_folder import read_settings
 from oncequant.run_images import check_images
 
@@ -25,6 +26,8 @@ def images_of(folder: Path) -> tuple[Data | None, str]:
         settings = read_settings(folder)
         if settings.data is None:
             raise FileError(f"{folder} was made of Python objects, which only Python can open again")
+        if settings.data != "digits":
+            console.print(f"reading {settings.data} for pictures of mistakes (not with --no-pictures)", soft_wrap=True)
         data = settings.load_data(torch.device("cpu"), run_dir=folder)
         check_images(folder, data, changed_test=True)  # answers to other pictures are found out one by one
         return data, ""
@@ -34,7 +37,7 @@ def images_of(folder: Path) -> tuple[Data | None, str]:
 
 def answered_images(path: Path, data: Data | None) -> bool:
     """Whether answers in a file are those to the test images of `data`. Raises FileError."""
-    return data is not None and read_answers(path, data.fingerprint) is not None
+    return data is not None and read_answers(path, data.test_digest) is not None
 
 
 def data_uris(data: Data, indices: Iterable[int]) -> dict[int, str]:

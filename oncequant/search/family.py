@@ -159,7 +159,7 @@ def hand_out(
     earlier search that go. The test images are looked at once for each network, whatever its name: what it answers to
     them is kept in `answers/`.
     """
-    path, costs, images = run_dir / "family.json", run_costs(run_dir), judge.data.fingerprint
+    path, costs, images = run_dir / "family.json", run_costs(run_dir), judge.data.test_digest
     family = {member.name: member for member in read_records(path, Member)}
 
     def member(pick: Pick) -> tuple[Member, Answers]:
