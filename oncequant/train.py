@@ -11,7 +11,7 @@ import os
 import time
 import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -29,6 +29,7 @@ from oncequant.progress import track
 from oncequant.records import Metrics, Time, append_record, read_metrics, read_records, write_records
 from oncequant.schedule import OPTIMIZERS, Schedule, make_optimizers
 
+FINE_TUNED = 0.6  # of the learning rates, for weights that are trained already
 PRECISIONS = ("auto", "float32", "bfloat16")
 WEIGHTS = ("none", "balanced")
 
@@ -171,7 +172,8 @@ class SupernetOptions:
     """Of the quantized supernets, with optimizer muon."""
     init: PathText | None = None
     """Weights that the float stage starts from: the folder of another run, or a file (.pth, .safetensors) of OFA's
-    MobileNetV3 or of a standard residual network. Layers of other shapes start anew."""
+    MobileNetV3 or of a standard residual network. Layers of other shapes start anew. The stage then learns at 0.6 of
+    its rates."""
     random_subnets: int = 1
     """Random subnets per step beside the largest and the smallest; more train larger spaces better."""
     float_sandwich: bool = False
@@ -190,6 +192,12 @@ class SupernetOptions:
                 "sync_batch_norm needs the same architectures in every process: not with independent_archs"
             )
         check_ranges(self, quantized_lr=RATES, quantized_muon_lr=RATES, random_subnets=(0, 100))
+
+    def started(self, schedule: Schedule) -> Schedule:
+        """The schedule of the float stage, with lower rates if it starts from weights (docs/log.md)."""
+        if self.init is None:
+            return schedule
+        return replace(schedule, lr=FINE_TUNED * schedule.lr, muon_lr=FINE_TUNED * schedule.muon_lr)
 
     @property
     def shares_ranges(self) -> bool:

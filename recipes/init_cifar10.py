@@ -25,6 +25,7 @@ from oncequant.methods import oqat
 from oncequant.run_folder import Run
 from oncequant.runs import new_run
 from oncequant.supernet_file import load_supernet
+from oncequant.train import FINE_TUNED
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,8 @@ def main(options: Options) -> None:
                 cfg = replace(cfg, init=str(before.folder))
             if options.muon_lrs:
                 for rate in options.muon_lrs if start == "weights" else (cfg.muon_lr,):
-                    tried = replace(cfg, bit_schedule=(), muon_lr=rate, lr=cfg.lr * rate / cfg.muon_lr)
+                    scale = rate / cfg.muon_lr / (FINE_TUNED if start == "weights" else 1)
+                    tried = replace(cfg, bit_schedule=(), muon_lr=scale * cfg.muon_lr, lr=scale * cfg.lr)
                     run = trained(tried, second, options.out / f"{start}-{rate:g}")
                     net, judge = load_supernet(run.folder, "float"), Judge(second, cfg.calibration(second))
                     print(start, rate, judge.validation(net, net.space.largest()).top1, flush=True)

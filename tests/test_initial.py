@@ -174,3 +174,11 @@ def test_one_line_for_what_cannot_be_started_from(place, message, tmp_path, monk
     status = 2 if not place else 1
     assert message in fails(monkeypatch, capsys, "train", "--run", "run", "--init", place, status=status)
     assert not (tmp_path / "run").exists()
+
+
+def test_the_float_stage_learns_slower_from_weights():
+    plain, from_weights = (replace(CONFIG, init=init).schedule("float", digits()) for init in (None, "somewhere"))
+    assert from_weights.muon_lr == pytest.approx(0.6 * plain.muon_lr)
+    assert from_weights.lr == pytest.approx(0.6 * plain.lr) and from_weights.steps == plain.steps
+    lower = [replace(CONFIG, init=init).schedule("4bit", digits()) for init in (None, "somewhere")]
+    assert lower[0] == lower[1]

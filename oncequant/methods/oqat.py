@@ -76,7 +76,7 @@ class Config(SupernetOptions, TrainingOptions):
         """Steps and learning rate of a stage."""
         schedule = super().schedule(stage, data)
         if stage == "float":
-            return schedule
+            return self.started(schedule)
         return replace(schedule, lr=self.quantized_lr, muon_lr=self.quantized_muon_lr)
 
 

@@ -102,7 +102,7 @@ class Config(SupernetOptions, TrainingOptions):
         """Steps and learning rate of a stage; the one with float among the bit-widths is half as long as the last."""
         schedule = super().schedule(stage, data)
         if stage == "float":
-            return schedule
+            return self.started(schedule)
         schedule = replace(schedule, lr=self.quantized_lr, muon_lr=self.quantized_muon_lr)
         if stage == "mixed":
             return schedule
