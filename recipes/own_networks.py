@@ -1,9 +1,10 @@
 """Networks that torchvision and timm build, as a user's own: traced or refused, logits, exported at mixed bits.
 
-Every network has random weights and batch norms that are not neutral, images of 64 px (Inception 96), 1,000 classes. Each layer but the first and the last gets random bit-widths of weights and inputs; step sizes start from the
-weights and one batch. A row says how far the float logits are from the module's, as a part of the largest, and on how
-many images ONNX Runtime with all optimisations gives the logits of the integer simulator, bit for bit. Nothing is
-trained or downloaded.
+Every network has random weights and batch norms that are not neutral, images of 64 px (Inception 96), 1,000 classes.
+Each layer but the first and the last gets random bit-widths of weights and inputs; step sizes start from the weights
+and one batch. A row says how far the float logits are from the module's, as a part of the largest, and on how many
+images ONNX Runtime with all optimisations gives the logits of the integer simulator, bit for bit. Nothing is trained or
+downloaded.
 
 torchvision needs the torch that it was built for, so this runs in an environment of its own:
 
