@@ -241,7 +241,8 @@ def info(options: Info) -> None:
         return
     settings = read_settings(options.run)
     values = read_object(options.run / "run.json")
-    preset = f", preset {settings.preset}" if settings.preset else ""
+    own = ", a network of your own" if hasattr(settings.model, "network") else ""
+    preset = f", preset {settings.preset}" if settings.preset else own
     console.print(f"{options.run}: {settings.method} on {values['data'].get('name')}{preset}")
     console.print(f"made {date_of(options.run)} on {values['device']} by: {values['command']}", soft_wrap=True)
     for later in commands_of(options.run)[1:]:

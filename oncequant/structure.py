@@ -23,7 +23,8 @@ from oncequant.grids import (
 )
 
 FUSED = ("conv", "add", "multiply", "mean")  # with the one quantizer that reads them
-KNOWN_MOVES = ("maxpool", "subsample", "pad_channels")  # which there are kernels for, of maxpool with one window only
+KNOWN_MOVES = ("maxpool", "subsample", "pad_channels")  # which there are kernels for
+EVERY_SECOND: planned.Window = (1, 2, 0, 0)
 PIXELS, LOGITS = "pixels", "logits"
 
 
@@ -36,8 +37,8 @@ class Shape(NamedTuple):
 
     layer: str
     """Whose output it was; "" for the image's pixels."""
-    halvings: int = 0
-    """By operations behind it that keep every second pixel."""
+    windows: tuple[planned.Window, ...] = ()
+    """Of operations behind it that make it smaller: kernel, stride, pixels added before and after."""
     added: int = 0
     """Channels."""
     is_mean: bool = False
@@ -45,8 +46,8 @@ class Shape(NamedTuple):
 
     def of(self, size: Any, channels: Any) -> tuple[Any, Any]:
         """(height = width, channels), of those of the layer's output."""
-        for _ in range(self.halvings):
-            size = (size + 1) // 2
+        for kernel, stride, before, after in self.windows:
+            size = (size + before + after - kernel) // stride + 1
         return (size if not self.is_mean else 1), channels + self.added
 
 
@@ -55,8 +56,8 @@ class Call:
     """One kernel call, from maps of codes to one."""
 
     op: str
-    """pixels, lookup, linear, or an operation of a graph: conv, add, multiply, mean, maxpool, subsample,
-    pad_channels."""
+    """pixels, lookup, linear, pool (a maxpool with another window), or an operation of a graph: conv, add, multiply,
+    mean, maxpool, subsample, pad_channels."""
     name: str
     """Of the node."""
     inputs: tuple[str, ...]
@@ -143,13 +144,16 @@ class _Calls:
         for i, move in enumerate(moves):
             if move.op not in MOVES:
                 continue
-            if move.op not in KNOWN_MOVES or move.window not in (None, planned.POOL):
-                raise CannotRun(f"{move.name}: no kernel for {move.op}{move.window or ''}")
+            if move.op not in KNOWN_MOVES:
+                raise CannotRun(f"{move.name}: no kernel for {move.op}")
+            op, window = move.op, EVERY_SECOND if move.op == "subsample" else move.window or planned.POOL
+            if op == "maxpool" and window != planned.POOL:
+                op = "pool"
             if move.op == "pad_channels":
                 shape = shape._replace(added=shape.added + sum(move.channels))
             else:
-                shape = shape._replace(halvings=shape.halvings + 1)
-            call = Call(move.op, move.name, (name,), f"{node.name}~{i}", shape, (source.name,), source.name)
+                shape = shape._replace(windows=(*shape.windows, window))
+            call = Call(op, move.name, (name,), f"{node.name}~{i}", shape, (source.name,), source.name)
             self.found.append(call)
             name = self.found[-1].output
         self.shapes[node.name] = shape

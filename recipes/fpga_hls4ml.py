@@ -4,8 +4,8 @@
     python recipes/fpga_hls4ml.py runs/digits/exports/2bit-S out
 
 The folder needs the format `package`. hls4ml wants inputs' steps that are powers of two and no zero points, as
-`oncequant run --power-of-two-steps` makes them; others are rounded here, in the graph, which costs accuracy: then what is
-compared is arithmetic. A network for digits compiles in minutes.
+`oncequant run --power-of-two-steps` makes them; others are rounded here, in the graph, which costs accuracy: then what
+is compared is arithmetic. A network for digits compiles in minutes.
 """
 
 import importlib

@@ -1,10 +1,10 @@
 """Networks that torchvision and timm build, as a user's own: traced or refused, logits, exported at mixed bits.
 
-Every network has random weights and batch norms that are not neutral, images of 64 px (VGG 224, Inception 96), 1,000
-classes. Each layer but the first and the last gets random bit-widths of weights and inputs; step sizes start from the
-weights and one batch. A row says how far the float logits are from the module's, as a part of the largest, and on how
-many images ONNX Runtime with all optimisations gives the logits of the integer simulator, bit for bit. Nothing is
-trained or downloaded.
+Every network has random weights and batch norms that are not neutral, images of 64 px (Inception 96), 1,000 classes.
+Each layer but the first and the last gets random bit-widths of weights and inputs; step sizes start from the weights
+and one batch. A row says how far the float logits are from the module's, as a part of the largest, and on how many
+images ONNX Runtime with all optimisations gives the logits of the integer simulator, bit for bit. Nothing is trained or
+downloaded.
 
 torchvision needs the torch that it was built for, so this runs in an environment of its own:
 
@@ -44,11 +44,11 @@ from oncequant.models.trace import TraceError, float_network, own_network
 from oncequant.structure import CannotRun
 
 SIZE, IMAGES = 64, 16
-LARGER = {"vgg11_bn": 224, "inception_v3": 96}  # which do not take images of 64 px
+LARGER = {"inception_v3": 96}  # which does not take images of 64 px
 BITS = dict(weight_bits=(2, 3, 4, 6, 8), act_bits=(2, 3, 4, 6, 8), steps_per_bits=True)
 TORCHVISION = (
     "mobilenet_v2 mobilenet_v3_small mobilenet_v3_large resnet18 resnet50 efficientnet_b0 regnet_x_400mf "
-    "regnet_y_400mf shufflenet_v2_x1_0 squeezenet1_1 densenet121 mnasnet1_0 googlenet vgg11_bn inception_v3 "
+    "regnet_y_400mf shufflenet_v2_x1_0 squeezenet1_1 densenet121 mnasnet1_0 googlenet inception_v3 "
     "convnext_tiny"
 )
 TIMM = (

@@ -241,13 +241,30 @@ def test_channels_are_sliced_and_dealt_out():
         ("pad", "pad: no kernel for pad"),
         ("slice", "slice: no kernel for slice"),
         ("branches", "no kernel for concat"),
-        ("maxpool", "maxpool: no kernel for maxpool"),
     ],
 )
 def test_kernels_in_c_name_what_they_lack(name, text):
     space = network(BODIES[name]).space
     with pytest.raises(CannotRun, match=text):
         blank_calls(space.plan(space.largest()).nodes)
+
+
+IN_C = ["relu6", "silu", "sigmoid", "hardsigmoid", "maxpool", "maxpool of relu", "squeeze and excite", "overlapping"]
+
+
+@pytest.mark.compiler
+@pytest.mark.parametrize("name", IN_C)
+def test_c_is_the_simulator_bit_for_bit_and_as_large_as_said(name, tmp_path):
+    bodies = {**BODIES, "overlapping": relu_then("maxpool", window=(3, 2, 0, 1))}
+    net = network(bodies[name])
+    subnet, arch, graph, about, calibration = exported(net)
+    test = [(torch.randn(20, 3, SIZE, SIZE), torch.randint(CLASSES, (20,)))]
+    found = export_network(subnet, arch, *about, calibration, test, tmp_path, ["c"])
+    assert found.problems == ()
+    plan, in_c = net.space.layers(arch), found.judgements["c"]
+    assert in_c.different_images == 0 and in_c.arena_bytes <= COSTS["ram_bytes"](plan)
+    if in_c.cortex_m4_flash_bytes is not None:
+        assert in_c.cortex_m4_flash_bytes <= COSTS["flash_bytes"](plan)
 
 
 def test_costs_in_c_are_refused_by_name():

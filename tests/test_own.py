@@ -78,6 +78,7 @@ def test_qfa_searches_its_bits_and_the_folder_is_enough(file, monkeypatch, capsy
     call(monkeypatch, "evaluate", "run", "mixed-bitops2M")
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["bitops"] <= 2e6
     call(monkeypatch, "info", "run")
+    assert "qfa on digits, a network of your own" in capsys.readouterr().out
     call(monkeypatch, "report", "run")
     assert "blocks.0.deep.0" in Path("run/report/index.html").read_text()
     Path("archs.jsonl").write_text('{}\n{"stem.0.weight_bits": 4}\n')

@@ -191,7 +191,7 @@ def test_kinds_of_pictures_are_all_that_training_tells_apart(tmp_path):
 
 def test_the_example_in_the_docs_feeds_what_training_fed(tmp_path, monkeypatch, capsys):
     page = (Path(__file__).parent.parent / "docs" / "export.md").read_text()
-    with_classifier, with_runtime, with_package, with_c, _ = re.findall(
+    with_classifier, with_runtime, with_package, with_c, *_ = re.findall(
         r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL
     )
     _, _, graph = nano4()

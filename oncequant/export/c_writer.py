@@ -16,6 +16,7 @@ from oncequant.export.packing import pack_words
 from oncequant.export.program import Placement, Program, Step
 from oncequant.export.simulate import addition, bias_scale, run_integer
 from oncequant.export.stack import Sizes, stack_constants
+from oncequant.plan import POOL
 from oncequant.structure import LOGITS, PIXELS, CannotRun
 
 TESTED = 20  # pictures of the self-test
@@ -119,6 +120,10 @@ def _call(step: Step, i: int, program: Program, placement: Placement, constants:
             return f"mean({sources[0]}, {target}, {sizes}, {_float(ratio)}, {last}, {scratch});"
         case "maxpool" | "subsample":
             return f"{step.op}({sources[0]}, {target}, {before.size}, {channels});"
+        case "pool":
+            kernel, stride, start, _ = step.window or POOL
+            sizes = f"{before.size}, {channels}, {kernel}, {stride}, {start}, {maps[step.output].size}"
+            return f"pool({sources[0]}, {target}, {sizes});"
         case "pad_channels":
             assert step.channels is not None
             sizes = f"{pixels}, {channels}, {step.channels[0]}, {step.channels[1]}, {step.grids[0].zero_point}"

@@ -95,6 +95,7 @@ CALLS = {  # of kernels/layers.h
         "mean",
         "lookup",
         "maxpool",
+        "pool",
         "subsample",
         "pad_channels",
     ),

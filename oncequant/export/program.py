@@ -16,6 +16,7 @@ from oncequant.export.graph import Graph, Grid, Node, Weights, grid_of
 from oncequant.export.simulate import elementwise
 from oncequant.grids import ELEMENTWISE
 from oncequant.memory import aligned, layer_scratch, mean_scratch
+from oncequant.plan import Window
 from oncequant.structure import PIXELS, Call, CannotRun, calls_of, lives
 
 MOST_KERNEL = 7
@@ -42,8 +43,7 @@ class Step:
     """One kernel call."""
 
     op: str
-    """pixels, lookup, linear, or an operation of a graph: conv, add, multiply, mean, maxpool, subsample,
-    pad_channels."""
+    """That of a `structure.Call`."""
     name: str
     """Of the node."""
     inputs: tuple[str, ...]
@@ -59,6 +59,8 @@ class Step:
     """Of pixels (C, 256), of lookup (256,): codes, uint8."""
     channels: tuple[int, int] | None = None
     """Of pad_channels."""
+    window: Window | None = None
+    """Of pool."""
 
     @property
     def is_depthwise(self) -> bool:
@@ -120,9 +122,9 @@ def program(graph: Graph) -> Program:
         if grid is not None:
             maps[call.output] = Map(*call.shape.of(*outputs[call.shape.layer]), grid)
         own = tables[call.name] if call.op in ("pixels", "lookup") else None
-        steps.append(
-            Step(call.op, call.name, call.inputs, call.output, weights, read, grid, own, nodes[call.name].channels)
-        )
+        node = nodes[call.name]
+        more = weights, read, grid, own, node.channels, node.window
+        steps.append(Step(call.op, call.name, call.inputs, call.output, *more))
     return Program(graph, tuple(steps), maps)
 
 

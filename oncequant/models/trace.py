@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from oncequant.family import Family
 from oncequant.models.own import FAMILY, IMAGES, OwnConfig, Step, first_and_last, to_text
 from oncequant.models.trace_layers import LAYERS
 from oncequant.models.trace_shapes import RESHAPES, SHAPES, regrouped
@@ -104,8 +103,7 @@ def _check_logits(found: OwnNetwork, module: nn.Module, images: Tensor) -> None:
 
 def float_network(found: OwnNetwork) -> Network:
     """The traced network in float with its weights, in evaluation mode."""
-    family: Family = FAMILY
-    net = Network(found.config, family.space(found.config))
+    net = Network(found.config, FAMILY.space(found.config))
     net.load_state_dict(found.weights)
     return net.eval()
 

@@ -368,6 +368,22 @@ KERNEL void maxpool(const uint8_t *x, uint8_t *y, int32_t size, int32_t channels
         }
 }
 
+/* The largest of kernel x kernel pixels, every `stride` pixels, from `before` pixels outside; there is nothing. */
+KERNEL void pool(const uint8_t *x, uint8_t *y, int32_t size, int32_t channels, int32_t kernel, int32_t stride,
+                        int32_t before, int32_t out_size)
+{
+    for (int32_t i = 0; i < out_size; i++)
+        for (int32_t j = 0; j < out_size; j++, y += channels) {
+            const int32_t top = i * stride - before, left = j * stride - before;
+            fill_bytes(y, 0, channels);
+            for (int32_t row = top > 0 ? top : 0; row < least(size, top + kernel); row++)
+                for (int32_t column = left > 0 ? left : 0; column < least(size, left + kernel); column++) {
+                    const uint8_t *in = x + (row * size + column) * channels;
+                    for (int32_t c = 0; c < channels; c++) y[c] = in[c] > y[c] ? in[c] : y[c];
+                }
+        }
+}
+
 /* Every second pixel. */
 KERNEL void subsample(const uint8_t *x, uint8_t *y, int32_t size, int32_t channels)
 {
