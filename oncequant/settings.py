@@ -82,14 +82,6 @@ class ModelOptions:
 
     preset: str = "auto"
     """Kind and size of the networks; auto takes what suits the method and the images."""
-    network: PathText | None = None
-    """A network of your own, FILE.py:function, instead of a preset. The file is run; its function returns a
-    torch.nn.Module, or one and example images. docs/own.md says what it may be made of."""
-    weights: PathText | None = None
-    """Weights that your own network starts from, a state dict in a .safetensors or .pth file. Default: those that it
-    has when the function returns it."""
-    trained: bool = False
-    """These weights are trained for these classes: the float stage takes them as they are."""
     width: float = 1.0
     """Multiplies all channel counts: 0.5 halves them."""
     resolutions: tuple[int, ...] | None = None
@@ -108,6 +100,14 @@ class ModelOptions:
     """Signed grid after linear bottlenecks; without, it clips at zero, as the official code."""
     weight_quantizer: str | None = None
     """Quantizer of weights. Default: lsq, learned step sizes."""
+    network: PathText | None = None
+    """A network of your own, FILE.py:function, instead of a preset. The file is run; its function returns a
+    torch.nn.Module, or one and example images. docs/own.md says what it may be made of."""
+    weights: PathText | None = None
+    """Weights that your own network starts from, a state dict in a .safetensors or .pth file. Default: those that it
+    has when the function returns it."""
+    trained: bool = False
+    """These weights are trained for these classes: the float stage takes them as they are."""
 
     def __post_init__(self) -> None:
         """Refuse impossible numbers before any work."""
