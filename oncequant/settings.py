@@ -85,14 +85,6 @@ class ModelOptions:
 
     preset: str = "auto"
     """Kind and size of the networks; auto takes what suits the method and the images."""
-    network: PathText | None = None
-    """A network of your own, FILE.py:function, instead of a preset. The file is run; its function returns a
-    torch.nn.Module, or one and example images. docs/own.md says what it may be made of."""
-    weights: PathText | None = None
-    """Weights that your own network starts from, a state dict in a .safetensors or .pth file. Default: those that it
-    has when the function returns it."""
-    trained: bool = False
-    """These weights are trained for these classes: the float stage takes them as they are."""
     width: float = 1.0
     """Multiplies all channel counts: 0.5 halves them."""
     resolutions: tuple[int, ...] | None = None
@@ -113,6 +105,14 @@ class ModelOptions:
     """Quantizer of weights. Default: lsq, learned step sizes."""
     power_of_two_steps: bool = False
     """Step sizes of inputs are powers of two, for FPGA tools."""
+    network: PathText | None = None
+    """A network of your own, FILE.py:function, instead of a preset. The file is run; its function returns a
+    torch.nn.Module, or one and example images. docs/own.md says what it may be made of."""
+    weights: PathText | None = None
+    """Weights that your own network starts from, a state dict in a .safetensors or .pth file. Default: those that it
+    has when the function returns it."""
+    trained: bool = False
+    """These weights are trained for these classes: the float stage takes them as they are."""
 
     def __post_init__(self) -> None:
         """Refuse impossible numbers before any work."""
