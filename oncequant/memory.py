@@ -32,7 +32,9 @@ CODE = 2600 + 250  # also of 8 bits, which edges have
 CODE_OF_BITS = {1: 1790, 2: 1170, 3: 2960, 4: 840, 5: 3180, 6: 1900, 7: 4760}  # if a layer has such weights
 DEPTHWISE_CODE = 1350
 DEPTHWISE_CODE_OF_BITS = {1: 1140, 2: 610, 3: 1340, 4: 330, 5: 1310, 6: 720, 7: 1340}  # if any layer is depthwise
-OPERATION_CODE = {"maxpool": 180, "pool": 240, "subsample": 180}  # those of other operations are in the base
+OPERATION_CODE = {  # those of other operations are in the base
+    "maxpool": 180, "pool": 240, "subsample": 180, "concat": 120, "slice": 100, "shuffle": 120,
+}  # fmt: skip
 CALL_CODE = {"conv": 14, "linear": 14, "lookup": 30}
 OTHER_CALL_CODE = 40
 CLASS_BYTES = 16  # a pointer, and a name of 11 letters
@@ -151,10 +153,12 @@ def one_byte(specs: Specs, value: Number, part: None) -> Number:
 
 def _shape(shape: Shape, specs: Specs) -> tuple[Number, Number]:
     """(size, channels)."""
-    if shape.layer:
-        return shape.of(specs[shape.layer].out_size, specs[shape.layer].out_channels)
     first = next(iter(specs.values()))
-    return shape.of(first.in_size, first.in_channels)
+
+    def outputs(layer: str) -> tuple[Number, Number]:
+        return (specs[layer].out_size, specs[layer].out_channels) if layer else (first.in_size, first.in_channels)
+
+    return shape.of(outputs)
 
 
 def float_layers(specs: Specs) -> Number:
@@ -206,12 +210,14 @@ def needs(nodes: tuple[Node, ...], depthwise: bool) -> Needs:
             add(Term(scratch_of_mean, call.shape), i, i)
         elif call.op == "pixels":
             add(Term(pixel_tables), constant, constant)
-        elif call.op == "lookup":
-            grid = quantizers[call.read[0]].grid
-            add(Term(table_bytes, None if grid.endswith(".q") else grid), constant, constant)
+        elif call.op in ("lookup", "concat"):
+            for name in call.read:
+                grid = quantizers[name].grid
+                add(Term(table_bytes, None if grid.endswith(".q") else grid), constant, constant)
     ops = [call.op for call in calls]
     fixed = CODE + DEPTHWISE_CODE * depthwise + sum(CALL_CODE.get(op, OTHER_CALL_CODE) for op in ops)
     fixed += sum(OPERATION_CODE.get(op, 0) for op in set(ops))
+    fixed += sum(OTHER_CALL_CODE * (len(call.inputs) - 1) for call in calls if call.op == "concat")
     for term, times in ((Term(code_of_bits, depthwise), 1), (Term(class_names), 1), (Term(one_byte), fixed)):
         add(term, code, code, times)
     table = np.stack(list(count.values()), axis=1)

@@ -22,8 +22,8 @@ from oncequant.grids import (
     with_quantizers,
 )
 
-FUSED = ("conv", "add", "multiply", "mean")  # with the one quantizer that reads them
-KNOWN_MOVES = ("maxpool", "subsample", "pad_channels")  # which there are kernels for
+FUSED = ("conv", "add", "multiply", "mean", "concat")  # with the one quantizer that reads them
+KNOWN_MOVES = ("maxpool", "subsample", "pad_channels", "slice", "shuffle")  # which there are kernels for
 EVERY_SECOND: planned.Window = (1, 2, 0, 0)
 PIXELS, LOGITS = "pixels", "logits"
 
@@ -43,9 +43,15 @@ class Shape(NamedTuple):
     """Channels."""
     is_mean: bool = False
     """One pixel."""
+    kept: int | None = None
+    """Channels, where some were left out."""
+    parts: tuple[Any, ...] = ()
+    """The Shapes of maps whose channels it has, of a concatenation; then there is no `layer`."""
 
-    def of(self, size: Any, channels: Any) -> tuple[Any, Any]:
-        """(height = width, channels), of those of the layer's output."""
+    def of(self, outputs: Callable[[str], tuple[Any, Any]]) -> tuple[Any, Any]:
+        """(height = width, channels), of those of layers' outputs."""
+        found = [part.of(outputs) for part in self.parts] or [outputs(self.layer)]
+        size, channels = found[0][0], self.kept or sum(each for _, each in found)
         for kernel, stride, before, after in self.windows:
             size = (size + before + after - kernel) // stride + 1
         return (size if not self.is_mean else 1), channels + self.added
@@ -57,7 +63,7 @@ class Call:
 
     op: str
     """pixels, lookup, linear, pool (a maxpool with another window), or an operation of a graph: conv, add, multiply,
-    mean, maxpool, subsample, pad_channels."""
+    mean, concat, maxpool, subsample, pad_channels, slice, shuffle."""
     name: str
     """Of the node."""
     inputs: tuple[str, ...]
@@ -151,7 +157,9 @@ class _Calls:
                 op = "pool"
             if move.op == "pad_channels":
                 shape = shape._replace(added=shape.added + sum(move.channels))
-            else:
+            elif move.op == "slice":
+                shape = shape._replace(added=0, kept=move.channels[1] - move.channels[0])
+            elif move.op != "shuffle":
                 shape = shape._replace(windows=(*shape.windows, window))
             call = Call(op, move.name, (name,), f"{node.name}~{i}", shape, (source.name,), source.name)
             self.found.append(call)
@@ -175,9 +183,12 @@ class _Calls:
         if source.op == "multiply" and self.shapes[inputs[0].name].is_mean:
             inputs.reverse()  # the map first, what it is multiplied by behind it
         shape = self.shapes[inputs[0].name]
-        shape = (
-            Shape(source.name) if source.op == "conv" else shape._replace(is_mean=shape.is_mean or source.op == "mean")
-        )
+        if source.op == "conv":
+            shape = Shape(source.name)
+        elif source.op == "concat":
+            shape = Shape("", parts=tuple(self.shapes[each.name] for each in inputs))
+        else:
+            shape = shape._replace(is_mean=shape.is_mean or source.op == "mean")
         names = tuple(self.codes(each.name) for each in inputs)
         read = tuple(each.name for each in inputs)
         self.add(source.op, source.name, names, node.name, shape, read, node.name)

@@ -124,6 +124,19 @@ def _call(step: Step, i: int, program: Program, placement: Placement, constants:
             kernel, stride, start, _ = step.window or POOL
             sizes = f"{before.size}, {channels}, {kernel}, {stride}, {start}, {maps[step.output].size}"
             return f"pool({sources[0]}, {target}, {sizes});"
+        case "concat":
+            parts, start, total = [], 0, maps[step.output].channels
+            for n, (source, of) in enumerate(zip(sources, step.grids)):
+                count, values = maps[step.inputs[n]].channels, of.dequantize(torch.arange(2.0**of.bits))
+                table = constants.add("uint8_t", f"table_{i}_{n}", grid.quantize(values).numpy().astype(np.uint8))
+                parts.append(f"join({source}, {target}, {pixels}, {count}, {start}, {total}, {table});")
+                start += count
+            return "\n    ".join(parts)
+        case "slice" | "shuffle":
+            assert step.channels is not None
+            first, second = step.channels
+            sizes = f"{pixels}, {channels}, {first}, {second - first if step.op == 'slice' else second}"
+            return f"{step.op}_channels({sources[0]}, {target}, {sizes});"
         case "pad_channels":
             assert step.channels is not None
             sizes = f"{pixels}, {channels}, {step.channels[0]}, {step.channels[1]}, {step.grids[0].zero_point}"

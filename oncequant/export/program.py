@@ -58,7 +58,7 @@ class Step:
     table: Tensor | None = None
     """Of pixels (C, 256), of lookup (256,): codes, uint8."""
     channels: tuple[int, int] | None = None
-    """Of pad_channels."""
+    """Of pad_channels, slice and shuffle."""
     window: Window | None = None
     """Of pool."""
 
@@ -120,7 +120,7 @@ def program(graph: Graph) -> Program:
         if call.op == "pixels":
             tables[call.name] = _pixel_table(graph, grid_of(nodes[call.name]))
         if grid is not None:
-            maps[call.output] = Map(*call.shape.of(*outputs[call.shape.layer]), grid)
+            maps[call.output] = Map(*call.shape.of(outputs.__getitem__), grid)
         own = tables[call.name] if call.op in ("pixels", "lookup") else None
         node = nodes[call.name]
         more = weights, read, grid, own, node.channels, node.window

@@ -384,6 +384,31 @@ KERNEL void pool(const uint8_t *x, uint8_t *y, int32_t size, int32_t channels, i
         }
 }
 
+/* Some channels of a map of `total`, from channel `first`: those of another map, whose codes a table translates. */
+KERNEL void join(const uint8_t *x, uint8_t *y, int32_t pixels, int32_t channels, int32_t first, int32_t total,
+                        const uint8_t *table)
+{
+    y += first;
+    for (int32_t i = 0; i < pixels; i++, x += channels, y += total)
+        for (int32_t c = 0; c < channels; c++) y[c] = table[x[c]];
+}
+
+/* `count` channels from channel `first`. */
+KERNEL void slice_channels(const uint8_t *x, uint8_t *y, int32_t pixels, int32_t channels, int32_t first,
+                                  int32_t count)
+{
+    for (int32_t i = 0; i < pixels; i++, x += channels, y += count) copy_bytes(y, x + first, count);
+}
+
+/* Channels of groups of `each` are dealt out in turn. */
+KERNEL void shuffle_channels(const uint8_t *x, uint8_t *y, int32_t pixels, int32_t channels, int32_t groups,
+                                    int32_t each)
+{
+    for (int32_t i = 0; i < pixels; i++, x += channels)
+        for (int32_t c = 0; c < each; c++)
+            for (int32_t g = 0; g < groups; g++) *y++ = x[g * each + c];
+}
+
 /* Every second pixel. */
 KERNEL void subsample(const uint8_t *x, uint8_t *y, int32_t size, int32_t channels)
 {
