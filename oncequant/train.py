@@ -158,7 +158,8 @@ class SupernetOptions:
     quantized_muon_lr: float = 0.12
     """Of the quantized supernets, with optimizer muon."""
     random_subnets: int = 1
-    """Random subnets per step beside the largest and the smallest; more train larger spaces better."""
+    """Random subnets per step beside the largest and the smallest; more train larger spaces better. Where groups have
+    a choice of widths, every second one has the least of all widths."""
     float_sandwich: bool = False
     """The float stage trains subnets, too, not the largest network alone."""
     checkpoint_activations: bool = False
