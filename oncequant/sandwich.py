@@ -169,5 +169,17 @@ def sandwich_step(
 
 
 def sandwich_archs(space: SearchSpace, random_subnets: int, rng: np.random.Generator) -> list[Arch]:
-    """Largest, smallest and `random_subnets` uniform architectures, each once."""
-    return list(dict.fromkeys([space.largest(), space.smallest(), *(space.sample(rng) for _ in range(random_subnets))]))
+    """Largest, smallest and `random_subnets` random architectures, each once."""
+    drawn = [random_arch(space, rng) for _ in range(random_subnets)]
+    return list(dict.fromkeys([space.largest(), space.smallest(), *drawn]))
+
+
+def random_arch(space: SearchSpace, rng: np.random.Generator) -> Arch:
+    """A uniform architecture; where groups have a choice of widths, every second one has the least of all widths.
+
+    Few uniform ones are narrow everywhere, and the smallest alone does not train the others that are: those of larger
+    images, or of more channels within their blocks (docs/log.md).
+    """
+    arch = space.sample(rng)
+    widths = {name: min(space.choices[name]) for name in space.free if name.endswith(".width")}
+    return arch.replace(**widths) if widths and rng.random() < 0.5 else arch

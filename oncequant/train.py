@@ -175,7 +175,8 @@ class SupernetOptions:
     MobileNetV3 or of a standard residual network. Layers of other shapes start anew. The stage then learns at 0.6 of
     its rates."""
     random_subnets: int = 1
-    """Random subnets per step beside the largest and the smallest; more train larger spaces better."""
+    """Random subnets per step beside the largest and the smallest; more train larger spaces better. Where groups have
+    a choice of widths, every second one has the least of all widths."""
     float_sandwich: bool = False
     """The float stage trains subnets, too, not the largest network alone."""
     checkpoint_activations: bool = False

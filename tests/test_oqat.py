@@ -50,6 +50,18 @@ def test_batches_are_larger_where_there_are_many_images(images, size):
         oqat.Config(batch_size=1)
 
 
+def test_half_of_the_random_subnets_are_narrow_where_widths_can_be_chosen():
+    space = space_of(PRESETS["resnet-cifar"])
+    drawn = [sandwich.random_arch(space, np.random.default_rng(step)) for step in range(200)]
+    widths = [name for name in space.choices if name.endswith(".width")]
+    narrow = [arch for arch in drawn if all(arch[name] == min(space.choices[name]) for name in widths)]
+    assert 75 < len(narrow) < 135  # 104 are expected
+    for name in ("resolution", "stage1.block1.expand_ratio"):
+        assert {arch[name] for arch in narrow} == set(space.choices[name])
+    without = space_of(PRESETS["resnet-nano"])
+    assert sandwich.random_arch(without, np.random.default_rng(0)) == without.sample(np.random.default_rng(0))
+
+
 def test_images_grow_in_float_and_end_at_the_largest(tmp_path, monkeypatch):
     seen, forward = {True: [], False: []}, sandwich.sandwich_step
 
