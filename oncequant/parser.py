@@ -23,7 +23,7 @@ from oncequant.files import MAY_BE_PATH, user_path
 from oncequant.help_text import Row, help_page
 from oncequant.targets import HELP, with_target
 
-SPELLED = {"budgets": "budget"}  # an option that is given several times, by the field that holds all
+SPELLED = {"budgets": "budget", "runs": "run"}  # what is given several times, by the field that holds all
 REPEATED = ("budgets", "costs")
 YES_OR_NO = {"true": "True", "yes": "True", "on": "True", "false": "False", "no": "False", "off": "False"}
 WORDS_FOR: dict[type, str] = {int: "a whole number", float: "a number"}

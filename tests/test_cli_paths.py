@@ -38,7 +38,7 @@ def test_every_path_option_is_expanded(short, home):
     assert found.source.run == wanted and found.export.names == (str(wanted), "2bit-M", f"{wanted}.json")
     for command in ("search", "compare"):
         assert options.parse([command, inside]).source.run == wanted
-    assert options.parse(["report", inside]).run == options.parse(["info", inside]).run == wanted
+    assert options.parse(["report", inside]).runs == (options.parse(["info", inside]).run,) == (wanted,)
     assert options.parse(["profile", "--out", inside]).profile.out == wanted
     assert options.parse(["cost", inside]).archs == str(wanted)
 

@@ -79,7 +79,7 @@ def test_budgets_of_mixed_precision_are_answered_from_the_predictor(qfa_run, mon
     assert "smallest bitops" in message
 
 
-@pytest.mark.parametrize("mode, size", [("RGB", (24, 60)), ("L", 12)])
+@pytest.mark.parametrize("mode, size", [("RGB", (24, 50)), ("L", 12)])
 def test_run_works_on_a_folder_of_two_classes_and_forty_images(tmp_path, monkeypatch, capsys, mode, size):
     source = image_folder(tmp_path / "my images", 2, 20, size, mode)
     if mode == "RGB":  # kept as people keep them

@@ -103,7 +103,7 @@ def test_yes_and_no_can_be_written_in_several_ways(words, flip):
         (["run", "--epochs"], "--epochs"),
         (["export"], "RUN is missing"),
         (["export", "RUN", "--formats", "onnx", "hex"], "--formats hex: use onnx, package, c"),
-        (["report", "RUN", "more"], "knows no more"),
+        (["info", "RUN", "more"], "knows no more"),
     ],
 )
 def test_wrong_words_are_one_line(words, says, monkeypatch, capsys):

@@ -198,7 +198,7 @@ def test_impossible_options_are_refused():
         (dict(edge_bits=4), "edge_bits"),
         (dict(stage_blocks=(3, 3)), "stage_blocks"),
         (dict(weight_quantizer="pact"), "dorefa"),
-        (dict(act_quantizer="dorefa"), "lsq, batchquant, running, pact"),
+        (dict(act_quantizer="dorefa"), "lsq, batchquant, lsq-power-of-two, running, pact"),
     ):
         with pytest.raises(ValueError, match=text):
             replace(PRESETS["resnet20"], **change)
