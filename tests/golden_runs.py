@@ -49,7 +49,8 @@ def digest(folder: Path) -> dict:
     from oncequant.files import read_json, read_lines
     from oncequant.tensor_files import read_tensors
 
-    stages = sorted(p for p in folder.rglob("*.safetensors") if "exports" not in p.parts and p.stem != "predictor")
+    other = {"exports", "answers", "predictor.safetensors"}
+    stages = sorted(p for p in folder.rglob("*.safetensors") if other.isdisjoint(p.relative_to(folder).parts))
     networks = {str(p.relative_to(folder)): read_tensors(p)[0] for p in stages}
     exports = [without_times(row) for row in read_json(folder / "exports.json")]
     torch.manual_seed(0)
