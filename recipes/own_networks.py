@@ -8,12 +8,12 @@ downloaded.
 
 torchvision needs the torch that it was built for, so this runs in an environment of its own:
 
-    python3 -m venv /tmp/tvenv
-    /tmp/tvenv/bin/pip install torch==2.14.1 torchvision==0.29.1 timm
-    /tmp/tvenv/bin/pip install -c constraints.txt -e ".[export]" --no-deps
-    /tmp/tvenv/bin/pip install safetensors scikit-learn scipy threadpoolctl filelock pymoo tyro rich tensorboard \\
+    python3 -m venv .venv-others
+    .venv-others/bin/pip install torch==2.14.1 torchvision==0.29.1 timm
+    .venv-others/bin/pip install -c constraints.txt -e ".[export]" --no-deps
+    .venv-others/bin/pip install safetensors scikit-learn scipy threadpoolctl filelock pymoo tyro rich tensorboard \\
         onnx onnxruntime
-    OMP_NUM_THREADS=1 /tmp/tvenv/bin/python recipes/own_networks.py results/own-networks_cpu_202611.csv
+    OMP_NUM_THREADS=1 .venv-others/bin/python recipes/own_networks.py results/own-networks_cpu_202611.csv
 
 Ten minutes of one core. Result: results/README.md#networks-of-others
 """

@@ -58,15 +58,21 @@ def trained(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def one_thread_and_quickly_compiled():
-    """One thread is faster for tensors of small networks, above all on busy machines; and C is compiled with -O1."""
+def one_thread():
+    """Faster for tensors of small networks, above all on busy machines."""
     import torch
 
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def one_thread_and_quickly_compiled(one_thread):
+    """And C is compiled with -O1."""
     from oncequant.export.compiled import FLAGS
 
-    threads, flags = torch.get_num_threads(), ("-O1", *(flag for flag in FLAGS if flag != "-O3"))
-    torch.set_num_threads(1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("oncequant.export.compiled.FLAGS", flags)
+        patch.setattr("oncequant.export.compiled.FLAGS", ("-O1", *(flag for flag in FLAGS if flag != "-O3")))
         yield
-    torch.set_num_threads(threads)

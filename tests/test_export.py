@@ -22,14 +22,7 @@ from oncequant.network import elastic_layers
 from oncequant.onnx_session import session
 from oncequant.quantizers.functional import activate
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Faster for tensors this small, above all on busy machines."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # -- packing

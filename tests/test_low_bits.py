@@ -27,13 +27,7 @@ NETWORKS = {
 MOST = 30.0
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Faster for networks this small."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("name", NETWORKS)

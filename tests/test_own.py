@@ -27,12 +27,7 @@ RNG = np.random.default_rng(0)
 ROWS = [(RNG.integers(0, 128, (8, 8), dtype=np.uint8) + 12 * (i % 10), i % 10) for i in range(160)]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

@@ -26,14 +26,7 @@ from oncequant.export.package import DeployedNetwork, load_package, write_packag
 from oncequant.export.simulate import run_integer
 from oncequant.files import FileError
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Faster for tensors this small, above all on busy machines."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4])

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from commands import call, fails, image_folder
 
 import oncequant as oq
@@ -23,12 +22,7 @@ FAST = dict(epochs=1, float_epochs=1, min_steps=3, batch_size=32, calibration_im
 CONFIG = oq.oqat.Config(bit_schedule=(4,), **FAST)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ official OQA code clips at zero.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from oncequant.arch import FLOAT_BITS, Number
 from oncequant.family import (
@@ -55,41 +55,23 @@ class MobileNetV3Config(ElasticConfig):
             raise ValueError(f"se_bits {self.se_bits}: use 8, or 32 for float")
 
 
+_NARROW = MobileNetV3Config(  # for few classes
+    num_classes=10,
+    stem_width=16,
+    stage_widths=(16, 24, 40, 56, 80),
+    final_expand_width=320,
+    feature_mix_width=480,
+    depths=(1, 2, 3),
+)
+
 PRESETS: dict[str, MobileNetV3Config] = {
     "imagenet": MobileNetV3Config(),
-    # 32 px images: the stem keeps the resolution, the last group too; narrower, since there are few classes
-    "cifar": MobileNetV3Config(
-        num_classes=10,
-        stem_width=16,
-        stage_widths=(16, 24, 40, 56, 80),
-        final_expand_width=320,
-        feature_mix_width=480,
-        stem_stride=1,
-        stage_strides=(2, 2, 2, 1, 1),
-        resolutions=(20, 24, 28, 32),
-        depths=(1, 2, 3),
-    ),
+    # 32 px images: the stem keeps the resolution, the last group too
+    "cifar": replace(_NARROW, stem_stride=1, stage_strides=(2, 2, 2, 1, 1), resolutions=(20, 24, 28, 32)),
     # pictures of some 64 px: as for 32 px, behind a first convolution that halves them
-    "mobile-64": MobileNetV3Config(
-        num_classes=10,
-        stem_width=16,
-        stage_widths=(16, 24, 40, 56, 80),
-        final_expand_width=320,
-        feature_mix_width=480,
-        stage_strides=(2, 2, 2, 1, 1),
-        resolutions=(40, 48, 56, 64),
-        depths=(1, 2, 3),
-    ),
+    "mobile-64": replace(_NARROW, stage_strides=(2, 2, 2, 1, 1), resolutions=(40, 48, 56, 64)),
     # photographs of 64 to 128 px
-    "mobile-128": MobileNetV3Config(
-        num_classes=10,
-        stem_width=16,
-        stage_widths=(16, 24, 40, 56, 80),
-        final_expand_width=320,
-        feature_mix_width=480,
-        resolutions=(64, 80, 96, 112, 128),
-        depths=(1, 2, 3),
-    ),
+    "mobile-128": replace(_NARROW, resolutions=(64, 80, 96, 112, 128)),
     # 8 to 16 px greyscale images, for microcontrollers
     "nano": MobileNetV3Config(
         num_classes=10,

@@ -67,7 +67,7 @@ def _called(path: Path, function: str, seed: int) -> object:
         return maker()
     except FileError:
         raise
-    except Exception as error:
+    except Exception as error:  # the user's code may raise anything
         if isinstance(error, ValueError) and str(error).startswith(str(path)):
             raise
         raise ValueError(f"{path}: {function}() failed: {type(error).__name__}: {error}") from error
