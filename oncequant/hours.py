@@ -34,6 +34,7 @@ MARGIN = 0.95  # of the time there is: steps vary
 LEAST = 0.1  # of it is training
 
 LONG = 1e12  # multiplications of training with the largest network, forward: a minute or more on most machines
+WORTH = 20  # times the images of a rehearsal, where it is made for a message alone
 
 AnyOptions = TypeVar("AnyOptions", bound=TrainingOptions)
 
@@ -84,13 +85,18 @@ def fitted(cfg: AnyOptions, options: BudgetOptions | None, run: Run, hours: floa
 
 
 def tell_time(cfg: TrainingOptions, options: BudgetOptions | None, run: Run) -> None:
-    """Print about how long a new run takes, by a rehearsal, if it takes more than a few minutes by a rough count; for
-    arguments see `fitted`. Nothing of methods whose time cannot be foretold. All processes of a training call this."""
+    """Print about how long a new run takes, by a rehearsal, if by a rough count it takes minutes, and much longer than
+    that; for arguments see `fitted`. Nothing of methods whose time cannot be foretold. All processes of a training call
+    this."""
     method = METHODS[method_of(cfg)]
     space = space_of(run.model)
     macs = float(np.max(COSTS["macs"](space.layers(space.largest()))))
-    steps = [cfg.schedule(stage, run.data) for stage in method.stages(cfg)]
-    if sum(one.steps * one.batch_size for one in steps) * macs < LONG:
+    stages = [cfg.schedule(stage, run.data) for stage in method.stages(cfg)]
+    images = sum(one.steps * one.batch_size for one in stages)
+    validated = min(IMAGES, len(run.data.validation))
+    statistics_of = cfg.calibration_images * validated / max(1, len(run.data.validation))
+    rehearsed = sum(REHEARSED * one.batch_size + VALIDATIONS * (validated + statistics_of) for one in stages)
+    if images * macs < LONG or images < WORTH * rehearsed:
         return
     try:
         forecast = rehearse(cfg, options, run)
