@@ -1,9 +1,44 @@
-"""How sure a measured accuracy is."""
+"""How sure a measured figure is, and what follows from it for a claim.
 
+Every interval of this project is made here, at one level:
+
+* of one accuracy on so many images: `share_interval` (Wilson);
+* of a mean over seeds: `seeds_interval` (Student's t, which knows how few they are);
+* of a difference between two networks on the same images, and of any other statistic of things drawn at random
+  (images, architectures): `bootstrap_interval` (percentiles of draws with replacement, Efron 1979).
+
+A claim says that something is above 0, or above a margin. `verdict` is the one rule that judges it.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from statistics import NormalDist
 
+import numpy as np
 
-def share_interval(share: float, images: int, level: float = 0.95) -> tuple[float, float]:
+LEVEL = 0.95
+DRAWS = 2000
+CONFIRMED, REFUTED, UNDECIDED = "confirmed", "refuted", "undecided"
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A measured value and the ends between which the true one lies with a probability of `LEVEL`."""
+
+    value: float
+    low: float
+    high: float
+
+    def scaled(self, factor: float) -> "Interval":
+        """The same in another unit; `factor` is above 0. An accuracy of 0 to 1 becomes percent by 100."""
+        return Interval(factor * self.value, factor * self.low, factor * self.high)
+
+    def text(self, digits: int = 2) -> str:
+        """Such as `1.25 (0.31 to 2.19)`."""
+        return f"{self.value:.{digits}f} ({self.low:.{digits}f} to {self.high:.{digits}f})"
+
+
+def share_interval(share: float, images: int, level: float = LEVEL) -> tuple[float, float]:
     """Interval of an accuracy (0 to 1) that was measured on so many images drawn at random: Wilson's, which holds for
     few images and near 0 and 1, too. Raises ValueError for no images, or for what is no share."""
     if images < 1 or not 0 <= share <= 1:
@@ -12,3 +47,69 @@ def share_interval(share: float, images: int, level: float = 0.95) -> tuple[floa
     centre, scale = share + z * z / (2 * images), 1 + z * z / images
     half = z * (share * (1 - share) / images + (z / (2 * images)) ** 2) ** 0.5
     return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+
+
+def seeds_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
+    """Of the mean over seeds, one value a seed, by Student's t. One seed says nothing of the spread: its ends are
+    infinite. Raises ValueError for no values, or for one that is not finite."""
+    if not len(values) or not np.isfinite(values).all():
+        raise ValueError(f"values of seeds {list(values)}: use at least one, all of them finite")
+    mean = float(np.mean(values))
+    if len(values) == 1:
+        return Interval(mean, float("-inf"), float("inf"))
+    from scipy.stats import (
+        t,
+    )  # late: importing scipy takes longer than most commands that only print a share's interval
+
+    half = float(t.ppf((1 + level) / 2, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5)
+    return Interval(mean, mean - half, mean + half)
+
+
+def bootstrap_interval(
+    statistic: Callable[[np.ndarray], float], count: int, level: float = LEVEL, draws: int = DRAWS, seed: int = 0
+) -> Interval:
+    """Of any statistic of `count` things drawn at random.
+
+    `statistic` takes indices (integers of 0 to count - 1, shape (count,), repeated as drawn) and gives a number. Called
+    once with all of them in order for the value, then `draws` times for the ends, which are percentiles. Draws for which
+    it gives NaN (a regression on fewer different architectures than it has terms) are left out. The seed fixes the
+    draws: the same data give the same interval. Raises ValueError for fewer than two things, or if fewer than half of
+    the draws gave a number.
+    """
+    if count < 2:
+        raise ValueError(f"{count} things to draw from: use at least 2")
+    rng = np.random.default_rng(seed)
+    found = np.array([statistic(rng.integers(count, size=count)) for _ in range(draws)], float)
+    found = found[~np.isnan(found)]
+    if len(found) < draws / 2:
+        raise ValueError(f"only {len(found)} of {draws} draws gave a number: measure more than {count}")
+    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(statistic(np.arange(count))), float(low), float(high))
+
+
+def difference_on_images(
+    right: np.ndarray, right_other: np.ndarray, level: float = LEVEL, draws: int = DRAWS, seed: int = 0
+) -> Interval:
+    """Of the difference in accuracy (0 to 1) between two networks on the same images, by the paired bootstrap over
+    images. `right` and `right_other` are booleans, one an image, in the same order: whether the answer was right.
+    Raises ValueError if their lengths differ, or for fewer than two images."""
+    if right.shape != right_other.shape or right.ndim != 1:
+        raise ValueError(f"answers of shapes {right.shape} and {right_other.shape}: use the same images for both")
+    apart = right.astype(np.int64) - right_other.astype(np.int64)
+    count = len(apart)
+    if count < 2:
+        raise ValueError(f"{count} images to draw from: use at least 2")
+    # images of one kind cannot be told apart, so a draw is one of three counts, not of single images
+    shares = [np.count_nonzero(apart == sign) / count for sign in (1, -1, 0)]
+    counts = np.random.default_rng(seed).multinomial(count, shares, size=draws)
+    low, high = np.quantile((counts[:, 0] - counts[:, 1]) / count, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(apart.mean()), float(low), float(high))
+
+
+def verdict(interval: Interval, margin: float = 0.0) -> str:
+    """What follows for the claim that the true value is above `margin`: `confirmed` if the whole interval is above it,
+    `refuted` if the whole interval is below it, else `undecided`. A claim that a value is below something is judged
+    with both signs turned round."""
+    if interval.low > margin:
+        return CONFIRMED
+    return REFUTED if interval.high < margin else UNDECIDED

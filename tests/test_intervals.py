@@ -1,0 +1,108 @@
+"""Intervals: outside judges, coverage, and the one rule for claims."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from oncequant.intervals import (
+    CONFIRMED,
+    REFUTED,
+    UNDECIDED,
+    Interval,
+    bootstrap_interval,
+    difference_on_images,
+    seeds_interval,
+    share_interval,
+    verdict,
+)
+
+
+def test_seeds_are_judged_by_student() -> None:
+    values = [1.0, 2.0, 4.0]
+    found = seeds_interval(values)
+    low, high = stats.t.interval(0.95, 2, loc=np.mean(values), scale=stats.sem(values))
+    assert (found.value, found.low, found.high) == pytest.approx((7 / 3, low, high))
+
+
+def test_one_seed_is_undecided_whatever_it_says() -> None:
+    found = seeds_interval([3.0])
+    assert math.isinf(found.low) and math.isinf(found.high) and verdict(found) == UNDECIDED
+
+
+def test_share_agrees_with_scipy() -> None:
+    low, high = share_interval(0.9, 50)
+    other = stats.binomtest(45, 50).proportion_ci(method="wilson")
+    assert (low, high) == pytest.approx((other.low, other.high))
+
+
+def test_bootstrap_agrees_with_scipy() -> None:
+    values = np.random.default_rng(1).normal(2, 1, 60)
+    found = bootstrap_interval(lambda drawn: float(values[drawn].mean()), len(values))
+    other = stats.bootstrap((values,), np.mean, method="percentile", random_state=0).confidence_interval
+    assert found.value == pytest.approx(values.mean())
+    assert (found.low, found.high) == pytest.approx((other.low, other.high), abs=0.03)
+
+
+def test_bootstrap_is_the_same_each_time() -> None:
+    values = np.arange(10.0)
+    first, second = (bootstrap_interval(lambda drawn: float(values[drawn].mean()), 10) for _ in range(2))
+    assert first == second
+
+
+def test_draws_without_a_number_are_left_out_until_too_few_are_left() -> None:
+    def some(drawn: np.ndarray) -> float:
+        return float("nan") if drawn[0] == 0 else float(drawn.mean())
+
+    assert not math.isnan(bootstrap_interval(some, 8).low)
+    with pytest.raises(ValueError, match="of 2000 draws gave a number"):
+        bootstrap_interval(lambda drawn: float("nan"), 8)
+
+
+def test_difference_on_images_is_the_bootstrap_over_images() -> None:
+    rng = np.random.default_rng(2)
+    right, other = rng.random(400) < 0.8, rng.random(400) < 0.7
+    found = difference_on_images(right, other)
+    slow = bootstrap_interval(lambda drawn: float(right[drawn].mean() - other[drawn].mean()), 400)
+    assert found.value == pytest.approx(slow.value)
+    assert (found.low, found.high) == pytest.approx((slow.low, slow.high), abs=0.006)
+
+
+def test_difference_is_paired() -> None:
+    """Two networks that differ on four images of 2,000, all won by one, differ for sure; unpaired they would not."""
+    right = np.arange(2000) < 1600
+    other = right.copy()
+    other[:8] = False
+    assert verdict(difference_on_images(right, other)) == CONFIRMED
+    assert share_interval(other.mean(), 2000)[1] > share_interval(right.mean(), 2000)[0]
+
+
+def test_intervals_of_nothing_cover_as_often_as_they_say() -> None:
+    """Two equally good networks: the interval of their difference holds 0 in about 95 of 100 experiments."""
+    rng = np.random.default_rng(3)
+    covers = 0
+    for _ in range(300):
+        found = difference_on_images(rng.random(300) < 0.8, rng.random(300) < 0.8, draws=400)
+        covers += found.low <= 0 <= found.high
+    assert 0.9 < covers / 300 < 0.99
+
+
+def test_verdicts() -> None:
+    assert verdict(Interval(1.0, 0.5, 1.5)) == CONFIRMED
+    assert verdict(Interval(1.0, 0.5, 1.5), margin=1.0) == UNDECIDED
+    assert verdict(Interval(1.0, 0.5, 1.5), margin=2.0) == REFUTED
+    assert Interval(0.5, 0.25, 0.75).scaled(100).text(1) == "50.0 (25.0 to 75.0)"
+
+
+def test_bad_input_says_what_is_allowed() -> None:
+    with pytest.raises(ValueError, match="use at least one, all of them finite"):
+        seeds_interval([])
+    with pytest.raises(ValueError, match="use at least one, all of them finite"):
+        seeds_interval([1.0, float("nan")])
+    with pytest.raises(ValueError, match="use the same images for both"):
+        difference_on_images(np.ones(3, bool), np.ones(4, bool))
+    with pytest.raises(ValueError, match="use at least 2"):
+        difference_on_images(np.ones(1, bool), np.ones(1, bool))
+    with pytest.raises(ValueError, match="use at least 2"):
+        bootstrap_interval(lambda drawn: 0.0, 1)
