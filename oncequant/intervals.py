@@ -71,8 +71,8 @@ def bootstrap_interval(
     """Of any statistic of `count` things drawn at random.
 
     `statistic` takes indices (integers of 0 to count - 1, shape (count,), repeated as drawn) and gives a number. Called
-    once with all of them in order for the value, then `draws` times for the ends, which are percentiles. Draws for which
-    it gives NaN (a regression on fewer different architectures than it has terms) are left out. The seed fixes the
+    once with all of them in order for the value, then `draws` times for the ends, which are percentiles. Draws for
+    which it gives NaN (a regression on too few different architectures) are left out. The seed fixes the
     draws: the same data give the same interval. Raises ValueError for fewer than two things, or if fewer than half of
     the draws gave a number.
     """
