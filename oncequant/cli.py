@@ -28,6 +28,7 @@ from oncequant.cpu import cores
 from oncequant.data import Data
 from oncequant.export.formats import DEFAULT_FORMATS, FORMATS, check_tools, exports_table, needed_packages
 from oncequant.files import read_object
+from oncequant.hours import fitted_search, minutes
 from oncequant.methods import METHODS, method_of
 from oncequant.options import (
     Card,
@@ -105,15 +106,20 @@ def run(options: Run) -> None:
     formats = (*DEFAULT_FORMATS, "c") if any(budget.target for budget in options.search.budgets) else DEFAULT_FORMATS
     check_tools(formats)
     _check_packages(*needed_packages(formats), "matplotlib")
+    start = time.monotonic()
     cfg, found = _prepare(options.train, options.search)
+    searching = fitted_search(options.search, options.train.machine.hours, found.folder)
     with writing(found.folder, called_as(), found.data.device):
         METHODS[method_of(cfg)].train(cfg, found)
-        _tell_chosen(found, METHODS[method_of(cfg)].choose(cfg, options.search, found))
+        _tell_chosen(found, METHODS[method_of(cfg)].choose(cfg, searching, found))
         distributed.leave()
         if not distributed.is_main():
             return
         problems = _export(cfg, found, (), None, formats)
         _report(found.folder, options.output.pictures, found.data)
+    if hours := options.train.machine.hours:
+        taken, whole = minutes(time.monotonic() - start), minutes(3600 * hours)
+        console.print(f"this command took {taken}; --hours {hours:g} are {whole}, for a run from its start")
     if problems:
         raise ValueError(problems)
 

@@ -143,8 +143,8 @@ def compare(
     supernets = {name: load_supernet(run_dir, name, data.device) for name in ("float", stage)}
     shared = shared_effort(cfg, run_dir, bits)
     space, judge = supernets[stage].space, Judge(data, cfg.calibration(data))
-    options = oqat.SearchOptions(evaluations=evaluations or oqat.SearchOptions.evaluations)
-    how = options.searcher, options.evaluations, options.budgets, front
+    options = oqat.SearchOptions()
+    how = options.searcher, evaluations or oqat.EVALUATIONS, options.budgets, front
     for name, supernet in supernets.items():
         if name == "float" and "nas-then-quantize" not in ways:
             continue

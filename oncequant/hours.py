@@ -10,7 +10,7 @@ import time
 from collections import defaultdict
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -22,8 +22,8 @@ from oncequant.models import space_of
 from oncequant.models.own_weights import is_trained, untrained
 from oncequant.progress import console
 from oncequant.records import Metrics, read_metrics
-from oncequant.run_folder import Run
-from oncequant.search import BudgetOptions
+from oncequant.run_folder import Run, read_settings
+from oncequant.search import BudgetOptions, FrontOptions
 from oncequant.train import TrainingOptions
 
 REHEARSED = 9  # steps of the shortest stage; every second one is followed by validation
@@ -32,6 +32,8 @@ VALIDATIONS = 4  # of each stage, see train.fit
 FILES = 4.5  # seconds that the files of a subnet take for each second that its test images take to classify
 MARGIN = 0.95  # of the time there is: steps vary
 LEAST = 0.1  # of it is training
+SEARCHING = 0.2  # of it at most is search, where the number of subnets is left open
+FEWEST = 30  # subnets that a search measures even so, as many as an accuracy predictor needs
 
 LONG = 1e12  # multiplications of training with the largest network, forward: a minute or more on most machines
 WORTH = 20  # times the images of a rehearsal, where it is made for a message alone
@@ -55,22 +57,23 @@ class Forecast:
         return self.validation + self.search + self.files
 
 
-def fitted(cfg: AnyOptions, options: BudgetOptions | None, run: Run, hours: float) -> AnyOptions:
-    """`cfg` with the `duration` that trains, searches and exports in so many hours, the rehearsal included.
+def fitted(cfg: AnyOptions, options: BudgetOptions | None, run: Run, hours: float) -> tuple[AnyOptions, int | None]:
+    """`cfg` with the `duration` that trains, searches and exports in so many hours, the rehearsal included; and the
+    number of subnets that the search measures, where it has to be fewer than the options leave it, else None.
 
     `run` has the network and the images; its folder is not used. `options` are those of the search, None without search
     and files. Raises ValueError if the hours are not enough for the rest, or if the method's time cannot be foretold.
     All processes of a training call this.
     """
     start = time.monotonic()
-    forecast = rehearse(cfg, options, run)
+    forecast, evaluations = _searching_less(rehearse(cfg, options, run), cfg, options, hours)
     spent = time.monotonic() - start
     left = MARGIN * 3600 * hours - spent - forecast.rest
     if left < LEAST * 3600 * hours:
         least = (spent + forecast.rest) / (MARGIN - LEAST)
         raise ValueError(
-            f"hours {hours:g}: validation, search and files take {minutes(forecast.rest)}, the rehearsal took "
-            f"{minutes(spent)}; use at least {least / 3600:.2g}, or fewer --evaluations"
+            f"hours {hours:g}: validation takes {minutes(forecast.validation)}, search {minutes(forecast.search)}, "
+            f"files {minutes(forecast.files)}, the rehearsal took {minutes(spent)}; use at least {least / 3600:.2g}"
         )
     duration = distributed.from_main(lambda: float(f"{left / forecast.training:.3g}"))
     fitted = replace(cfg, duration=duration)
@@ -81,7 +84,32 @@ def fitted(cfg: AnyOptions, options: BudgetOptions | None, run: Run, hours: floa
         f"{minutes(duration * forecast.training)}, validation, search and files {minutes(forecast.rest)}",
         soft_wrap=True,
     )
-    return fitted
+    return fitted, evaluations
+
+
+def _searching_less(
+    forecast: Forecast, cfg: TrainingOptions, options: BudgetOptions | None, hours: float
+) -> tuple[Forecast, int | None]:
+    """The forecast with a search that takes at most `SEARCHING` of the hours, and the subnets that it then measures; as
+    it is, and None, where it is short enough or the options say how many."""
+    method, allowed = METHODS[method_of(cfg)], SEARCHING * 3600 * hours
+    if not isinstance(options, FrontOptions) or options.evaluations or forecast.search <= allowed:
+        return forecast, None
+    one, open_options = forecast.search / method.measured(cfg, options)[0], cast(Any, options)
+    usual = method.EVALUATIONS
+    times = {n: one * method.measured(cfg, replace(open_options, evaluations=n))[0] for n in range(FEWEST, usual)}
+    evaluations = max((n for n, seconds in times.items() if seconds <= allowed), default=FEWEST)
+    evaluations = distributed.from_main(lambda: evaluations)
+    console.print(f"the search measures {evaluations} subnets instead of {usual}, since time is short (--evaluations)")
+    return replace(forecast, search=times[evaluations]), evaluations
+
+
+def fitted_search(options: BudgetOptions, hours: float | None, folder: Path) -> BudgetOptions:
+    """The options of the search of `run --hours`: with as many subnets as the folder's run says, where they leave that
+    open. Raises FileError."""
+    if hours is None or not isinstance(options, FrontOptions) or options.evaluations:
+        return options
+    return replace(cast(Any, options), evaluations=read_settings(folder).evaluations)
 
 
 def tell_time(cfg: TrainingOptions, options: BudgetOptions | None, run: Run) -> None:

@@ -79,6 +79,8 @@ class RunSettings:
     label_column: str | None = None
     size: int | None = None
     """Side of the images as they are kept; by default the largest resolution of the model."""
+    evaluations: int | None = None
+    """Subnets that the search of `run --hours` measures, where that left it fewer than by default."""
 
     @property
     def reading(self) -> Reading:
@@ -131,7 +133,7 @@ class RunSettings:
     def to_json(self) -> dict[str, Any]:
         """As run.json keeps them."""
         values = json.loads(json.dumps({**asdict(self), "model": config_to_json(self.model)}))
-        unknown = ("validation_fraction", "test_fraction", "size")
+        unknown = ("validation_fraction", "test_fraction", "size", "evaluations")
         return {key: value for key, value in values.items() if value is not None or key not in unknown}
 
 

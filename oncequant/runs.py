@@ -189,12 +189,12 @@ def _timed(settings: RunSettings, data: Data, folder: Path, search: BudgetOption
         raise ValueError(f"hours {hours}: use more than 0")
     cfg = _config(folder, settings)
     if distributed.from_main((folder / "run.json").exists):
-        duration = read_config(folder)[1].duration
+        duration, evaluations = read_config(folder)[1].duration, read_settings(folder).evaluations
         console.print(f"{folder} goes on with schedules {duration:g} times as long as by default", soft_wrap=True)
         cfg = replace(cfg, duration=duration)
     else:
-        cfg = fitted(cfg, search, Run(folder, settings.model, data), hours)
-    return replace(settings, method_config=cfg.to_json())
+        cfg, evaluations = fitted(cfg, search, Run(folder, settings.model, data), hours)
+    return replace(settings, method_config=cfg.to_json(), evaluations=evaluations)
 
 
 def _begin(settings: RunSettings, data: Data, folder: Path, costs: Paths, changed_test: bool = False) -> Run:

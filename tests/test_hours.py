@@ -10,7 +10,7 @@ from small_training import CONFIG, TINY, digits
 from oncequant import hours
 from oncequant.files import read_json
 from oncequant.methods import METHODS, oqat
-from oncequant.records import Metrics
+from oncequant.records import Measurement, Metrics, read_records
 from oncequant.run_folder import Run
 
 OPTIONS = oqat.SearchOptions(evaluations=10)
@@ -40,11 +40,46 @@ def test_times_of_steps_and_of_validation_are_told_apart():
 def test_the_duration_fills_what_the_rest_leaves(tmp_path, monkeypatch):
     run = Run(tmp_path / "unused", TINY, digits())
     monkeypatch.setattr(hours, "rehearse", lambda *_: hours.Forecast(training=100, validation=10, search=20, files=30))
-    fitted = hours.fitted(CONFIG, OPTIONS, run, 0.1)
-    assert fitted.duration * 100 + 60 == pytest.approx(hours.MARGIN * 360, rel=0.01)
+    fitted, evaluations = hours.fitted(CONFIG, OPTIONS, run, 0.1)
+    assert evaluations is None and fitted.duration * 100 + 60 == pytest.approx(hours.MARGIN * 360, rel=0.01)
     assert replace(fitted, duration=1.0) == CONFIG
-    with pytest.raises(ValueError, match="hours 0.015: .* 60 s, .*use at least 0.02"):
+    with pytest.raises(
+        ValueError, match="hours 0.015: validation takes 10 s, search 20 s, files 30 s, .*use at least 0.02"
+    ):
         hours.fitted(CONFIG, OPTIONS, run, 0.015)
+
+
+@pytest.mark.parametrize("name, usual", [("oqat", 60), ("qfa", 200)])
+def test_the_search_measures_fewer_subnets_where_time_is_short(name, usual, tmp_path, monkeypatch, capsys):
+    method, run = METHODS[name], Run(tmp_path / "unused", TINY, digits())
+    cfg, options = method.Config(min_steps=10), method.SearchOptions()
+    whole = method.measured(cfg, options)[0]
+    monkeypatch.setattr(hours, "rehearse", lambda *_: hours.Forecast(training=100, validation=1, search=whole, files=1))
+    most = hours.SEARCHING * 3600  # seconds, of an hour; each subnet takes one here
+    hour = whole * 0.75 / most
+    fitted, evaluations = hours.fitted(cfg, options, run, hour)
+    assert hours.FEWEST <= evaluations < usual
+    count, more = (method.measured(cfg, replace(options, evaluations=evaluations + i))[0] for i in (0, 1))
+    assert (
+        count <= most * hour < more and f"measures {evaluations} subnets instead of {usual}" in capsys.readouterr().out
+    )
+    assert fitted.duration * 100 + count + 2 == pytest.approx(hours.MARGIN * 3600 * hour, rel=0.01)
+    assert hours.fitted(cfg, options, run, whole / most)[1] is None  # long enough
+    asked = replace(options, evaluations=usual)
+    assert hours.fitted(cfg, asked, run, hour)[1] is None  # the user's number stays
+
+
+def test_fewer_subnets_are_kept_in_the_run_and_measured(tmp_path, monkeypatch, capsys):
+    run, few = tmp_path / "run", ["--bit-schedule", "4", "--min-steps", "4", "--epochs", "1", "--float-epochs", "1"]
+    few += ["--max-train", "120", "--resolutions", "8", "10", "--calibration-images", "32", "--hours", "0.1"]
+    monkeypatch.setattr(hours, "rehearse", lambda *_: hours.Forecast(training=300, validation=1, search=110, files=1))
+    call(monkeypatch, "run", "--run", run, *few)
+    assert "this command took" in capsys.readouterr().out
+    written = read_json(run / "run.json")["settings"]["evaluations"]
+    measured = read_records(run / "measurements.jsonl", Measurement)
+    assert hours.FEWEST <= written < oqat.EVALUATIONS and len(measured) == written
+    call(monkeypatch, "run", "--run", run, *few)
+    assert len(read_records(run / "measurements.jsonl", Measurement)) == written
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,10 @@ class Method(Protocol):
         """Options of choosing, likewise: BudgetOptions, or a frozen dataclass that inherits them."""
 
     @property
+    def EVALUATIONS(self) -> int:
+        """Subnets that its search measures where its options leave that open; 0 if it measures none."""
+
+    @property
     def families(self) -> tuple[str, ...]:
         """The families of networks that it trains, keys of `oncequant.models.FAMILIES`: those whose configuration can
         say what the method needs."""

@@ -364,6 +364,7 @@ def job(cfg: Config, config: NetworkConfig, space: SearchSpace, run: Run, stage:
 
 
 SearchOptions = BudgetOptions  # nothing is measured after training: the samples are all that there is
+EVALUATIONS = 0
 
 
 def check(cfg: Config, options: SearchOptions, model: NetworkConfig) -> None:

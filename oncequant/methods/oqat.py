@@ -148,6 +148,9 @@ def inherit_bits(higher: Network, lower: Network, data: Data, cfg: Config) -> No
             layer.act_quantizer.drop_bits(spec_high.act_bits - spec_low.act_bits)
 
 
+EVALUATIONS = 60  # subnets measured per bit-width where the options leave it open
+
+
 @dataclass(frozen=True)
 class SearchOptions(FrontOptions, BudgetOptions):
     """Options of OQAT's search, which measures subnets of each bit-width."""
@@ -155,8 +158,8 @@ class SearchOptions(FrontOptions, BudgetOptions):
     searcher: str = "coarse_to_fine"
     """Who proposes the subnets that are measured: coarse_to_fine is OQAT's own; nsga2 is genetic; random the
     baseline."""
-    evaluations: int = 60
-    """Subnets measured per bit-width."""
+    evaluations: int | None = None
+    """Subnets measured per bit-width, 60 if not given; `run --hours` then measures fewer where time is short."""
 
     def __post_init__(self):
         """Refuse impossible options before any work."""
@@ -172,7 +175,7 @@ def check(cfg: Config, options: SearchOptions, model: ElasticConfig) -> None:
 def measured(cfg: Config, options: SearchOptions) -> tuple[int, int]:
     """Subnets that a search measures, and members that it hands out."""
     widths = len(cfg.bit_schedule)
-    return widths * options.evaluations, 1 + widths * (1 if options.budgets else 3)
+    return widths * (options.evaluations or EVALUATIONS), 1 + widths * (1 if options.budgets else 3)
 
 
 def reachable(spaces: Mapping[int, SearchSpace], budgets: Sequence[Budget]) -> list[int]:
@@ -212,7 +215,7 @@ def choose(cfg: Config, options: SearchOptions, run: Run) -> list[Member]:
         if bits in widths:
             stage = stage_name(bits)
             memory = MeasurementFile(folder / "measurements.jsonl", stage, space, costs, options.metric)
-            how = options.searcher, options.evaluations, *wanted
+            how = options.searcher, options.evaluations or EVALUATIONS, *wanted
             search_by_measuring(supernets[stage], memory, *how, judge, cfg.seed)
             picks += chosen_picks(memory, *wanted, space, bits)
     # an earlier family of these stages may have had more members

@@ -301,8 +301,8 @@ class SearchOptions(PredictedOptions, FrontOptions, BudgetOptions):
     """Search by measuring alone, without the accuracy predictor and NSGA-II on it: nsga2 is genetic, random the
     baseline, coarse_to_fine OQAT's own."""
     evaluations: int | None = None
-    """Subnets measured for the accuracy predictor, 200 if not given. Given with a budget and a predictor from before,
-    so many are measured in all and it learns again."""
+    """Subnets measured for the accuracy predictor, 200 if not given; `run --hours` then measures fewer where time is
+    short. Given with a budget and a predictor from before, so many are measured in all and it learns again."""
 
     def __post_init__(self):
         """Refuse impossible options before any work."""
