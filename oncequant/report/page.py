@@ -1,4 +1,4 @@
-"""One HTML page with its script, its data and its pictures inside: it loads nothing."""
+"""One HTML page with its style, its script, its data and its pictures inside: it loads nothing."""
 
 import base64
 import html
@@ -10,6 +10,7 @@ from typing import Any
 
 from oncequant.files import write_atomically
 
+STYLE = "page.css"
 SCRIPTS = ("page.js", "answers.js")
 INSIDE = ("predictor", "distribution", "compare")  # pictures that the page shows; the others it draws itself
 
@@ -27,6 +28,7 @@ def page_html(data: dict[str, Any]) -> str:
     text = json.dumps(data, separators=(",", ":"))  # read as JavaScript, which knows NaN
     parts = {
         "title": html.escape(f"oncequant report: {data['run'].get('method', 'run')}"),
+        "style": (here / STYLE).read_text(encoding="utf-8").rstrip(),
         "script": "\n".join((here / name).read_text(encoding="utf-8") for name in SCRIPTS),
         # a "</script>" in a class name must not end the element: inside strings these three can be written as escapes
         "data": text.replace("&", r"\u0026").replace("<", r"\u003c").replace(">", r"\u003e"),
