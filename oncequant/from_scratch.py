@@ -109,8 +109,8 @@ def train_side_by_side(jobs: Sequence[Job], data: Data, at_once: int | None = No
     """Train the networks that are not there yet, so many at once, each on a share of the cores or on a GPU; by default
     as many as there are. Processes that already share the work train one network after the other together."""
     todo = [job for job in jobs if not job.is_done()]
-    at_once = min(at_once or _available(data.device), len(todo))
-    if distributed.world_size() > 1 or at_once <= 1:
+    at_once = side_by_side(at_once, len(todo), data.device)
+    if at_once <= 1:
         for job in todo:
             train_alone(job, data)
         return
@@ -135,6 +135,13 @@ def train_side_by_side(jobs: Sequence[Job], data: Data, at_once: int | None = No
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)  # after an error the networks that wait are not begun
+
+
+def side_by_side(asked: int | None, count: int, device: torch.device) -> int:
+    """How many of `count` networks are trained at once where so many are asked for, or None."""
+    if distributed.world_size() > 1:
+        return 1
+    return min(asked or (torch.cuda.device_count() if device.type == "cuda" else cores()), count)
 
 
 def start_alone(net: Network, data: Data, seed: int, init: str | None, folder: Path) -> None:
@@ -162,10 +169,6 @@ def quantizer_penalty(net: Network, decay: float) -> Tensor | float:
     """What quantizers add to the loss: PACT's L2 penalty."""
     found = [q.penalty() for _, layer in elastic_layers(net) if (q := layer.act_quantizer) is not None]
     return decay * sum(term for term in found if term is not None)
-
-
-def _available(device: torch.device) -> int:
-    return torch.cuda.device_count() if device.type == "cuda" else cores()
 
 
 def _begin_worker(at_once: int, places: SimpleQueue, device: str, parent: int) -> None:

@@ -17,6 +17,7 @@ import torch
 
 from oncequant import distributed
 from oncequant.cost import COSTS
+from oncequant.from_scratch import side_by_side
 from oncequant.methods import METHODS, method_of
 from oncequant.models import space_of
 from oncequant.models.own_weights import is_trained, untrained
@@ -62,8 +63,7 @@ def fitted(cfg: AnyOptions, options: BudgetOptions | None, run: Run, hours: floa
     number of subnets that the search measures, where it has to be fewer than the options leave it, else None.
 
     `run` has the network and the images; its folder is not used. `options` are those of the search, None without search
-    and files. Raises ValueError if the hours are not enough for the rest, or if the method's time cannot be foretold.
-    All processes of a training call this.
+    and files. Raises ValueError if the hours are not enough for the rest. All processes of a training call this.
     """
     start = time.monotonic()
     forecast, evaluations = _searching_less(rehearse(cfg, options, run), cfg, options, hours)
@@ -114,8 +114,7 @@ def fitted_search(options: BudgetOptions, hours: float | None, folder: Path) -> 
 
 def tell_time(cfg: TrainingOptions, options: BudgetOptions | None, run: Run) -> None:
     """Print about how long a new run takes, by a rehearsal, if by a rough count it takes minutes, and much longer than
-    that; for arguments see `fitted`. Nothing of methods whose time cannot be foretold. All processes of a training call
-    this."""
+    that; for arguments see `fitted`. All processes of a training call this."""
     method = METHODS[method_of(cfg)]
     space = space_of(run.model)
     macs = float(np.max(COSTS["macs"](space.layers(space.largest()))))
@@ -126,10 +125,7 @@ def tell_time(cfg: TrainingOptions, options: BudgetOptions | None, run: Run) -> 
     rehearsed = sum(REHEARSED * one.batch_size + VALIDATIONS * (validated + statistics_of) for one in stages)
     if images * macs < LONG or images < WORTH * rehearsed:
         return
-    try:
-        forecast = rehearse(cfg, options, run)
-    except ValueError:  # the method's time cannot be foretold
-        return
+    forecast = rehearse(cfg, options, run)
     training = cfg.duration * forecast.training
     console.print(
         f"this takes about {minutes(training + forecast.rest)}: training {minutes(training)}, validation, search and "
@@ -140,10 +136,9 @@ def tell_time(cfg: TrainingOptions, options: BudgetOptions | None, run: Run) -> 
 
 def rehearse(cfg: TrainingOptions, options: BudgetOptions | None, run: Run, **how: Any) -> Forecast:
     """Train a few steps of each stage in a folder that is thrown away; `how` are more arguments for the method's
-    `train`. Raises ValueError as `Method.measured`."""
+    `train`."""
     method, data = METHODS[method_of(cfg)], run.data
-    searching = method.measured(cfg, options or method.SearchOptions())  # refuses what cannot be foretold
-    measured, members = (0, 0) if options is None else searching
+    measured, members = (0, 0) if options is None else method.measured(cfg, options)
     cfg = replace(cfg, duration=1.0)
     whole = {stage: cfg.schedule(stage, data).steps for stage in method.stages(cfg)}
     share = min(1.0, IMAGES / max(1, len(data.validation)))
@@ -159,18 +154,31 @@ def rehearse(cfg: TrainingOptions, options: BudgetOptions | None, run: Run, **ho
     folder = distributed.from_main(lambda: Path(place.name if place else ""))
     try:
         method.train(short, Run(folder, untrained(run.model), few), **how)
-        rows = distributed.from_main(lambda: read_metrics(folder))
+        rows = distributed.from_main(lambda: _rows(folder))
     finally:
         if place:
             place.cleanup()
     training, validation, subnets = 0.0, 0.0, []
-    for stage, (step, validating, count) in _times(rows).items():
-        training += 0.0 if stage == "float" and is_trained(run.model) else whole[stage] * step
-        validation += VALIDATIONS * validating / share
+    times = _times(rows)
+    alone = side_by_side(getattr(cfg, "jobs", None), len(times.keys() - whole.keys()), data.device)
+    for stage, (step, validating, count) in times.items():
+        at_once = 1 if stage in whole else alone  # other stages are networks that are trained side by side
+        steps = 0 if stage == "float" and is_trained(run.model) else cfg.schedule(stage, data).steps
+        training += steps * step / at_once
+        validation += VALIDATIONS * validating / share / at_once
         subnets.append(validating / share / count)
     one = statistics.mean(subnets[1:] or subnets)  # of the quantized stages
     test = one * len(data.test) / max(1, len(data.validation))
     return Forecast(training, validation, measured * one, members * (1 + FILES) * test)
+
+
+def _rows(folder: Path) -> list[Metrics]:
+    """Metrics of the stages of a run, and of those that have a folder of their own in it, by their path."""
+    found = []
+    for path in sorted(folder.rglob("metrics.jsonl")):
+        place = path.parent.relative_to(folder)
+        found += [replace(row, stage=(place / row.stage).as_posix()) for row in read_metrics(path.parent)]
+    return found
 
 
 def _times(rows: list[Metrics]) -> dict[str, tuple[float, float, int]]:

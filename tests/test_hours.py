@@ -9,8 +9,9 @@ from small_training import CONFIG, TINY, digits
 
 from oncequant import hours
 from oncequant.files import read_json
-from oncequant.methods import METHODS, oqat
-from oncequant.records import Measurement, Metrics, read_records
+from oncequant.methods import METHODS, dnas, oqat
+from oncequant.models import PRESETS
+from oncequant.records import Measurement, Metrics, append_record, read_records
 from oncequant.run_folder import Run
 
 OPTIONS = oqat.SearchOptions(evaluations=10)
@@ -83,21 +84,49 @@ def test_fewer_subnets_are_kept_in_the_run_and_measured(tmp_path, monkeypatch, c
 
 
 @pytest.mark.parametrize(
-    "name, few", [("oqat", dict(bit_schedule=(4,))), pytest.param("qfa", dict(mixed_subnets=0), marks=pytest.mark.slow)]
+    "name, few",
+    [
+        ("oqat", dict(bit_schedule=(4,))),
+        pytest.param("qfa", dict(mixed_subnets=0), marks=pytest.mark.slow),
+        pytest.param("dnas", dict(samples=2), marks=pytest.mark.slow),
+    ],
 )
 def test_a_rehearsal_measures_every_part_and_leaves_nothing(name, few, tmp_path):
     method = METHODS[name]
     cfg = method.Config(float_epochs=2, epochs=4, min_steps=0, batch_size=16, calibration_images=32, **few)
-    run = Run(tmp_path / "unused", TINY, digits())
+    model = replace(PRESETS["resnet20"], image_channels=1, resolutions=(8,)) if name == "dnas" else TINY
+    run = Run(tmp_path / "unused", model, digits())
     found = hours.rehearse(cfg, method.SearchOptions(), run)
     assert min(found.training, found.validation, found.search, found.files) > 0
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("options", [METHODS["dnas"].SearchOptions(), None], ids=["run", "train"])
-def test_the_time_of_dnas_is_not_foretold(options, tmp_path):
-    with pytest.raises(ValueError, match="--duration"):
-        hours.rehearse(METHODS["dnas"].Config(), options, Run(tmp_path, TINY, digits()))
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_the_samples_of_dnas_are_foretold(jobs, tmp_path, monkeypatch):
+    """They are trained for as long as the search, so many side by side."""
+    cfg = dnas.Config(float_epochs=2, epochs=4, min_steps=0, batch_size=16, calibration_images=32, samples=3, jobs=jobs)
+    times = {"float": 0.1, "search": 0.4} | {dnas.sample_stage(i): 0.2 for i in range(3)}
+
+    def train(short, run):
+        """Write the times of a training of nine steps a stage, each second one followed by validation."""
+        for stage, step in times.items():
+            path, seconds = run.folder / stage, 0.0
+            path.parent.mkdir(parents=True, exist_ok=True)
+            for i in range(1, 10):
+                seconds += step + (0.5 if i % 2 == 0 else 0)
+                values = {"loss": 1.0} | ({"top1": 0.5} if i % 2 == 0 else {})
+                append_record(path.parent / "metrics.jsonl", Metrics(path.name, i, 9, seconds, values))
+
+    monkeypatch.setattr(dnas, "train", train)
+    run = Run(tmp_path, TINY, digits())
+    found = hours.rehearse(cfg, dnas.SearchOptions(), run)
+    steps = {stage: cfg.schedule(stage, run.data).steps for stage in times}
+    alone = sum(steps[stage] * times[stage] for stage in times if stage.startswith("samples"))
+    together = steps["float"] * 0.1 + steps["search"] * 0.4 + alone / jobs
+    share = min(1.0, hours.IMAGES / len(run.data.validation))
+    assert found.training == pytest.approx(together, rel=1e-3)
+    assert found.validation == pytest.approx(hours.VALIDATIONS * (2 + 3 / jobs) * 0.5 / share, rel=1e-3)
+    assert found.search == pytest.approx(3 * 0.5 / share, rel=1e-3)
 
 
 def test_a_run_keeps_its_schedule_when_it_goes_on(tmp_path, monkeypatch, capsys):
@@ -138,12 +167,3 @@ def test_a_long_run_is_foretold_and_a_short_one_is_not(tmp_path, monkeypatch, ca
     hours.tell_time(replace(CONFIG, min_steps=10**6, duration=2.0), OPTIONS, run)
     said = "takes about 21 min: training 20 min, validation, search and files 60 s; --hours fits it into less"
     assert said in capsys.readouterr().out
-
-
-def test_a_method_whose_time_is_unknown_says_nothing(tmp_path, capsys):
-    from oncequant.methods import dnas
-    from oncequant.models import PRESETS
-
-    run = Run(tmp_path / "unused", replace(PRESETS["resnet20"], image_channels=1, resolutions=(8,)), digits())
-    hours.tell_time(dnas.Config(min_steps=10**6), dnas.SearchOptions(), run)
-    assert not capsys.readouterr().out

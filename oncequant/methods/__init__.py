@@ -49,8 +49,8 @@ class Method(Protocol):
         below the cheapest subnet, ValueError for options that do not fit together, FileError for files that lack."""
 
     def measured(self, cfg: Any, options: Any) -> tuple[int, int]:
-        """About how many subnets `choose` measures on the validation images, and how many members it hands out, float
-        included. Raises ValueError if the time of this method cannot be foretold (oncequant.hours)."""
+        """About how many subnets are measured on the validation images after training, and how many members are handed
+        out, float included (oncequant.hours)."""
 
     def train(self, cfg: Any, run: Run) -> None:
         """Train every stage that has no checkpoint yet. Killed at any time, the same call goes on where it stopped and

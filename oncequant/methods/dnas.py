@@ -375,8 +375,8 @@ def check(cfg: Config, options: SearchOptions, model: NetworkConfig) -> None:
 
 
 def measured(cfg: Config, options: SearchOptions) -> tuple[int, int]:
-    """Raises ValueError: how many samples there will be, and what they cost to train, the search finds out."""
-    raise ValueError("hours: the time of this method cannot be foretold; give --duration, a factor of its schedules")
+    """The samples, once each after their training, and what is handed out."""
+    return cfg.samples, 2 if options.budgets else 3
 
 
 def choose(cfg: Config, options: SearchOptions, run: Run) -> list[Member]:
