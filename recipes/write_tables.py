@@ -57,8 +57,8 @@ def rewritten(text: str, name: str, read: Read) -> tuple[str, list[str]]:
         elif ends:
             try:
                 new = TABLES[begun](read)
-            except TableError as error:
-                raise TableError(f"{name}, table {begun}: {error}") from None
+            except (ValueError, LookupError, ArithmeticError) as error:  # TableError, or a file unlike what it was
+                raise TableError(f"{name}, table {begun}: {error}") from error
             if old != new.split("\n"):
                 changed.append(begun)
             lines += [new, line]

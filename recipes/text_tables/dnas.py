@@ -22,7 +22,14 @@ def networks(rows: Sequence[Row], cost: Callable[[Row], str], factor: str, name:
     for row in rows:
         images = row["million_training_images"] or "–"
         below = fixed(row.number("points_below_float"))
-        cells = NAMES[row["network"]], mean_and_std(row), below, cost(row), fixed(row.number(factor), 1), images
+        cells = (
+            NAMES.get(row["network"], row["network"]),
+            mean_and_std(row),
+            below,
+            cost(row),
+            fixed(row.number(factor), 1),
+            images,
+        )
         lines.append(cells)
     return markdown(["", "test top-1", "points below float", name, "factor", "million training images"], lines)
 

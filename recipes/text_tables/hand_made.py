@@ -31,12 +31,16 @@ def cifar10_hand_made(read: Read) -> str:
     """Budgets of bit operations."""
     rows = read("cifar10-jpeg75_hand-made_cpu_202611")
     shown = [("kB of packed weights", kb), ("test top-1 %", top1)]
-    seconds = ("seconds, as it came", lambda row: fixed(row.number("seconds"), 0))
+    first = {row["arch"]: row["budget"] for row in reversed(rows)}  # a network of several budgets was trained once
+
+    def seconds(row: Row) -> str:
+        return fixed(row.number("seconds"), 0) if row["budget"] == first[row["arch"]] else "the same"
+
     return by_budget(
         rows,
         ("budget, M BitOPs", lambda row: millions(row, "budget", 0)),
         [("supernet: M BitOPs", bitops), *shown],
-        [("by hand: M BitOPs", bitops), *shown[:1], seconds, *shown[1:]],
+        [("by hand: M BitOPs", bitops), *shown[:1], ("seconds that it took", seconds), *shown[1:]],
     )
 
 

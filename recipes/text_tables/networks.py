@@ -3,7 +3,7 @@
 import statistics
 from collections.abc import Callable, Sequence
 
-from .cells import Read, Row, fixed, joined, kb, markdown, millions, one, over_seeds, percent, where
+from .cells import Read, Row, TableError, fixed, joined, kb, markdown, millions, one, over_seeds, percent, where
 
 SIZES = ("S", "M", "L")
 Cell = Callable[[Row], str]
@@ -80,16 +80,22 @@ def stage_of(row: Row) -> str:
     return row["network"].partition("-")[0]
 
 
+def of_stage(rows: Sequence[Row], stage: str) -> list[list[Row]]:
+    """The networks of a stage, by seed. Raises TableError for a seed without one."""
+    found = [[row for row in some if stage_of(row) == stage] for some in seeds_of(rows)]
+    if not all(found):
+        raise TableError(f"results/{rows[0].file} lacks networks of the stage {stage} for a seed")
+    return found
+
+
 def most_accurate(rows: Sequence[Row], stage: str) -> list[Row]:
-    """For each seed the network of a stage that is most accurate on validation, the smallest of equal ones."""
-    networks = ([row for row in some if stage_of(row) == stage] for some in seeds_of(rows))
-    return [max(some, key=lambda row: row.number("top1_validation")) for some in networks]
+    """For each seed the network of a stage that is most accurate on validation, the first in the file of equal ones."""
+    return [max(some, key=lambda row: row.number("top1_validation")) for some in of_stage(rows, stage)]
 
 
 def smallest(rows: Sequence[Row], stage: str) -> list[Row]:
     """For each seed the smallest network of a stage; where a seed has no S of its own, L is as small."""
-    networks = ([row for row in some if stage_of(row) == stage] for some in seeds_of(rows))
-    return [min(some, key=lambda row: row.number("weight_bytes")) for some in networks]
+    return [min(some, key=lambda row: row.number("weight_bytes")) for some in of_stage(rows, stage)]
 
 
 def exact(row: Row, column: str) -> float:
