@@ -33,7 +33,8 @@ def digits_oqat_options(read: Read) -> str:
 def claims(rows: Sequence[Row]) -> str:
     """C1 to C3: what each claim says is better, what it is compared with, and what follows."""
     inherited, direct = one(rows, claim="C1", way="inherited 4-3-2"), one(rows, claim="C1", way="direct")
-    calibrated, tuned, whole = where(rows, claim="C2")
+    ways = "4 -> 3, calibration only", "4 -> 3, fine-tuned", "direct 3-bit training"
+    calibrated, tuned, whole = (one(rows, claim="C2", way=way) for way in ways)
     archs = f", {direct['architectures']} architectures"
     pairs = [
         (f"C1, 2 bits{archs}", "inherited 4 -> 3 -> 2", inherited, "direct from float, equal steps", direct),
