@@ -4,6 +4,7 @@ Every interval of this project is made here, at one level:
 
 * of one accuracy on so many images: `share_interval` (Wilson);
 * of a mean over seeds: `seeds_interval` (Student's t, which knows how few they are);
+* of a difference of two such means, of which only mean, spread and count are known: `means_difference` (Welch's t);
 * of a difference between two networks on the same images, and of any other statistic of things drawn at random
   (images, architectures): `bootstrap_interval` (percentiles of draws with replacement, Efron 1979).
 
@@ -63,6 +64,35 @@ def seeds_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
 
     half = float(t.ppf((1 + level) / 2, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5)
     return Interval(mean, mean - half, mean + half)
+
+
+def means_difference(
+    mean: float, std: float, count: int, mean_other: float, std_other: float, count_other: int, level: float = LEVEL
+) -> Interval:
+    """Of the first of two means less the other, by Welch's t: spreads may differ, degrees of freedom are
+    Welch-Satterthwaite's (Welch 1947). `std` are standard deviations of single values (n - 1), `count` how many values
+    each mean has; values of one are independent of those of the other. Fewer than two values say nothing of
+    the spread: the ends are infinite. Raises ValueError for no values, a spread below 0, or a number that is not finite
+    (of one value, the spread is not looked at)."""
+    squares = []
+    for centre, spread, number in ((mean, std, count), (mean_other, std_other, count_other)):
+        if number < 1 or not np.isfinite(centre) or (number > 1 and not (np.isfinite(spread) and spread >= 0)):
+            raise ValueError(
+                f"mean {centre}, standard deviation {spread}, {number} values: use finite numbers, a standard "
+                "deviation of at least 0, and at least one value"
+            )
+        squares.append(spread * spread / number)
+    value = mean - mean_other
+    if min(count, count_other) < 2:
+        return Interval(value, float("-inf"), float("inf"))
+    total = sum(squares)
+    if total == 0:  # no spread at all, so no degrees of freedom either
+        return Interval(value, value, value)
+    from scipy.stats import t
+
+    free = total**2 / (squares[0] ** 2 / (count - 1) + squares[1] ** 2 / (count_other - 1))
+    half = float(t.ppf((1 + level) / 2, free) * total**0.5)
+    return Interval(value, value - half, value + half)
 
 
 def bootstrap_interval(

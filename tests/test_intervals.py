@@ -13,6 +13,7 @@ from oncequant.intervals import (
     Interval,
     bootstrap_interval,
     difference_on_images,
+    means_difference,
     seeds_interval,
     share_interval,
     verdict,
@@ -29,6 +30,30 @@ def test_seeds_are_judged_by_student() -> None:
 def test_one_seed_is_undecided_whatever_it_says() -> None:
     found = seeds_interval([3.0])
     assert math.isinf(found.low) and math.isinf(found.high) and verdict(found) == UNDECIDED
+
+
+def test_difference_of_means_is_judged_by_welch() -> None:
+    values, others = [96.1, 95.2, 94.8, 95.9], [94.0, 96.4, 93.1]
+    known = [(np.mean(v), np.std(v, ddof=1), len(v)) for v in (values, others)]
+    for level in (0.95, 0.8):
+        found = means_difference(*known[0], *known[1], level=level)
+        other = stats.ttest_ind(values, others, equal_var=False).confidence_interval(level)
+        assert (found.low, found.high) == pytest.approx((other.low, other.high))
+    # an interval ends at 0 at the level that the test's p-value says
+    p = stats.ttest_ind_from_stats(*known[0], *known[1], equal_var=False).pvalue
+    found = means_difference(*known[0], *known[1], level=1 - p)
+    assert found.value == pytest.approx(np.mean(values) - np.mean(others)) and found.low == pytest.approx(0, abs=1e-9)
+    turned = means_difference(*known[1], *known[0], level=1 - p)
+    assert (turned.value, turned.low, turned.high) == pytest.approx((-found.value, -found.high, -found.low), abs=1e-9)
+
+
+def test_difference_of_means_at_its_borders() -> None:
+    one = means_difference(3.0, float("nan"), 1, 1.0, 0.5, 3)
+    assert one.value == 2 and math.isinf(one.low) and math.isinf(one.high)
+    assert means_difference(3.0, 0.0, 3, 1.0, 0.0, 3) == Interval(2.0, 2.0, 2.0)
+    for wrong in [(3.0, 1.0, 0), (3.0, -1.0, 3), (float("nan"), 1.0, 3), (3.0, float("nan"), 3)]:
+        with pytest.raises(ValueError, match="use finite numbers"):
+            means_difference(*wrong, 1.0, 0.5, 3)
 
 
 def test_share_agrees_with_scipy() -> None:

@@ -1,0 +1,72 @@
+"""Networks in C: on this processor, on emulated microcontrollers, for a board."""
+
+from .cells import Read, Row, fixed, joined, kb, markdown, millions, percent
+
+METHODS = {"oqat": "OQAT", "qfa": "QFA", "dnas": "DNAS"}
+FAMILIES = {"elastic_resnet": "residual", "mobilenet_v3": "MobileNetV3", "resnet": "ResNet-20"}
+
+
+def whole(row: Row, column: str) -> str:
+    """A whole number with commas."""
+    return fixed(row.number(column), 0)
+
+
+def cifar10_cortex_m4(read: Read) -> str:
+    """OQAT's networks for a board."""
+    lines = []
+    for row in read("cifar10-jpeg75_oqat-cortex-m4_cpu_202611"):
+        sizes = ("ram_bytes", "c_arena_bytes", "cortex_m4_stack_bytes", "flash_bytes", "cortex_m4_flash_bytes")
+        lines.append([
+            row["bits"], percent(row, "top1_test"), percent(row, "top1_c"), f"{millions(row, 'macs')} M",
+            *(whole(row, column) for column in sizes), f"{millions(row, 'cortex_m4_instructions')} M",
+        ])  # fmt: skip
+    return markdown([
+        "bits", "test", "test, in C", "MACs", "`ram_bytes`", "arena", "stack", "`flash_bytes`",
+        "`text` of arm-none-eabi-size", "instructions",
+    ], lines)  # fmt: skip
+
+
+def digits_c_backends(read: Read) -> str:
+    """Networks of all methods on three emulated cores."""
+    lines = []
+    for row in read("digits_c-backends_cpu_202611"):
+        steps = joined(millions(row, f"cortex-{core}_instructions", 2) for core in ("m4", "m7", "m3"))
+        sizes = [kb(row, column, 1) for column in ("c_arena_bytes", "cortex_m4_flash_bytes")]
+        name = f"{METHODS[row['method']]}, {FAMILIES[row['family']]}"
+        lines.append([name, row["network"], percent(row, "top1_c"), *sizes, steps])
+    head = ["", "network", "test, in C", "arena kB", "M4: flash kB", "M instructions of M4 / M7 / M3"]
+    return markdown(head, lines)
+
+
+def c_vnni(read: Read) -> str:
+    """With VNNI, beside ONNX Runtime and OpenVINO."""
+
+    def milliseconds(row: Row, *columns: str) -> str:
+        return joined(fixed(row.number(f"{column}_ms"), 4) for column in columns)
+
+    lines = []
+    for row in read("c-vnni_cpu_202611"):
+        lines.append([
+            row["network"], row["bits"], f"{millions(row, 'macs', 2)} M", milliseconds(row, "c"),
+            milliseconds(row, "onnx_float", "onnx_integer"), milliseconds(row, "openvino_float", "openvino_integer"),
+            fixed(row.number("float_over_c")), f"{percent(row, 'peak_share', 0)} %",
+        ])  # fmt: skip
+    return markdown([
+        "network", "bits", "MACs", "C (ms)", "ONNX Runtime float / integer", "OpenVINO float / integer", "float over C",
+        "of the VNNI peak",
+    ], lines)  # fmt: skip
+
+
+def c_avx2(read: Read) -> str:
+    """With AVX2, and on an emulated Cortex-M4."""
+    lines = []
+    for row in read("c_cpu_202611"):
+        times = joined(fixed(row.number(f"{column}_ms"), 3) for column in ("c", "onnx_integer", "onnx_float"))
+        sizes = [kb(row, column, 1) for column in ("constant_bytes", "arena_bytes", "m4_flash_bytes")]
+        ratios = [fixed(row.number(column)) for column in ("float_over_c", "m4_per_mac")]
+        macs = f"{millions(row, 'macs', 2)} M"
+        lines.append([row["network"], row["bits"], macs, times, ratios[0], *sizes, ratios[1]])
+    return markdown([
+        "network", "bits", "MACs", "C / ONNX int / ONNX float (ms)", "float over C", "constants kB", "arena kB",
+        "M4: flash kB", "M4: instructions per MAC",
+    ], lines)  # fmt: skip

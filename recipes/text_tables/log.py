@@ -1,0 +1,28 @@
+"""Tables of docs/log.md and docs/export.md whose figures no recipe has written to a file."""
+
+from .cells import Read, fixed, markdown
+
+
+def narrow_subnets(read: Read) -> str:
+    """Which subnets a step trains: validation top-1 after equal CPU time."""
+    networks = {
+        "smallest": "smallest", "thin_24": "thin 24", "thin_32": "thin 32", "resnet8_24": "ResNet-8 24",
+        "resnet8_28": "28", "resnet8_32": "32", "middle": "middle", "largest": "largest",
+    }  # fmt: skip
+    lines: list[list[str]] = []
+    before = ""
+    for row in read("cifar10-jpeg75_narrow-subnets_typed_202611"):
+        found = (row[f"{network}_percent"] and fixed(row.number(f"{network}_percent"), 1) for network in networks)
+        name = f"**{row['subnets']}**" if row["subnets"].endswith("(now)") else row["subnets"]
+        lines.append(["" if name == before else name, row["seed"], row["steps"], *found])
+        before = name
+    return markdown(["third subnet of a step, and others", "seed", "steps", *networks.values()], lines)
+
+
+def simplifiers(read: Read) -> str:
+    """What onnxsim and onnxslim make of exported files."""
+    lines = []
+    for row in read("simplifiers_typed_202611"):
+        sizes = (fixed(row.number(f"{which}_kb"), 1) for which in ("exported", "onnxsim", "onnxslim"))
+        lines.append([f"`{row['network']}`", *sizes])
+    return markdown(["network, 2 bits", "exported, kB", "onnxsim, kB", "onnxslim, kB"], lines)
