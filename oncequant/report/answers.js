@@ -105,4 +105,4 @@ function mistakes(network) {
     }))].filter((part) => part);
 }
 if (ANSWERS) answersSection(); else if ($("answers")) nothing("answers", "No answers to test images are kept (answers/); a search keeps those of the networks that it chooses.");
-new ResizeObserver(() => { if (ANSWERS) drawConfusion(ANSWERS.networks[Number($("network").value)]); }).observe(document.querySelector("main"));
+whenWidthChanges(() => { if (ANSWERS) drawConfusion(ANSWERS.networks[Number($("network").value)]); });

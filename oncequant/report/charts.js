@@ -66,6 +66,7 @@ function drawPareto() {
   const margin = 0.04 * (high - low) || 0.1;
   const x = { low: low - margin, high: high + margin, title: DATA.costs[cost] };
   x.ticks = logTicks(x.low, x.high).map((t) => [t, tick(10 ** t)]);
+  const focused = $("pareto-chart").contains(document.activeElement); // of the drawing that is replaced
   const { root, px, py, width } = frame($("pareto-chart"), x, { ...DATA.top1_axis, title: "Validation top-1" },
     `Validation top-1 against ${DATA.costs[cost]}; the table of chosen networks has the numbers`);
   const place = (item) => [px(Math.log10(item.costs[cost])), py(-Math.sqrt(Math.max(0, 1 - item.top1)))];
@@ -97,6 +98,7 @@ function drawPareto() {
   else ring.setAttribute("r", 0);
   root.append(...layers, ring);
   listen(root, targets, walk, width);
+  if (focused) root.focus({ preventScroll: true });
 }
 function listen(root, targets, walk, width) {
   const tip = el("div", { class: "tip", hidden: "" });
@@ -127,7 +129,6 @@ function listen(root, targets, walk, width) {
     event.preventDefault();
     const now = walk.indexOf(state.selected);
     select(walk[now < 0 ? 0 : (now + step + walk.length) % walk.length]);
-    $("pareto-chart").querySelector("svg").focus();
   } }, []);
 }
 function drawCurves() {

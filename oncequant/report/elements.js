@@ -83,3 +83,12 @@ function nothing(section, text) { $(section).querySelector(".content")?.remove()
 function tellOfScrolling() { // bars of scrolling are hidden on many systems
   for (const box of document.querySelectorAll(".scroll")) box.classList.toggle("wider", box.scrollWidth > box.clientWidth + 1);
 }
+function whenWidthChanges(draw) { // and once at the start; heights change with what is selected
+  const page = document.querySelector("main");
+  let drawn = 0;
+  new ResizeObserver(() => {
+    if (page.clientWidth === drawn) return;
+    drawn = page.clientWidth;
+    draw();
+  }).observe(page);
+}

@@ -140,8 +140,8 @@ if (DATA.comparison) comparedTable(); else $("compared").remove();
 if (DATA.searchers.length) searcherTable(); else $("searchers").remove();
 if (DATA.curves.length) drawCurves(); else nothing("training", "No training step has been logged yet (metrics.jsonl).");
 if (DATA.runs) $("training").remove(), $("answers").remove();
-new ResizeObserver(() => {
+whenWidthChanges(() => {
   if (state.selected) drawPareto();
   if (DATA.curves.length) drawCurves();
   tellOfScrolling();
-}).observe(document.querySelector("main"));
+});
