@@ -82,7 +82,7 @@ def draw(rows: list[dict], path: Path) -> None:
 
     figure = Figure((7, 4.4), dpi=150, layout="constrained")
     axes = figure.subplots()
-    styles = {"mixed": ("#663399", "v", 2.0), "2 bits": ("#bb5566", "^", 1.0), "3 bits": ("#c98a00", "s", 1.0)}
+    styles = {"mixed": ("#663399", "v", 2.0), "2 bits": ("#bb5566", "^", 1.0), "3 bits": ("#c08400", "s", 1.0)}
     for kind in dict.fromkeys(row["front"] for row in rows if row["front"] != "all"):
         own = sorted((row["bitops"], 100 * row["top1_test"]) for row in rows if row["front"] == kind)
         colour, marker, width = styles.get(kind, ("#004488", "o", 1.0))

@@ -14,7 +14,14 @@ from test_report import data_in, make_run_folder
 from torch.nn import functional as F
 
 from oncequant.export.format import Common, Exported, Format, text
-from oncequant.export.formats import DEFAULT_FORMATS, FORMATS, check_tools, exports_table, needed_packages
+from oncequant.export.formats import (
+    DEFAULT_FORMATS,
+    FORMATS,
+    check_tools,
+    exports_table,
+    needed_packages,
+    tables_by_format,
+)
 from oncequant.export.package import DeployedNetwork, load_package
 from oncequant.export.simulate import float_parameters, run_float
 from oncequant.export.verify import VerificationError, export_network, verify
@@ -153,6 +160,16 @@ def test_tables_have_the_formats_that_were_written_and_take_old_rows():
     every = exports_table([dict.fromkeys(key for one in FORMATS.values() for key in one.keys.values())])
     assert set(every.texts[0]) == {"–", "not checked"}
     assert set(exports_table(rows, brief=True).columns) < set(every.columns)
+
+
+def test_tables_by_format_have_every_column_but_those_of_times_once():
+    rows = [dict.fromkeys(key for one in FORMATS.values() for key in one.keys.values())]
+    tables = tables_by_format(rows)
+    assert list(tables) == ["", *(name for name in FORMATS if name not in DEFAULT_FORMATS)]
+    columns = [column for table in tables.values() for column in table.columns]
+    assert sorted(columns) == sorted(exports_table(rows, part="rest").columns)
+    assert "Cortex-M4" in tables["c"].notes and "Cortex-M4" not in tables[""].notes and "Ideal" in tables[""].notes
+    assert list(tables_by_format([{"package_bytes": 12300, "ideal_bytes": 10000.0}])) == [""]
 
 
 # -- whole exports

@@ -139,7 +139,8 @@ def test_page_has_every_measurement_network_and_export(run_folder):
     exports = data["exports"]
     assert exports["names"] == [f"{b}bit-{s}" for b in (4, 3, 2) for s in "SML"]
     assert [f["name"] for f in data["family"]] == ["float-max", *exports["names"]]
-    shown = [dict(zip(exports["columns"], texts)) for texts in exports["texts"]]
+    (table,) = exports["tables"]
+    shown = [dict(zip(table["columns"], texts)) for texts in table["texts"]]
     assert shown[4]["Verified"].startswith("✗ differs on 2") and shown[0]["Verified"] == "✓ all 360 images"
     assert shown[0]["Same as trained"] == "–"
 

@@ -1,6 +1,6 @@
 """The formats of exported files, and tables over all of them."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Literal, NamedTuple
 
 from oncequant.export import c, onnx, package, qonnx
@@ -41,15 +41,20 @@ class ExportsTable(NamedTuple):
 
 
 def exports_table(
-    rows: Sequence[Row], brief: bool = False, part: Literal["all", "times", "rest"] = "all"
+    rows: Sequence[Row],
+    brief: bool = False,
+    part: Literal["all", "times", "rest"] = "all",
+    formats: Collection[str] = tuple(FORMATS),
 ) -> ExportsTable:
     """A table of rows of `exports.json`. The columns of formats that no row has are left out.
 
-    With `brief` only the columns that fit on a terminal; `part` leaves out those of times, or all others.
+    With `brief` only the columns that fit on a terminal; `part` leaves out those of times, or all others. Of the names
+    in `formats`; columns that all formats share come with the default ones.
     """
-    used = [each for each in FORMATS.values() if any(key in row for row in rows for key in each.keys.values())]
+    used = [FORMATS[name] for name in formats if any(key in row for row in rows for key in FORMATS[name].keys.values())]
+    shared = part != "times" and bool(set(formats) & set(DEFAULT_FORMATS))
     columns: dict[str, Callable[[Row], str]] = {}
-    if part != "times":
+    if shared:
         columns |= {
             "Trained top-1": lambda row: text(row.get("top1_plain"), "{:.2%}".format),
             "Ideal kB": lambda row: text(row.get("ideal_bytes"), lambda n: f"{n / 1000:.1f}"),
@@ -57,5 +62,14 @@ def exports_table(
     for each in used:
         own = {**(each.columns if part != "times" else {}), **(each.time_columns if part != "rest" else {})}
         columns |= {title: make for title, make in own.items() if not brief or title in each.brief}
-    notes = " ".join(["Ideal: weights at their own bits, nothing else.", *(each.notes for each in used)])
-    return ExportsTable(list(columns), [[cell(row) for cell in columns.values()] for row in rows], notes)
+    notes = ["Ideal: weights at their own bits, nothing else."] if shared or part == "times" else []
+    notes += [each.notes for each in used if each.notes]
+    return ExportsTable(list(columns), [[cell(row) for cell in columns.values()] for row in rows], " ".join(notes))
+
+
+def tables_by_format(rows: Sequence[Row]) -> dict[str, ExportsTable]:
+    """The columns of `exports_table` but for times, in tables that are narrow enough for a page: one of the default
+    formats, called "", and one of each other format that a row has."""
+    groups = {"": DEFAULT_FORMATS} | {name: (name,) for name in FORMATS if name not in DEFAULT_FORMATS}
+    tables = {title: exports_table(rows, part="rest", formats=names) for title, names in groups.items()}
+    return {title: table for title, table in tables.items() if table.columns}

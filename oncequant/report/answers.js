@@ -1,9 +1,20 @@
-// What the chosen networks get right and wrong: confusion matrix, classes, surest mistakes. After page.js, with its helpers.
+// What the chosen networks get right and wrong: confusion matrix, classes, surest mistakes. After the other scripts.
 const ANSWERS = DATA.answers;
+const CARDS = ["#ffffff", "#1e2127"]; // --card of page.css, light and dark
+const CELLS = { right: ["#004488", "#77aaff"], wrong: ["#bb3344", "#ff7788"] };
 
 function quoted(name) { return `“${name}”`; }
 function share(part, whole) { return whole ? inText(part / whole) : "–"; }
 function inText(x) { return percent(x, 1).replace(" ", "\u00a0"); } // no line ends before the sign
+
+function readableOn(fill, opacity, ground) { // black or white, whichever stands out more: at least 4.58 to 1
+  const part = (hex, i) => parseInt(hex.slice(1 + 2 * i, 3 + 2 * i), 16) / 255;
+  const light = [0.2126, 0.7152, 0.0722].reduce((sum, weight, i) => {
+    const value = opacity * part(fill, i) + (1 - opacity) * part(ground, i);
+    return sum + weight * (value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4);
+  }, 0);
+  return (light + 0.05) / 0.05 > 1.05 / (light + 0.05) ? "#000000" : "#ffffff";
+}
 
 function answersSection() {
   const { networks } = ANSWERS;
@@ -53,11 +64,13 @@ function drawConfusion(network) {
   }
   const right = network.right.map((n, i) => [i, i, n]).filter(([, , n]) => n);
   for (const [t, p, n] of [...right, ...network.confused]) {
-    const of = n / network.images[t], strength = t === p ? of : Math.sqrt(of), gap = side > 15 ? 1 : 0;
-    const cell = svg("g", {}, svg("title", {}, cellText(network, t, p, n)), svg("rect", { class: t === p ? "right" : "wrong",
-      x: margin + p * side + gap, y: margin + t * side + gap, width: side - gap, height: side - gap, "fill-opacity": (0.08 + 0.92 * strength).toFixed(3) }));
-    if (side >= 20) cell.append(svg("text", { class: strength > 0.62 ? "on" : "off", x: middle(p), y: middle(t) + 4, "text-anchor": "middle",
-      style: `font-size:${Math.min(12, (side - 4) / String(n).length * 1.6)}px` }, String(n)));
+    const of = n / network.images[t], opacity = 0.08 + 0.92 * (t === p ? of : Math.sqrt(of)), gap = side > 15 ? 1 : 0;
+    const fill = CELLS[t === p ? "right" : "wrong"];
+    const cell = svg("g", {}, svg("title", {}, cellText(network, t, p, n)), svg("rect", { x: margin + p * side + gap, y: margin + t * side + gap,
+      width: side - gap, height: side - gap, style: `fill:light-dark(${fill});fill-opacity:${opacity.toFixed(3)}` }));
+    const ink = CARDS.map((card, scheme) => readableOn(fill[scheme], opacity, card));
+    if (side >= 20) cell.append(svg("text", { x: middle(p), y: middle(t) + 4, "text-anchor": "middle",
+      style: `fill:light-dark(${ink});font-size:${Math.min(12, (side - 4) / String(n).length * 1.6)}px` }, String(n)));
     root.append(cell);
   }
   box.replaceChildren(root);
@@ -92,4 +105,4 @@ function mistakes(network) {
     }))].filter((part) => part);
 }
 if (ANSWERS) answersSection(); else if ($("answers")) nothing("answers", "No answers to test images are kept (answers/); a search keeps those of the networks that it chooses.");
-new ResizeObserver(() => { if (ANSWERS) drawConfusion(ANSWERS.networks[Number($("network").value)]); }).observe(document.querySelector("main"));
+whenWidthChanges(() => { if (ANSWERS) drawConfusion(ANSWERS.networks[Number($("network").value)]); });

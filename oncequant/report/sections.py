@@ -1,6 +1,6 @@
 """What the page and the pictures draw: fronts, layer tables, axes, curves, bit-widths, the sharpening distribution.
 
-All of it is plain data. `page.js` and `pictures.py` only draw the numbers.
+All of it is plain data. The page's scripts and `pictures.py` only draw the numbers.
 """
 
 import math
@@ -12,7 +12,8 @@ import numpy as np
 
 from oncequant.arch import FLOAT_BITS, LayerSpec
 from oncequant.cost import layer_macs, weight_bytes
-from oncequant.export.formats import exports_table
+from oncequant.export.format import Row
+from oncequant.export.formats import tables_by_format
 from oncequant.records import Distribution, Measurement, Member, Metrics
 from oncequant.report.contents import Contents, ReportError
 from oncequant.report.mistakes import answers_data
@@ -25,7 +26,7 @@ STYLES = {
     "float": ("#555555", "#bbbbbb", "D"),
     "8bit": ("#117755", "#66cc99", "X"),
     "4bit": ("#004488", "#77aaff", "o"),
-    "3bit": ("#c98a00", "#eebb44", "s"),
+    "3bit": ("#c08400", "#eebb44", "s"),
     "2bit": ("#bb5566", "#ff8899", "^"),
 }
 SPARE_STYLES = (("#663399", "#bb99ee", "v"), ("#117788", "#55ccdd", "P"), ("#7a5c00", "#d8c060", "X"))
@@ -55,7 +56,6 @@ def page_data(run: Contents) -> dict[str, Any]:
     family = [item | {"name": m.name} | {k.removeprefix("top1_"): getattr(m, k) for k in more} for item, m in chosen]
     fronts = [[_front(points, stage, cost) for stage in range(len(stages))] for cost in range(len(costs))]
     on_fronts = [points[i]["top1"] for by_stage in fronts for front in by_stage for i in front]
-    found = [one.found for one in run.exports]
     data = {
         "run": run.info,
         "stages": stage_styles(stages),
@@ -67,7 +67,7 @@ def page_data(run: Contents) -> dict[str, Any]:
         "fronts": fronts,  # [cost][stage] -> indices of points, by rising cost
         "family": family,
         "answers": answers_data(run),
-        "exports": {"names": [one.name for one in run.exports], **exports_table(found, part="rest")._asdict()},
+        "exports": exports_data([one.name for one in run.exports], [one.found for one in run.exports]),
         "searchers": compare_searchers(run),
         "curves": training_curves(run),
         "top1_axis": top1_axis(on_fronts + [f["top1"] for f in family]),
@@ -76,6 +76,12 @@ def page_data(run: Contents) -> dict[str, Any]:
     distribution = sharpening(run.distribution, run.drawn_from)
     data |= {"bits_by_role": by_role, "distribution": distribution}
     return data | {"predictions": run.predictions, "comparison": run.comparison}
+
+
+def exports_data(names: Sequence[str], found: Sequence[Row]) -> dict[str, Any]:
+    """Names of exported networks, and tables of what was `found` of their files, by format."""
+    tables = [table._asdict() | {"format": title} for title, table in tables_by_format(found).items()]
+    return {"names": list(names), "tables": tables}
 
 
 def stage_names(run: Contents) -> list[str]:

@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from oncequant.export.formats import exports_table
 from oncequant.report.contents import AXES, Contents, ReportError
-from oncequant.report.sections import page_data, top1_axis
+from oncequant.report.sections import exports_data, page_data, top1_axis
 from oncequant.search.pareto import hypervolume
 
 # colours on light and on dark, a run each; they can be told apart by colour-blind readers
 COLOURS = (
-    ("#004488", "#77aaff"), ("#bb5566", "#ff8899"), ("#117755", "#66cc99"), ("#c98a00", "#eebb44"),
+    ("#004488", "#77aaff"), ("#bb5566", "#ff8899"), ("#117755", "#66cc99"), ("#c08400", "#eebb44"),
     ("#663399", "#bb99ee"), ("#117788", "#55ccdd"), ("#555555", "#bbbbbb"), ("#7a5c00", "#d8c060"),
 )  # fmt: skip
 
@@ -62,10 +61,7 @@ def combined_data(runs: Sequence[Contents]) -> dict[str, Any]:
         "points": points,
         "fronts": fronts,
         "family": family,
-        "exports": {
-            "names": [name for name, _ in exports],
-            **exports_table([found for _, found in exports], part="rest")._asdict(),
-        },
+        "exports": exports_data([name for name, _ in exports], [found for _, found in exports]),
         "top1_axis": top1_axis(on_fronts + [item["top1"] for item in family]),
         **dict.fromkeys(("searchers", "curves", "bits_by_role"), []),
         **dict.fromkeys(("predictions", "comparison", "distribution", "answers")),
