@@ -55,14 +55,17 @@ def seeds_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
     infinite. Raises ValueError for no values, or for one that is not finite."""
     if not len(values) or not np.isfinite(values).all():
         raise ValueError(f"values of seeds {list(values)}: use at least one, all of them finite")
-    mean = float(np.mean(values))
-    if len(values) == 1:
-        return Interval(mean, float("-inf"), float("inf"))
-    from scipy.stats import (
-        t,
-    )  # late: importing scipy takes longer than most commands that only print a share's interval
+    spread = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+    return mean_interval(float(np.mean(values)), spread, len(values), level)
 
-    half = float(t.ppf((1 + level) / 2, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5)
+
+def mean_interval(mean: float, std: float, count: int, level: float = LEVEL) -> Interval:
+    """As `seeds_interval`, of the mean, the standard deviation (n - 1) and the number of such values."""
+    if count < 2:
+        return Interval(mean, float("-inf"), float("inf"))
+    from scipy.stats import t  # late: its import takes longer than commands that only print a share's interval
+
+    half = float(t.ppf((1 + level) / 2, count - 1) * std / count**0.5)
     return Interval(mean, mean - half, mean + half)
 
 

@@ -1,11 +1,12 @@
 """The tables of measurements in the text: functions that make them of the CSV files in results/."""
 
-from . import dnas, front, hand_made, in_c, log, networks, oqat, qfa, robustness, speed
+from . import claims, dnas, front, hand_made, in_c, log, networks, oqat, qfa, robustness, speed
 from .cells import Table
 
 TABLES: dict[str, Table] = {
     table.__name__: table
     for table in (
+        claims.all_claims,
         front.what_came_out,
         networks.digits_oqat_most_accurate,
         networks.digits_qfa_networks,

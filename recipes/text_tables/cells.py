@@ -10,6 +10,8 @@ from pathlib import Path
 
 from oncequant.intervals import Interval, means_difference
 
+MARGIN = 0.5  # points that count as equal, where a claim says that something is as good as something else
+
 
 class TableError(ValueError):
     """A table cannot be made or written; the message names the file."""
