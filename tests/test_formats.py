@@ -349,6 +349,6 @@ def test_a_new_format_is_everywhere_by_its_entry_alone(exported, tmp_path, monke
     run = make_run_folder(tmp_path / "run", measurements=3)
     rows = json.loads((run / "exports.json").read_text())
     (run / "exports.json").write_text(json.dumps([row | found.flat() for row in rows]))
-    shown = data_in(write_report(run))["exports"]
+    shown = data_in(write_report(run))["exports"]["tables"][0]
     assert shown["columns"][-1] == "Text top-1" and shown["notes"].endswith("only a toy.")
     assert shown["texts"][0][-1] == f"{found.judgements['text'].top1:.2%}"

@@ -44,15 +44,16 @@ def exports_table(
     rows: Sequence[Row],
     brief: bool = False,
     part: Literal["all", "times", "rest"] = "all",
-    formats: Collection[str] = tuple(FORMATS),
+    formats: Collection[str] | None = None,
 ) -> ExportsTable:
     """A table of rows of `exports.json`. The columns of formats that no row has are left out.
 
     With `brief` only the columns that fit on a terminal; `part` leaves out those of times, or all others. Of the names
-    in `formats`; columns that all formats share come with the default ones.
+    in `formats`, default all; columns that all formats share come with the default ones.
     """
-    used = [FORMATS[name] for name in formats if any(key in row for row in rows for key in FORMATS[name].keys.values())]
-    shared = part != "times" and bool(set(formats) & set(DEFAULT_FORMATS))
+    asked = [each for name, each in FORMATS.items() if formats is None or name in formats]
+    used = [each for each in asked if any(key in row for row in rows for key in each.keys.values())]
+    shared = part != "times" and any(each.default for each in asked)
     columns: dict[str, Callable[[Row], str]] = {}
     if shared:
         columns |= {
@@ -70,6 +71,7 @@ def exports_table(
 def tables_by_format(rows: Sequence[Row]) -> dict[str, ExportsTable]:
     """The columns of `exports_table` but for times, in tables that are narrow enough for a page: one of the default
     formats, called "", and one of each other format that a row has."""
-    groups = {"": DEFAULT_FORMATS} | {name: (name,) for name in FORMATS if name not in DEFAULT_FORMATS}
+    groups = {"": [name for name, each in FORMATS.items() if each.default]}
+    groups |= {name: [name] for name, each in FORMATS.items() if not each.default}
     tables = {title: exports_table(rows, part="rest", formats=names) for title, names in groups.items()}
     return {title: table for title, table in tables.items() if table.columns}
