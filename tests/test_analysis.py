@@ -52,7 +52,7 @@ def test_every_method_and_family_is_analysed(trained, monkeypatch):
     design = design_of(folder, 20)
     assert bool(design.uniforms) == (method != "dnas")
     found = {path.stem for path in (folder / "analysis").glob("*.csv")}
-    assert found <= set(CSV_FILES) and {"bits"} <= found
+    assert found <= set(CSV_FILES) and ("bits" in found or "are too few. Give --evaluations" in page)
     if design.uniforms:
         assert {"accuracy"} <= found and "What fewer bits cost" in page
         assert ("effects" in found) == (len(design.archs) >= 20)
@@ -63,9 +63,8 @@ def test_every_method_and_family_is_analysed(trained, monkeypatch):
         for row in read(folder, name):
             if row.get("low"):
                 assert float(row["low"]) <= float(row["high"]) and row["verdict"]
-    before = (folder / "probes.jsonl").read_bytes() if design.uniforms else b""
-    assert analysed(folder, lambda: pytest.fail("measured again"), monkeypatch) == page
-    assert not before or (folder / "probes.jsonl").read_bytes() == before
+    if design.uniforms:
+        answered(folder, "run", design, 100, lambda: pytest.fail("measured again"))
 
 
 def test_networks_are_measured_as_searches_do(trained):
@@ -103,7 +102,7 @@ def test_architectures_are_the_same_at_each_bit_width_and_policies_mix(trained):
 def test_a_killed_analysis_goes_on(trained, monkeypatch, tmp_path):
     method, folder, opened = trained
     design = design_of(folder, 20)
-    if not design.uniforms:
+    if not design.uniforms or len(design.archs) < 20:
         return
     whole = answered(folder, "run", design, 100, opened)
     again = tmp_path / "run"
@@ -114,7 +113,7 @@ def test_a_killed_analysis_goes_on(trained, monkeypatch, tmp_path):
     def killed(path, record):
         append(path, record)
         seen.append(record)
-        if len(seen) % 25 == 0:
+        if len(seen) % 30 == 0:
             raise Interrupted
 
     monkeypatch.setattr(probes, "append_record", killed)

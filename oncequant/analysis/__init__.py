@@ -12,8 +12,9 @@ from typing import Any
 
 from oncequant.analysis.architectures import accuracy, friendliness, ranking
 from oncequant.analysis.finding import LEAST, Finding
+from oncequant.analysis.front_bits import front_bits
 from oncequant.analysis.fronts import budgets, location
-from oncequant.analysis.layers import along_the_front, worth
+from oncequant.analysis.layers import worth
 from oncequant.analysis.page import RunFindings, page_html
 from oncequant.analysis.probes import Answered, Design, answered, design_of
 from oncequant.files import FileError, write_atomically, write_csv
@@ -78,14 +79,14 @@ def findings_of(run: Contents, design: Design, answers: Answered | None) -> list
         found = [
             budgets(design, answers),
             worth(design, answers),
-            along_the_front(run),
+            front_bits(run),
             accuracy(design, answers),
             friendliness(design, answers),
             location(design, answers, run.measurements),
             ranking(design, answers),
         ]
     else:
-        found = [along_the_front(run)]
+        found = [front_bits(run)]
     return [finding for finding in found if finding is not None]
 
 

@@ -55,7 +55,7 @@ def accuracy(design: Design, answers: Answered) -> Finding:
             continue
         rows.append({**line, "reference": False, **cells(loss)})
         table.append([one.label, str(len(right)), f"{100 * right.mean():.2f} %", shown(loss)])
-        change = decided(loss, "are more accurate than", "are less accurate than", "cannot be told apart from")
+        change = decided(loss, "are more accurate than", "are less accurate than", "may be as accurate as")
         words.insert(0, f"At {one.label} the same architectures {change} at {reference.label}: {shown(loss)} points.")
     tables = [
         Table(

@@ -11,7 +11,7 @@ from oncequant.analysis.probes import Answered, Design, Uniform
 from oncequant.analysis.statistics import front_of, front_shift, intervals_of
 from oncequant.arch import FLOAT_BITS
 from oncequant.cost import COSTS, readable
-from oncequant.intervals import CONFIRMED, REFUTED, UNDECIDED, difference_on_images, verdict
+from oncequant.intervals import CONFIRMED, REFUTED, UNDECIDED, Interval, difference_on_images, verdict
 from oncequant.records import Measurement
 
 BUDGETS = 6
@@ -32,11 +32,13 @@ def location(design: Design, answers: Answered, searched: Sequence[Measurement])
     accuracies = {one: answers.uniform[one].mean(1) for one in design.uniforms}
     high, low = design.uniforms[0], design.uniforms[-1]
     rows, table = [], []
+    shifts: list[Interval] = []  # of the lowest bit-width at the end
     for one in design.uniforms:
         front = front_of(macs, accuracies[one])
         own = searched_front(design, one, searched)
         means = dict(zip(own[0], own[1].mean(0))) if own else {}
-        shifts = intervals_of(front_shift(values, np.log(macs), accuracies[one], accuracies[high]), len(macs))
+        if one != high:
+            shifts = intervals_of(front_shift(values, np.log(macs), accuracies[one], accuracies[high]), len(macs))
         for k, factor in enumerate(factors):
             mean = {"mean_of_front": values[front, k].mean(), "mean_of_all": values[:, k].mean()}
             line = {"bits": one.bits, "factor": factor.kind, "members": len(front)}
@@ -47,7 +49,6 @@ def location(design: Design, answers: Answered, searched: Sequence[Measurement])
             more = "–" if one == high else shown(shifts[k])
             numbers = [f"{value:.2f}" for value in mean.values()]
             table.append([one.label, factor.label, *numbers, text, more])
-    shifts = intervals_of(front_shift(values, np.log(macs), accuracies[low], accuracies[high]), len(macs))
     moved = [
         f"{decided(shift, 'more', 'less', '')} {factor.label} ({shown(shift)})"
         for factor, shift in zip(factors, shifts)

@@ -1,26 +1,20 @@
-"""Findings about layers: what a bit more is worth in each role and part, and which bits the best networks have."""
+"""The finding about what a bit more is worth in each role and part of a network."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from oncequant.analysis.charts import intervals
-from oncequant.analysis.factors import Bits, bits_of, layers_with_choices, prices_of
-from oncequant.analysis.finding import DNAS, LEAST, QFA, Finding, Table, agreement, cells, decided, listed, shown
+from oncequant.analysis.factors import Bits, bits_of, prices_of
+from oncequant.analysis.finding import LEAST, QFA, Finding, Table, agreement, cells, decided, listed, shown
 from oncequant.analysis.probes import Answered, Design
-from oncequant.analysis.statistics import front_of, grouped_slopes, intervals_of, log_odds, points_per_log_odds
-from oncequant.arch import FLOAT_BITS, SKIP
+from oncequant.analysis.statistics import grouped_slopes, intervals_of, log_odds, points_per_log_odds
+from oncequant.arch import FLOAT_BITS
 from oncequant.intervals import CONFIRMED, REFUTED, Interval, verdict
-from oncequant.records import Measurement
-from oncequant.report.contents import Contents
-from oncequant.report.sections import page_data, shares_by_role
 
+PER_NUMBER = 2  # networks for each number that a regression estimates, or draws from them do not suffice
 TENTH = float(np.log(1.1))  # one tenth more BitOPs, in their logarithm
-QFA_MEANS = {  # of the 181 networks that QFA's authors published, as we count
-    Bits("role", "expand", "weights"): 2.65, Bits("role", "depthwise", "weights"): 3.19,
-    Bits("role", "project", "weights"): 2.74,
-}  # fmt: skip
 
 
 def worth(design: Design, answers: Answered) -> Finding | None:
@@ -36,7 +30,11 @@ def worth(design: Design, answers: Answered) -> Finding | None:
     found: dict[Bits, Interval] = {}
     for by in ("role", "part"):
         keys, values = bits_of(design.policies, space, by)
-        if not keys or len(design.policies) < len(keys) + len(set(hosts)) + 10:
+        about = "role of layers" if by == "role" else "part of the network"
+        needed = PER_NUMBER * (len(keys) + len(set(hosts)))
+        if not keys or len(design.policies) < needed:
+            if keys:
+                words.append(f"By {about}: {len(design.policies)} networks are too few. Give --evaluations {needed}.")
             continue
 
         prices = prices_of(design.policies, space, keys)
@@ -53,7 +51,6 @@ def worth(design: Design, answers: Answered) -> Finding | None:
         for key, gain, lead in zip(keys, gains, leads):
             line = {"by": by, "name": key.name, "what": key.what, "networks": len(right), **cells(gain)}
             rows.append(line | {f"lead_{name}": value for name, value in cells(lead).items()})
-        about = "role of layers" if by == "role" else "part of the network"
         pictures.append(f"<p>By {about}:</p>")
         title = "points for a tenth more BitOPs, less the mean"
         drawn = [(key.label, lead, max(one.bits for one in design.uniforms)) for key, lead in zip(keys, leads)]
@@ -67,8 +64,6 @@ def worth(design: Design, answers: Answered) -> Finding | None:
         )
         tables.append(Table(caption, ["Layers", "A bit more (interval)", "Lead (interval)", "So"], cells_of))
         words.append(_in_words(about, dict(zip(keys, leads))))
-    if not rows:
-        return None
     if design.lowers:
         high = max(one.bits for one in design.uniforms if one.bits != FLOAT_BITS)
         words.append(
@@ -114,102 +109,3 @@ def _papers(leads: Mapping[Bits, Interval]) -> list[str]:
     if not any(Bits("role", role, "weights") in leads for role in ("depthwise", "expand")):
         said[1:] = ["These networks have neither depthwise layers nor expansions, so this run cannot say."]
     return said
-
-
-def along_the_front(run: Contents) -> Finding | None:
-    """Which bits the layers of the best networks have; None where no bits are chosen."""
-    data = page_data(run)
-    shares, networks = data["bits_by_role"], "the front of validation top-1 and BitOPs of the search"
-    pairs = [stage for stage, space in run.spaces.items() if any(name.endswith(".precision") for name in space.free)]
-    if not shares and pairs:
-        shares, networks = front_of_pairs(run, pairs[-1])
-    if not shares:
-        return None
-    rows = [
-        {
-            "by": "front",
-            "name": row["role"],
-            "what": row["what"],
-            "layers": row["layers"],
-            "mean": round(row["mean"], 6),
-        }
-        | {f"share_{bits}": round(share, 6) for bits, share in row["shares"].items()}
-        for row in shares
-    ]
-    widths = sorted({bits for row in shares for bits in row["shares"]})
-    table = Table(
-        f"Bit-widths of the layers of {networks}: share of the layers of each role",
-        ["Role", "Of", "Layers", *(_bits(bits) for bits in widths), "Mean"],
-        [
-            [row["role"].replace("_", " "), row["what"], str(row["layers"])]
-            + [f"{100 * row['shares'].get(bits, 0):.0f} %" for bits in widths]
-            + [f"{row['mean']:.2f}"]
-            for row in shares
-        ],
-    )
-    ordered = sorted(shares, key=lambda row: -row["mean"])
-    words = [
-        f"Along {networks}, {ordered[0]['role'].replace('_', ' ')} {ordered[0]['what']} have the most bits "
-        f"({ordered[0]['mean']:.2f} in the mean), {ordered[-1]['role'].replace('_', ' ')} {ordered[-1]['what']} the "
-        f"fewest ({ordered[-1]['mean']:.2f}). These are counts of the networks that were found, without an interval."
-    ]
-    tables = [table]
-    paper = _papers_of_front(shares, bool(pairs) and not data["bits_by_role"])
-    if data["distribution"]:
-        tables.append(expected_bits(data["distribution"]))
-    return Finding("front_bits", "Which bits the best networks have", words, paper, "", tables, {"bits": rows})
-
-
-def front_of_pairs(run: Contents, stage: str) -> tuple[list[dict[str, Any]], str]:
-    """Shares of bits along the front of networks whose choices are pairs of bit-widths."""
-    space = run.spaces[stage]
-    own: Sequence[Measurement] = [m for m in run.measurements if m.stage == stage]
-    cost = run.info.get("method_config", {}).get("cost", "weight_bytes")
-    cost = cost if own and all(cost in m.costs for m in own) else "weight_bytes"
-    if not own:
-        return [], ""
-    front = front_of(np.array([m.costs[cost] for m in own]), np.array([m.top1 for m in own]))
-    layers = [
-        (name, spec.role, int(spec.weight_bits), int(spec.act_bits))
-        for i in front
-        for name, spec in space.layers(space.complete(own[i].arch)).items()
-        if spec.present
-    ]
-    label = next((each.title for each in run.costs if each.name == cost), cost)
-    return shares_by_role(layers, layers_with_choices(space)), f"the {len(front)} networks on the front of {label}"
-
-
-def expected_bits(distribution: dict[str, Any]) -> Table:
-    """What the search has learned: of each choice its likeliest pair at the end, and that pair's probability."""
-    last = np.array(distribution["tables"][-1])
-    best = last.argmax(1)
-    rows = [
-        [name, distribution["candidates"][i], f"{100 * row[i]:.0f} %"]
-        for name, i, row in zip(distribution["choices"], best, last)
-    ]
-    return Table(
-        "At the end of the search, the likeliest candidate of each choice (W: bits of weights, A: bits of inputs)",
-        ["Choice", "Candidate", "Probability"],
-        rows,
-    )
-
-
-def _papers_of_front(shares: Sequence[dict[str, Any]], is_dnas: bool) -> list[str]:
-    if is_dnas:
-        return [
-            f"{DNAS} keeps the first and the last layer in float. Of the layers between we know of no rule that it "
-            "states, so nothing is compared."
-        ]
-    means = {Bits("role", row["role"], row["what"]): row["mean"] for row in shares}
-    known = {key: value for key, value in QFA_MEANS.items() if key in means}
-    if not known:
-        return [f"{QFA} says something of depthwise layers and expansions alone; there are none here."]
-    ours = ", ".join(f"{key.name} {means[key]:.2f}" for key in known)
-    theirs = ", ".join(f"{key.name} {value:.2f}" for key, value in known.items())
-    same = sorted(known, key=lambda key: means[key]) == sorted(known, key=lambda key: known[key])
-    verdict_text = "The order is the same." if same else "The order is another one."
-    return [f"Mean bits of weights in the networks of {QFA}, as we count: {theirs}. Here: {ours}. {verdict_text}"]
-
-
-def _bits(bits: int) -> str:
-    return {FLOAT_BITS: "float", SKIP: "left out"}.get(bits, f"{bits} bit")

@@ -39,11 +39,11 @@ def standardised(values: np.ndarray) -> np.ndarray:
 
 
 def partial_effects(factors: np.ndarray, covariate: np.ndarray, response: np.ndarray) -> np.ndarray:
-    """Of each factor, one at a time, its slope in the least-squares fit response = a + b factor + c covariate; (k,).
+    """Of each factor, one at a time, its slope b in the least-squares fit response = a + b factor + c covariate; (k,).
 
     One at a time, since networks of equal compute cannot differ in one factor alone: the others make up for it. NaN
     where the covariate leaves less than LEAST_OWN of a factor's variance. By Frisch-Waugh-Lovell: what the covariate
-    explains is taken from both sides. Shapes: factors (n, k), covariate and response (n,).
+    explains is taken from both sides. Shapes: factors (n, k) or (n, 1), covariate (n,), response (n,) or (n, k).
     """
     c = covariate - covariate.mean()
     scale = float(c @ c)
@@ -52,10 +52,10 @@ def partial_effects(factors: np.ndarray, covariate: np.ndarray, response: np.nda
         centred = values - values.mean(0)
         return centred - np.multiply.outer(c, (c @ centred) / scale) if scale > 1e-12 else centred
 
-    x, y = rest(factors), rest(response)
+    x, y = rest(factors), rest(response if response.ndim > 1 else response[:, None])
     own = (x * x).sum(0)
     enough = own > LEAST_OWN * ((factors - factors.mean(0)) ** 2).sum(0) + 1e-12
-    return np.where(enough, (x * y[:, None]).sum(0) / np.where(enough, own, 1.0), np.nan)
+    return np.where(enough, (x * y).sum(0) / np.where(enough, own, 1.0), np.nan)
 
 
 def grouped_slopes(factors: np.ndarray, response: np.ndarray, groups: np.ndarray) -> np.ndarray:
@@ -151,15 +151,10 @@ def front_shift(
 
     def shift(drawn: np.ndarray) -> np.ndarray:
         fronts = [drawn[front_of(log_cost[drawn], accuracies[drawn])] for accuracies in (low, high)]
-        members = np.concatenate(fronts)
-        is_low = np.repeat([1.0, 0.0], [len(front) for front in fronts])
         if min(map(len, fronts)) < 2:
             return np.full(factors.shape[1], np.nan)
-        return np.array(
-            [
-                partial_effects(is_low[:, None], log_cost[members], factors[members, k])[0]
-                for k in range(factors.shape[1])
-            ]
-        )
+        members = np.concatenate(fronts)
+        is_low = np.repeat([1.0, 0.0], [len(front) for front in fronts])
+        return partial_effects(is_low[:, None], log_cost[members], factors[members])
 
     return shift
