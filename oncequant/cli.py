@@ -31,6 +31,7 @@ from oncequant.files import read_object
 from oncequant.hours import fitted_search, minutes
 from oncequant.methods import METHODS, method_of
 from oncequant.options import (
+    Analyse,
     Card,
     Compare,
     Cost,
@@ -202,6 +203,14 @@ def report(options: Report) -> None:
         console.print(f"comparison: {page}", soft_wrap=True, highlight=False)
 
 
+def analyse(options: Analyse) -> None:
+    """`oncequant analyse`."""
+    from oncequant.analysis import analyse as write_analysis
+
+    page = write_analysis(options.runs, options.out, options.evaluations, options.images, options.device, options.cache)
+    console.print(f"analysis: {page}", soft_wrap=True, highlight=False)
+
+
 def cost(options: Cost) -> None:
     """`oncequant cost`."""
     try:
@@ -271,7 +280,8 @@ def info(options: Info) -> None:
 
 HANDLERS: dict[type, Callable[[Any], None]] = {
     Run: run, Train: train, Search: search, Compare: compare, Evaluate: evaluate, Export: export, Report: report,
-    predict.Predict: predict_pictures, Card: card, Push: push, Cost: cost, Profile: profile, Info: info
+    Analyse: analyse, predict.Predict: predict_pictures, Card: card, Push: push, Cost: cost, Profile: profile,
+    Info: info
 }  # fmt: skip
 
 

@@ -6,7 +6,9 @@ Every interval of this project is made here, at one level:
 * of a mean over seeds: `seeds_interval` (Student's t, which knows how few they are);
 * of a difference of two such means, of which only mean, spread and count are known: `means_difference` (Welch's t);
 * of a difference between two networks on the same images, and of any other statistic of things drawn at random
-  (images, architectures): `bootstrap_interval` (percentiles of draws with replacement, Efron 1979).
+  (images, architectures): `bootstrap_interval` (percentiles of draws with replacement, Efron 1979);
+* of a mean over things of two kinds, crossed (each of some architectures on each of some images): `crossed_interval`
+  (both kinds are drawn: Owen 2007, https://doi.org/10.1214/07-AOAS122).
 
 A claim says that something is above 0, or above a margin. `verdict` is the one rule that judges it.
 """
@@ -137,6 +139,20 @@ def difference_on_images(
     counts = np.random.default_rng(seed).multinomial(count, shares, size=draws)
     low, high = np.quantile((counts[:, 0] - counts[:, 1]) / count, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(apart.mean()), float(low), float(high))
+
+
+def crossed_interval(values: np.ndarray, level: float = LEVEL, draws: int = DRAWS, seed: int = 0) -> Interval:
+    """Of the mean of `values` (rows, columns), one for each pair of a thing of one kind (an architecture) and one of
+    another (an image): both kinds are drawn with replacement, so that the interval holds for other architectures and
+    other images. It is rather too wide than too narrow. Raises ValueError for fewer than two of either kind."""
+    if values.ndim != 2 or min(values.shape) < 2:
+        raise ValueError(f"values of shape {values.shape}: use at least 2 rows and 2 columns")
+    rng, (rows, columns) = np.random.default_rng(seed), values.shape
+    by_row = rng.multinomial(rows, np.full(rows, 1 / rows), size=draws) / rows
+    by_column = rng.multinomial(columns, np.full(columns, 1 / columns), size=draws) / columns
+    found = np.einsum("dc,dc->d", by_row @ values.astype(float), by_column)
+    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(values.mean()), float(low), float(high))
 
 
 def verdict(interval: Interval, margin: float = 0.0) -> str:

@@ -20,6 +20,7 @@ from oncequant.compare import CompareOptions
 from oncequant.export.formats import FORMATS
 from oncequant.files import FileError, PathText, user_path
 from oncequant.help_text import help_page
+from oncequant.limits import check_ranges
 from oncequant.methods import DEFAULT_METHOD, METHODS
 from oncequant.models import FAMILIES, PRESETS
 from oncequant.parser import Groups, field_names, merged, one_line, wrong
@@ -29,6 +30,7 @@ from oncequant.search import SEARCHERS, BudgetOptions
 from oncequant.settings import (
     AllBits,
     DataOptions,
+    Device,
     EvaluateOptions,
     Existing,
     ExportOptions,
@@ -163,6 +165,34 @@ class Report(ReportOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Analyse:
+    """What runs teach about architecture and bits: a page and tables.
+
+    Which architectures stand few bits, which bit-width pays at a budget, which layers should keep more. Random networks
+    of each run are measured on its validation images; the run keeps them. docs/analysis.md says how.
+
+    Interrupted? The same command goes on.
+    """
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Run folders made by `oncequant train` or `oncequant run`."""
+    evaluations: int = 60
+    """Random architectures, measured at each bit-width, and once more as many with bit-widths mixed at random."""
+    images: int = 2000
+    """Validation images to measure on, all if there are fewer."""
+    out: Path | None = None
+    """Folder of page and tables, or a page that ends in .html. Default: RUN/analysis; of several runs: analysis."""
+    device: Device = "auto"
+    """auto takes a GPU if there is one."""
+    cache: bool = True
+    """Keep decoded images for later commands."""
+
+    def __post_init__(self):
+        """Refuse too few before any work."""
+        check_ranges(self, evaluations=(20, 100_000), images=(100, 10_000_000))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Cost(AllBits):
     """Print the costs of architectures, JSON lines in and out."""
 
@@ -198,11 +228,11 @@ class Info:
 COMMANDS = {  # in the order of use
     "run": Run, "info": Info, "search": Search, "evaluate": Evaluate, "export": Export, "predict": predict.Predict,
     "card": Card, "push": Push,
-    "report": Report, "train": Train, "compare": Compare, "profile": Profile, "cost": Cost,
+    "report": Report, "analyse": Analyse, "train": Train, "compare": Compare, "profile": Profile, "cost": Cost,
 }  # fmt: skip
 TITLES = {  # of groups, in the help
     "data": "Images", "model": "Network", "training": "Training", "tables": "Search", "search": "Search",
-    "machine": "Machine", "source": "Run", "report": "Arguments", "output": "Report",
+    "machine": "Machine", "source": "Run", "report": "Arguments", "analyse": "Arguments", "output": "Report",
     "card": "Arguments", "push": "Arguments", "cost": "Options", "info": "Options",
     "evaluate": "Measurement", "export": "Files", "compare": "Comparison", "profile": "Table",
 }  # fmt: skip
@@ -240,7 +270,7 @@ def parse(words: Sequence[str]) -> Any:
         parts = get_type_hints(kind)
         choices = {**CHOICES, "preset": tuple(PRESETS)}
         return kind(**Groups(program, kind.__doc__, parts, TITLES, choices=choices).parse(rest))
-    if name in ("report", "card", "push", "cost", "info"):
+    if name in ("report", "analyse", "card", "push", "cost", "info"):
         return Groups(program, kind.__doc__, {name: kind}, TITLES, choices=CHOICES).parse(rest)[name]
     parts = get_type_hints(kind)
     if name == "search":

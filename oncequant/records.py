@@ -180,6 +180,25 @@ class Export:
 
 
 @dataclass(frozen=True)
+class Probe:
+    """A line of `probes.jsonl`: a network that `oncequant analyse` has measured."""
+
+    stage: str
+    """The weights it was measured with."""
+    arch: Arch
+    """In brief, in the space of the stage, or for bit-widths that were lowered in a wider one."""
+    images: int
+    """Validation images that it was asked, in an order that is always the same."""
+    right: str
+    """Which of them it got right: a bit each, as hexadecimal digits."""
+
+    def __post_init__(self):
+        """Refuse answers to another number of images."""
+        if len(self.right) != 2 * -(-self.images // 8) or not set(self.right) <= set("0123456789abcdef"):
+            raise ValueError(f"right must be {2 * -(-self.images // 8)} hexadecimal digits, for {self.images} images")
+
+
+@dataclass(frozen=True)
 class Prediction:
     """A point of `Predictions`: a subnet that the predictor had not seen."""
 
@@ -224,6 +243,7 @@ Record = (
     | Sample
     | Distribution
     | Export
+    | Probe
 )
 R = TypeVar("R", bound=Record)
 
@@ -236,6 +256,7 @@ RECORDS: dict[str, type[Record]] = {  # file in a run folder -> what it holds
     "exports.json": Export,
     "samples.json": Sample,
     "distribution.jsonl": Distribution,
+    "probes.jsonl": Probe,
 }
 
 

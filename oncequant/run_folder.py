@@ -15,6 +15,7 @@ report/             index.html, pictures, tables
 predictor.*         QFA's accuracy predictor and how good it is
 samples*, distribution.jsonl   DNAS's networks and the distribution that they are drawn from
 compare*            what `oncequant compare` found
+probes.jsonl        every network that `oncequant analyse` measured; analysis/ its page
 costs/              tables of costs that its searches know
 .lock               held by the command that changes the folder
 

@@ -47,6 +47,7 @@ LAYERS = [  # a module may import modules of lines above it, and of its own pack
     {"hand_made", "own_runs"},
     {"compare", "subnets", "card"},
     {"runs"},
+    {"analysis"},
     {"options"},
     {"cli"},
     {"__main__"},

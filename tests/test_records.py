@@ -15,6 +15,7 @@ from oncequant.records import (
     Measurement,
     Member,
     Metrics,
+    Probe,
     Sample,
     Time,
     append_record,
@@ -59,6 +60,10 @@ EXAMPLES = {  # a record as it is in memory, and its JSON in the file
         Export("2bit-L", "exports/2bit-L", ["wrong"], "2bit", ARCH, {"images": 10, "top1_deployed": 0.5}),
         '{"name": "2bit-L", "folder": "exports/2bit-L", "problems": ["wrong"], "stage": "2bit", '
         '"arch": {"resolution": 8, "stage1.depth": 2}, "images": 10, "top1_deployed": 0.5}',
+    ),
+    Probe: (
+        Probe("4bit", ARCH, 10, "ffc0"),
+        '{"stage": "4bit", "arch": {"resolution": 8, "stage1.depth": 2}, "images": 10, "right": "ffc0"}',
     ),
     Distribution: (
         Distribution(10, 40, {"stage1.block1.precision": [0.25, 0.75]}),

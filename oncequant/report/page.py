@@ -22,6 +22,12 @@ def write_page(data: dict[str, Any], pictures: Mapping[str, bytes], path: Path) 
     return path
 
 
+def page_style() -> str:
+    """The style of the page, which other pages share."""
+    text = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
+    return text.partition("<style>")[2].partition("</style>")[0].strip()
+
+
 def page_html(data: dict[str, Any]) -> str:
     """The page with script and data inside."""
     here = Path(__file__).parent

@@ -5,7 +5,7 @@ All of it is plain data. The page's scripts and `pictures.py` only draw the numb
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -191,6 +191,7 @@ def top1_axis(values: Sequence[float]) -> dict[str, Any]:
 # -- mixed precision
 
 NAME, ROLE, WEIGHT_BITS, ACT_BITS = 0, 1, 7, 8  # columns of a layer row
+WHAT = {"weight_bits": "weights", "act_bits": "inputs"}  # whose bits a choice is of
 
 
 def mixed_stages(data: dict[str, Any]) -> list[int]:
@@ -201,26 +202,46 @@ def mixed_stages(data: dict[str, Any]) -> list[int]:
     return [s for s in stages if any(item["arch"][i] for item in items if item["stage"] == s for i in widths)]
 
 
+Layers = list[tuple[str, str, int, int]]
+"""Of a network: names, roles, bits of weights, bits of inputs."""
+
+
 def bits_by_role(data: dict[str, Any], cost: int) -> list[dict[str, Any]]:
-    """Per role, and weights or inputs: the share of each bit-width and the mean, over the fronts of mixed precision.
+    """Per role, and weights or inputs: the share of each bit-width and the mean, over the fronts of mixed precision."""
+    fronts = mixed_fronts(data, cost)
+    return [row for front, chosen in fronts for row in shares_by_role([one for net in front for one in net], chosen)]
+
+
+def mixed_fronts(data: dict[str, Any], cost: int) -> list[tuple[list[Layers], set[tuple[str, str]]]]:
+    """The networks of each front of mixed precision, and whose bits are chosen, see `shares_by_role`.
 
     `data` is the page's; `cost` the index of the cost axis of the fronts. Networks of one bit-width on them are left
-    out, layers at the one bit-width they can have too, and everything if there is no mixed precision. Roles have the
-    order of their last layers.
+    out, layers at the one bit-width they can have too, and everything if there is no mixed precision.
     """
-    table, widths = [], {name: i for i, name in enumerate(data["choices"]) if name.endswith("_bits")}
+    fronts, widths = [], {name: i for i, name in enumerate(data["choices"]) if name.endswith("_bits")}
+    chosen = {(layer, WHAT[what]) for layer, _, what in (name.rpartition(".") for name in widths)}
     for stage in mixed_stages(data):
         front = [data["points"][i] for i in data["fronts"][cost][stage]]
         front = [point for point in front if len({point["arch"][i] for i in widths.values()} - {None}) > 1]
-        layers = [data["rows"][i] for point in front for i in point["layers"]]
-        roles = list(dict.fromkeys(row[ROLE] for row in reversed(layers)))[::-1]
-        for role in roles:
-            for what, column, choice in (("weights", WEIGHT_BITS, "weight_bits"), ("inputs", ACT_BITS, "act_bits")):
-                chosen = [row for row in layers if row[ROLE] == role and f"{row[NAME]}.{choice}" in widths]
-                bits = np.array([row[column] for row in chosen])
-                if len(bits):
-                    shares = {int(b): float((bits == b).mean()) for b in sorted(set(bits))}
-                    table.append(dict(role=role, what=what, shares=shares, mean=float(bits.mean()), layers=len(bits)))
+        rows = [[data["rows"][i] for i in point["layers"]] for point in front]
+        fronts.append(([[(r[NAME], r[ROLE], r[WEIGHT_BITS], r[ACT_BITS]) for r in own] for own in rows], chosen))
+    return fronts
+
+
+def shares_by_role(layers: Layers, chosen: Collection[tuple[str, str]]) -> list[dict[str, Any]]:
+    """Per role, and weights or inputs: the share of each bit-width and the mean over layers of some networks.
+
+    Only bit-widths that are `chosen`, as (name, "weights" or
+    "inputs"), count. Roles have the order of their last layers.
+    """
+    table = []
+    roles = list(dict.fromkeys(role for _, role, *_ in reversed(layers)))[::-1]
+    for role in roles:
+        for what, column in (("weights", 2), ("inputs", 3)):
+            bits = np.array([row[column] for row in layers if row[1] == role and (row[0], what) in chosen])
+            if len(bits):
+                shares = {int(b): float((bits == b).mean()) for b in sorted(set(bits))}
+                table.append(dict(role=role, what=what, shares=shares, mean=float(bits.mean()), layers=len(bits)))
     return table
 
 
