@@ -16,6 +16,7 @@ from oncequant.analysis.finding import (
     decided,
     listed,
     shown,
+    sided,
 )
 from oncequant.analysis.probes import Answered, Design, Uniform, largest_of
 from oncequant.analysis.statistics import (
@@ -28,7 +29,6 @@ from oncequant.analysis.statistics import (
 )
 from oncequant.intervals import (
     CONFIRMED,
-    REFUTED,
     Interval,
     crossed_interval,
     difference_on_images,
@@ -160,12 +160,8 @@ def friendliness(design: Design, answers: Answered) -> Finding | None:
 
 def _in_words(effects: dict, lowest: Uniform, at: str, factors: list[Factor]) -> str:
     """The finding at equal compute or accuracy in one sentence."""
-    more: list[str] = []
-    less: list[str] = []
-    for factor in factors:
-        effect, name = effects[lowest, at, factor], MORE.get(factor.kind, (factor.label, f"more {factor.label}"))[1]
-        text = f"{name} {shown(effect)}"
-        {CONFIRMED: more, REFUTED: less}.get(verdict(effect), []).append(text)
+    names = [MORE.get(factor.kind, ("", f"more {factor.label}"))[1] for factor in factors]
+    more, less = sided((name, effects[lowest, at, factor]) for name, factor in zip(names, factors))
     if not more and not less:
         return (
             f"At {at}, no property of architectures makes a difference at {lowest.label} that can be told from chance."

@@ -10,9 +10,9 @@ import numpy as np
 from oncequant.intervals import UNDECIDED, Interval, verdict
 from oncequant.report.sections import SPARE_STYLES, STYLES
 
-WIDTH, HEIGHT = 440, 290  # of a picture; text of 12 units is readable on a screen of 400 px
-LEFT, RIGHT, TOP, BOTTOM = 54, 12, 24, 40
-ROW, LABELS = 24, 168  # of a picture of intervals: height of a row, width of the labels
+WIDTH, HEIGHT = 350, 250  # of a picture: as wide as on a screen of 400 px, where text has 12 px
+LEFT, RIGHT, TOP, BOTTOM = 46, 12, 24, 40
+ROW, LABELS = 24, 138  # of a picture of intervals: height of a row, width of the labels
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ MORE = {  # kind of choice -> what it is called, and networks that have more of 
 }
 WIDTHS = ("width", "expand_ratio")  # of the kinds above, those that make networks wider, the first that there is
 WHOLE = "all"
+GROUPS = {"role": "role of layers", "part": "part of the network"}  # what layers are put together by
 MOST_PARTS = 8
 HIGHEST = 8  # bit-widths above, as float's, count as this
 
@@ -61,6 +62,13 @@ def factors_of(archs: Sequence[Arch], space: SearchSpace) -> tuple[list[Factor],
     return [factors[i] for i in kept], values[:, kept]
 
 
+def whole_factors(archs: Sequence[Arch], space: SearchSpace) -> tuple[list[Factor], np.ndarray]:
+    """`factors_of` without those of groups of blocks."""
+    factors, values = factors_of(archs, space)
+    kept = [i for i, factor in enumerate(factors) if factor.part == WHOLE]
+    return [factors[i] for i in kept], values[:, kept]
+
+
 def cost_of(archs: Sequence[Arch], space: SearchSpace, cost: str) -> np.ndarray:
     """A cost by name of complete architectures (n,)."""
     return np.array([float(COSTS[cost](space.layers(arch))) for arch in archs])
@@ -71,7 +79,7 @@ class Bits:
     """The bit-widths of some layers of a network."""
 
     by: str
-    """"role" or "part": what the layers have in common."""
+    """One of GROUPS."""
     name: str
     what: str
     """"weights" or "inputs"."""

@@ -1,7 +1,7 @@
 """What one section of the page is made of, and the words for intervals and verdicts."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,6 +53,14 @@ def agreement(interval: Interval, claims_more: bool = True) -> str:
         "This run says the opposite.",
         "This run does not decide it.",
     )
+
+
+def sided(effects: Iterable[tuple[str, Interval]]) -> tuple[list[str], list[str]]:
+    """Names and intervals, as text, of the effects that are decided to be above 0, and of those below."""
+    found: dict[str, list[str]] = {CONFIRMED: [], REFUTED: [], UNDECIDED: []}
+    for name, effect in effects:
+        found[verdict(effect)].append(f"{name} ({shown(effect)})")
+    return found[CONFIRMED], found[REFUTED]
 
 
 def shown(interval: Interval, digits: int = 2, sign: bool = True) -> str:

@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 
 from oncequant.analysis.charts import intervals
-from oncequant.analysis.factors import HIGHEST, Bits, layers_with_choices
-from oncequant.analysis.finding import DNAS, QFA, Finding, Table, agreement, cells, decided, listed, shown
+from oncequant.analysis.factors import GROUPS, HIGHEST, Bits, layers_with_choices
+from oncequant.analysis.finding import DNAS, QFA, Finding, Table, agreement, cells, decided, listed, shown, sided
 from oncequant.analysis.probes import part_of
 from oncequant.analysis.statistics import intervals_of
 from oncequant.arch import FLOAT_BITS
-from oncequant.intervals import CONFIRMED, REFUTED, Interval, verdict
+from oncequant.intervals import Interval
 from oncequant.report.contents import Contents
 from oncequant.report.sections import Layers, mixed_fronts, page_data, shares_by_role
 
@@ -36,7 +36,7 @@ def front_bits(run: Contents) -> Finding | None:
     rows: list[dict[str, Any]] = []
     tables, pictures, words = [], [], []
     leads: dict[Bits, Interval] = {}
-    for by in ("role", "part"):
+    for by, about in GROUPS.items():
         named = [[(n, r if by == "role" else part_of(n), w, a) for n, r, w, a in net] for net in networks]
         shares = shares_by_role([layer for net in named for layer in net], chosen)
         if len(shares) < 2:
@@ -48,8 +48,7 @@ def front_bits(run: Contents) -> Finding | None:
             line |= {"layers": row["layers"], "mean": round(row["mean"], 6), **cells(lead)}
             rows.append(line | {f"share_{bits}": round(share, 6) for bits, share in row["shares"].items()})
         tables.append(_table(f"By {by}: bit-widths of the layers of {title}", shares, own))
-        about = "role of layers" if by == "role" else "part of the network"
-        bars = [(key.label, lead, 4) for key, lead in own.items()]
+        bars = [(key.label, lead, HIGHEST) for key, lead in own.items()]
         pictures.append(
             intervals(bars, "bits more than the mean", f"Bits by {about}, on {title}; the table has the numbers")
         )
@@ -112,10 +111,10 @@ def _in_words(about: str, title: str, count: int, leads: dict[Bits, Interval]) -
     if count < FEWEST:
         most = max(leads, key=lambda key: leads[key].value)
         return (
-            f"By {about}: on {title} {most.label} have the most bits, but {count} networks are too few for an interval."
+            f"By {about}: on {title} {most.label} have the most bits. There are {count} networks of mixed bit-widths on "
+            "it, too few for an interval."
         )
-    more = [f"{key.label} ({shown(lead)})" for key, lead in leads.items() if verdict(lead) == CONFIRMED]
-    less = [f"{key.label} ({shown(lead)})" for key, lead in leads.items() if verdict(lead) == REFUTED]
+    more, less = sided((key.label, lead) for key, lead in leads.items())
     if not more and not less:
         return f"By {about}: on {title} no layers can be told to have more bits than the mean of their network."
     parts = [f"more bits than the mean are in {listed(more)}"] * bool(more)

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from oncequant.analysis.charts import Series, scatter
-from oncequant.analysis.factors import WHOLE, cost_of, factors_of
-from oncequant.analysis.finding import LEAST, OQAT, Finding, Table, agreement, cells, decided, listed, shown
+from oncequant.analysis.factors import Factor, cost_of, whole_factors
+from oncequant.analysis.finding import LEAST, OQAT, Finding, Table, agreement, cells, decided, listed, shown, sided
 from oncequant.analysis.probes import Answered, Design, Uniform
 from oncequant.analysis.statistics import front_of, front_shift, intervals_of
 from oncequant.arch import FLOAT_BITS
@@ -23,11 +23,9 @@ OUTCOMES = (CONFIRMED, REFUTED, UNDECIDED)
 def location(design: Design, answers: Answered, searched: Sequence[Measurement]) -> Finding | None:
     """Where the front of each bit-width lies; None with too few networks. `searched` is what a search has measured."""
     space = (design.spaces or {})[design.reference.stage]
-    factors, values = factors_of(design.archs, space)
-    kept = [i for i, factor in enumerate(factors) if factor.part == WHOLE]
-    if len(design.archs) < LEAST or len(design.uniforms) < 2 or not kept:
+    factors, values = whole_factors(design.archs, space)
+    if len(design.archs) < LEAST or len(design.uniforms) < 2 or not factors:
         return None
-    factors, values = [factors[i] for i in kept], values[:, kept]
     macs = cost_of([design.arch_at(arch, design.reference) for arch in design.archs], space, "macs")
     accuracies = {one: answers.uniform[one].mean(1) for one in design.uniforms}
     high, low = design.uniforms[0], design.uniforms[-1]
@@ -35,8 +33,7 @@ def location(design: Design, answers: Answered, searched: Sequence[Measurement])
     shifts: list[Interval] = []  # of the lowest bit-width at the end
     for one in design.uniforms:
         front = front_of(macs, accuracies[one])
-        own = searched_front(design, one, searched)
-        means = dict(zip(own[0], own[1].mean(0))) if own else {}
+        means = searched_front(design, one, searched)
         if one != high:
             shifts = intervals_of(front_shift(values, np.log(macs), accuracies[one], accuracies[high]), len(macs))
         for k, factor in enumerate(factors):
@@ -46,17 +43,14 @@ def location(design: Design, answers: Answered, searched: Sequence[Measurement])
             line["mean_of_searched_front"] = round(float(means[factor]), 6) if factor in means else ""
             rows.append(line | ({} if one == high else {f"shift_{k}": v for k, v in cells(shifts[k]).items()}))
             text = f"{means[factor]:.2f}" if factor in means else "–"
-            more = "–" if one == high else shown(shifts[k])
+            moved = "–" if one == high else shown(shifts[k])
             numbers = [f"{value:.2f}" for value in mean.values()]
-            table.append([one.label, factor.label, *numbers, text, more])
-    moved = [
-        f"{decided(shift, 'more', 'less', '')} {factor.label} ({shown(shift)})"
-        for factor, shift in zip(factors, shifts)
-        if verdict(shift) in (CONFIRMED, REFUTED)
-    ]
+            table.append([one.label, factor.label, *numbers, text, moved])
+    more, less = sided((factor.label, shift) for factor, shift in zip(factors, shifts))
+    changes = [f"a larger {text}" for text in more] + [f"a smaller {text}" for text in less]
     words = [
-        f"At equal MACs the front of {low.label} has {listed(moved)} than that of {high.label}."
-        if moved
+        f"At equal MACs the front of {low.label} has {listed(changes)} than that of {high.label}."
+        if changes
         else f"At equal MACs no difference can be told between the fronts of {low.label} and {high.label}."
     ]
     paper = [f"{OQAT} finds the front of 2 bits shallower than that of 4 bits."]
@@ -80,19 +74,18 @@ def location(design: Design, answers: Answered, searched: Sequence[Measurement])
     return Finding("fronts", "Where the front of each bit-width lies", words, paper, picture, tables, {"fronts": rows})
 
 
-def searched_front(design: Design, one: Uniform, searched: Sequence[Measurement]):
-    """Factors and their values on the front that a search measured at a bit-width; None where it has none."""
+def searched_front(design: Design, one: Uniform, searched: Sequence[Measurement]) -> dict[Factor, float]:
+    """Means over the front that a search has measured at a bit-width; {} where it has measured little, and without
+    properties in which its members are all alike."""
     space = (design.spaces or {})[one.stage]
     own = [m for m in searched if m.stage == one.stage]
     own = [m for m in own if len({m.arch[n] for n in m.arch if n.endswith("_bits")} - {one.bits}) == 0]
     if len(own) < LEAST:
-        return None
+        return {}
     costs = np.array([m.costs["bitops"] for m in own])
     front = front_of(costs, np.array([m.top1 for m in own]))
-    archs = [space.complete(own[i].arch) for i in front]
-    factors, values = factors_of(archs, space)
-    kept = [i for i, factor in enumerate(factors) if factor.part == WHOLE]
-    return [factors[i] for i in kept], values[:, kept]
+    factors, values = whole_factors([space.complete(own[i].arch) for i in front], space)
+    return dict(zip(factors, values.mean(0)))
 
 
 def budgets(design: Design, answers: Answered) -> Finding | None:

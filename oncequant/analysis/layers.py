@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 
 from oncequant.analysis.charts import intervals
-from oncequant.analysis.factors import Bits, bits_of, prices_of
-from oncequant.analysis.finding import LEAST, QFA, Finding, Table, agreement, cells, decided, listed, shown
+from oncequant.analysis.factors import GROUPS, HIGHEST, Bits, bits_of, prices_of
+from oncequant.analysis.finding import LEAST, QFA, Finding, Table, agreement, cells, decided, listed, shown, sided
 from oncequant.analysis.probes import Answered, Design
 from oncequant.analysis.statistics import grouped_slopes, intervals_of, log_odds, points_per_log_odds
 from oncequant.arch import FLOAT_BITS
-from oncequant.intervals import CONFIRMED, REFUTED, Interval, verdict
+from oncequant.intervals import Interval
 
 PER_NUMBER = 2  # networks for each number that a regression estimates, or draws from them do not suffice
 TENTH = float(np.log(1.1))  # one tenth more BitOPs, in their logarithm
@@ -28,15 +28,13 @@ def worth(design: Design, answers: Answered) -> Finding | None:
     rows: list[dict[str, Any]] = []
     tables, pictures, words = [], [], []
     found: dict[Bits, Interval] = {}
-    for by in ("role", "part"):
+    for by, about in GROUPS.items():
         keys, values = bits_of(design.policies, space, by)
-        about = "role of layers" if by == "role" else "part of the network"
         needed = PER_NUMBER * (len(keys) + len(set(hosts)))
         if not keys or len(design.policies) < needed:
             if keys:
                 words.append(f"By {about}: {len(design.policies)} networks are too few. Give --evaluations {needed}.")
             continue
-
         prices = prices_of(design.policies, space, keys)
 
         def slopes(drawn: np.ndarray, values: np.ndarray = values, prices: np.ndarray = prices) -> np.ndarray:
@@ -51,18 +49,15 @@ def worth(design: Design, answers: Answered) -> Finding | None:
         for key, gain, lead in zip(keys, gains, leads):
             line = {"by": by, "name": key.name, "what": key.what, "networks": len(right), **cells(gain)}
             rows.append(line | {f"lead_{name}": value for name, value in cells(lead).items()})
-        pictures.append(f"<p>By {about}:</p>")
-        title = "points for a tenth more BitOPs, less the mean"
-        drawn = [(key.label, lead, max(one.bits for one in design.uniforms)) for key, lead in zip(keys, leads)]
-        pictures.append(intervals(drawn, title, f"What bits are worth, by {about}; the table has the numbers"))
-        cells_of = [
-            [key.label, shown(gain), shown(lead), _so(lead)] for key, gain, lead in zip(keys, gains, leads)
-        ]  # fmt: skip
+        drawn = [(key.label, lead, HIGHEST) for key, lead in zip(keys, leads)]
+        alternative = f"What bits are worth, by {about}; the table has the numbers"
+        pictures.append(intervals(drawn, "points for a tenth more BitOPs, less the mean", alternative))
+        texts = [[key.label, shown(gain), shown(lead), _so(lead)] for key, gain, lead in zip(keys, gains, leads)]
         caption = (
             f"By {about}: points that one bit more in all of its layers brings, and points for a tenth more BitOPs "
             "that are spent there, less what they bring when all layers share them"
         )
-        tables.append(Table(caption, ["Layers", "A bit more (interval)", "Lead (interval)", "So"], cells_of))
+        tables.append(Table(caption, ["Layers", "A bit more (interval)", "Lead (interval)", "So"], texts))
         words.append(_in_words(about, dict(zip(keys, leads))))
     if design.lowers:
         high = max(one.bits for one in design.uniforms if one.bits != FLOAT_BITS)
@@ -83,8 +78,7 @@ def host_numbers(design: Design) -> np.ndarray:
 
 
 def _in_words(about: str, leads: Mapping[Bits, Interval]) -> str:
-    more = [f"{key.label} ({shown(lead)})" for key, lead in leads.items() if verdict(lead) == CONFIRMED]
-    less = [f"{key.label} ({shown(lead)})" for key, lead in leads.items() if verdict(lead) == REFUTED]
+    more, less = sided((key.label, lead) for key, lead in leads.items())
     if not more and not less:
         return f"By {about}: no layers can be told to be worth more bits than others."
     parts = [f"keep more bits in {listed(more)}"] * bool(more) + [f"take bits from {listed(less)}"] * bool(less)

@@ -13,14 +13,15 @@ header, footer { max-width: 1080px; }
 h2 { margin: 28px 0 0; font-size: 22px; }
 h3 { font-size: 18px; margin: 0 0 8px; }
 h4 { font-size: 15px; margin: 0 0 4px; }
-.chart { max-width: 640px; }
+.chart { max-width: 540px; }
+@media (min-width: 701px) { .chart text { font-size: 9.5px; } }
 .chart path.zero { stroke: var(--soft); fill: none; stroke-dasharray: 4 3; }
 .chart path.grid { fill: none; }
 .said { border-left: 3px solid var(--line); padding-left: 14px; }
 dl { grid-template-columns: minmax(0, 1fr); }
 dd { margin-bottom: 10px; }
 a { color: var(--accent); }
-details { margin-top: 12px; }
+.scroll + .soft { margin-top: 18px; }
 """
 QUESTIONS = {  # key of the finding that answers -> question
     "budgets": "Do few bits pay at my budget?",
