@@ -4,7 +4,7 @@
 
 The networks below are plain PyTorch. Each is trained in float by a plain loop (SGD, one cycle). Then QFA trains one set
 of weights for every bit-width of every layer, and a search gives a front over BitOPs. Beside it the same float network
-is fine-tuned at 8, 4, 3 and 2 bits alone (OQAT with that bit-width), each for as many steps as QFA's two stages together.
+is fine-tuned at 8, 4, 3 and 2 bits alone (OQAT with that bit-width), each for as many steps as QFA's two stages.
 Hypervolumes are over log BitOPs and test error, up to the worst of all networks of one seed; networks of the front are
 those of validation accuracy, the test split is measured once for each. Every part resumes after a kill.
 """
