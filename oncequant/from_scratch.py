@@ -65,9 +65,9 @@ class Job:
 
 
 def train_alone(job: Job, data: Data, neighbours: int = 1) -> float:
-    """Train the network of a job by cross entropy; returns its validation top-1. `neighbours`: see `fit`."""
+    """Train the network of a job by cross entropy; returns its top-1 on validation images. `neighbours`: see `fit`."""
     options, arch, error = job.options, job.space.largest(), job.options.loss(data)
-    judge, how = Judge(data, options.calibration(data)), Pass(compute=getattr(torch, options.compute))
+    judge, how = Judge(data, options.calibration(data)).while_training(), Pass(compute=getattr(torch, options.compute))
     place, top1 = job.run_dir / job.stage, [0.0]
 
     def train(net: Network) -> None:

@@ -17,7 +17,9 @@ import torch
 
 from oncequant import distributed
 from oncequant.cost import COSTS
+from oncequant.data import Data
 from oncequant.from_scratch import side_by_side
+from oncequant.measure import LOOK_IMAGES, LOOK_STATISTICS
 from oncequant.methods import METHODS, method_of
 from oncequant.models import space_of
 from oncequant.models.own_weights import is_trained, untrained
@@ -28,7 +30,7 @@ from oncequant.search import BudgetOptions, FrontOptions
 from oncequant.train import TrainingOptions
 
 REHEARSED = 9  # steps of the shortest stage; every second one is followed by validation
-IMAGES = 500  # of validation in a rehearsal; as many times fewer images for statistics
+IMAGES = 500  # of validation in a rehearsal, at most; as many times fewer images for statistics
 VALIDATIONS = 4  # of each stage, see train.fit
 FILES = 4.5  # seconds that the files of a subnet take for each second that its test images take to classify
 MARGIN = 0.95  # of the time there is: steps vary
@@ -120,9 +122,8 @@ def tell_time(cfg: TrainingOptions, options: BudgetOptions | None, run: Run) -> 
     macs = float(np.max(COSTS["macs"](space.layers(space.largest()))))
     stages = [cfg.schedule(stage, run.data) for stage in method.stages(cfg)]
     images = sum(one.steps * one.batch_size for one in stages)
-    validated = min(IMAGES, len(run.data.validation))
-    statistics_of = cfg.calibration_images * validated / max(1, len(run.data.validation))
-    rehearsed = sum(REHEARSED * one.batch_size + VALIDATIONS * (validated + statistics_of) for one in stages)
+    looked_at = sum(_rehearsed(cfg, run.data))
+    rehearsed = sum(REHEARSED * one.batch_size + VALIDATIONS * looked_at for one in stages)
     if images * macs < LONG or images < WORTH * rehearsed:
         return
     forecast = rehearse(cfg, options, run)
@@ -141,14 +142,10 @@ def rehearse(cfg: TrainingOptions, options: BudgetOptions | None, run: Run, **ho
     measured, members = (0, 0) if options is None else method.measured(cfg, options)
     cfg = replace(cfg, duration=1.0)
     whole = {stage: cfg.schedule(stage, data).steps for stage in method.stages(cfg)}
-    share = min(1.0, IMAGES / max(1, len(data.validation)))
-    few = replace(data, validation=data.validation.subset(torch.arange(round(share * len(data.validation)))))
-    short = replace(
-        cfg,
-        duration=REHEARSED / min(whole.values()),
-        calibration_images=max(2, round(share * cfg.calibration_images)),
-        checkpoint_seconds=1e9,
-    )
+    validated, calibrated = _rehearsed(cfg, data)
+    few = replace(data, validation=data.validation.subset(torch.arange(validated)))
+    steps = REHEARSED / min(whole.values())
+    short = replace(cfg, duration=steps, calibration_images=calibrated, checkpoint_seconds=1e9)
     console.print("rehearsal of a few steps of each stage, for the length of schedules")
     place = tempfile.TemporaryDirectory() if distributed.is_main() else None
     folder = distributed.from_main(lambda: Path(place.name if place else ""))
@@ -158,18 +155,27 @@ def rehearse(cfg: TrainingOptions, options: BudgetOptions | None, run: Run, **ho
     finally:
         if place:
             place.cleanup()
-    training, validation, subnets = 0.0, 0.0, []
+    statistics_of = min(cfg.calibration_images, len(data.train))
+    look = min(LOOK_IMAGES, len(data.validation)) + min(LOOK_STATISTICS, statistics_of)
+    training, validation, an_image = 0.0, 0.0, []
     times = _times(rows)
     alone = side_by_side(getattr(cfg, "jobs", None), len(times.keys() - whole.keys()), data.device)
     for stage, (step, validating, count) in times.items():
         at_once = 1 if stage in whole else alone  # other stages are networks that are trained side by side
         steps = 0 if stage == "float" and is_trained(run.model) else cfg.schedule(stage, data).steps
         training += steps * step / at_once
-        validation += VALIDATIONS * validating / share / at_once
-        subnets.append(validating / share / count)
-    one = statistics.mean(subnets[1:] or subnets)  # of the quantized stages
-    test = one * len(data.test) / max(1, len(data.validation))
-    return Forecast(training, validation, measured * one, members * (1 + FILES) * test)
+        validation += VALIDATIONS * validating * look / (validated + calibrated) / at_once
+        an_image.append(validating / (validated + calibrated) / count)
+    one = statistics.mean(an_image[1:] or an_image)  # of the quantized stages
+    searching = measured * one * (len(data.validation) + statistics_of)
+    return Forecast(training, validation, searching, members * (1 + FILES) * one * len(data.test))
+
+
+def _rehearsed(cfg: TrainingOptions, data: Data) -> tuple[int, int]:
+    """Validation images of each look in a rehearsal, and training images for the statistics of a subnet."""
+    share = min(1.0, IMAGES / max(1, len(data.validation)))
+    calibrated = min(share * min(cfg.calibration_images, len(data.train)), LOOK_STATISTICS)
+    return round(share * len(data.validation)), max(2, round(calibrated))
 
 
 def _rows(folder: Path) -> list[Metrics]:

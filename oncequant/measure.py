@@ -20,6 +20,8 @@ from oncequant.quantizers.functional import activate
 from oncequant.quantizers.quantizer import Quantizer
 
 RANGE_BATCHES = 8  # from which activation ranges are estimated
+LOOK_IMAGES = 2000  # validation images that training looks at on its way
+LOOK_STATISTICS = 500  # training images for the statistics of a subnet then
 NORM_IMAGES = 250  # least images of a batch from which batch norm is estimated: fewer, larger batches are faster
 
 Batches = Iterable[tuple[Tensor, Tensor]]  # normalised images (N, C, S, S), labels (N,)
@@ -185,3 +187,18 @@ class Judge:
     def test(self, net: Network, arch: Arch) -> Answers:
         """Once for each network that is handed out."""
         return self.on(net, arch, self.data.test)
+
+    def while_training(self) -> "Judge":
+        """For looks on the way, which choose nothing: a random part of the validation images and of the others, the
+        same at each look. All of them took a tenth of the time of training 42,500 images of 32 px for an hour."""
+        batches, images = [], 0
+        for batch in self.calibration:
+            if images >= LOOK_STATISTICS:
+                break
+            batches.append(batch)
+            images += len(batch[1])
+        validation = self.data.validation
+        if len(validation) > LOOK_IMAGES:
+            drawn = torch.randperm(len(validation), generator=torch.Generator().manual_seed(0))
+            validation = validation.subset(drawn[:LOOK_IMAGES].sort().values)
+        return Judge(replace(self.data, validation=validation), batches)

@@ -116,11 +116,12 @@ def train_supernet(
     ends: Sequence[Arch] | None = None,
     subnets: int | None = None,
 ) -> None:
-    """Train one stage by `step`; logs validation top-1 of the subnets `ends`, by default the largest and smallest.
+    """Train one stage by `step`; logs validation top-1 of the subnets `ends`, by default the largest and smallest
+    (`Judge.while_training`).
 
     A step trains so many `subnets`, by default those of the sandwich rule.
     """
-    judge = Judge(data, cfg.calibration(data))
+    judge = Judge(data, cfg.calibration(data)).while_training()
 
     def top1(arch: Arch) -> float:
         return judge.validation(supernet, arch).top1

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from small_training import TINY, digits
 
-from oncequant.measure import calibrated_subnet, measure
+from oncequant.data import calibration_batches
+from oncequant.measure import Judge, calibrated_subnet, measure
 from oncequant.methods import oqat
 from oncequant.models import build_network
 
@@ -40,3 +41,22 @@ def test_calibration_weighs_batches_by_images():
     with torch.no_grad():
         x = torch.nn.functional.conv2d(images, subnet.stem.weight, padding=1)  # the stem's first batch norm sees this
     torch.testing.assert_close(subnet.stem.norm.running_mean, x.mean((0, 2, 3)), atol=1e-6, rtol=1e-4)
+
+
+def test_looks_while_training_are_at_a_random_part_the_same_each_time(monkeypatch):
+    """Few images are all looked at; of many a random part, since they may lie in the order of their classes."""
+    data = digits()
+    calibration = calibration_batches(data, 200, 50)
+    whole = Judge(data, calibration)
+    assert len(whole.while_training().data.validation) == len(data.validation)
+    assert len(whole.while_training().calibration) == len(calibration)
+    monkeypatch.setattr("oncequant.measure.LOOK_IMAGES", 40)
+    monkeypatch.setattr("oncequant.measure.LOOK_STATISTICS", 75)
+    first, again = whole.while_training(), whole.while_training()
+    assert [len(labels) for _, labels in first.calibration] == [len(labels) for _, labels in calibration[:2]]
+    labels = first.data.validation.labels
+    assert len(labels) == 40 and torch.equal(labels, again.data.validation.labels)
+    assert not torch.equal(labels, data.validation.labels[:40]) and len(set(labels.tolist())) > 5
+    net = build_network(TINY)
+    top1 = first.validation(net, net.space.largest()).top1
+    assert round(40 * top1, 6) == round(40 * top1) and top1 == again.validation(net, net.space.largest()).top1

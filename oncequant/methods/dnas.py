@@ -278,7 +278,7 @@ def train_search(net: Network, cfg: Config, run: Run) -> None:
     count = cfg.parts(len(data.train))[-1]
     arch_data, weight_data = (replace(data, train=data.train.subset(i)) for i in (order[:count], order[count:]))
     supernet = StochasticSupernet(net).to(data.device)
-    schedule, judge = cfg.schedule("search", data), Judge(data, cfg.calibration(data))
+    schedule, judge = cfg.schedule("search", data), Judge(data, cfg.calibration(data)).while_training()
     trained = search_step(supernet, cfg, arch_data, schedule, cost := find_cost(cfg.cost, run.costs), cfg.loss(data))
     path, every = run.folder / "distribution.jsonl", max(1, schedule.steps // 40)
 
