@@ -25,7 +25,7 @@ from oncequant.models import space_of
 from oncequant.models.own_weights import is_trained, untrained
 from oncequant.progress import console
 from oncequant.records import Metrics, read_metrics
-from oncequant.run_folder import Run, read_settings
+from oncequant.run_folder import Run, RunSettings, read_settings, smaller_preset
 from oncequant.search import BudgetOptions, FrontOptions
 from oncequant.train import TrainingOptions
 
@@ -35,6 +35,7 @@ VALIDATIONS = 4  # of each stage, see train.fit
 FILES = 4.5  # seconds that the files of a subnet take for each second that its test images take to classify
 MARGIN = 0.95  # of the time there is: steps vary
 LEAST = 0.1  # of it is training
+SHORT = 0.1  # times the usual schedules: where the preset was ours to choose, a smaller one is taken below
 SEARCHING = 0.2  # of it at most is search, where the number of subnets is left open
 FEWEST = 30  # subnets that a search measures even so, as many as an accuracy predictor needs
 
@@ -42,6 +43,10 @@ LONG = 1e12  # multiplications of training with the largest network, forward: a 
 WORTH = 20  # times the images of a rehearsal, where it is made for a message alone
 
 AnyOptions = TypeVar("AnyOptions", bound=TrainingOptions)
+
+
+class ShortOfTime(ValueError):
+    """The hours are not enough."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ def fitted(cfg: AnyOptions, options: BudgetOptions | None, run: Run, hours: floa
     number of subnets that the search measures, where it has to be fewer than the options leave it, else None.
 
     `run` has the network and the images; its folder is not used. `options` are those of the search, None without search
-    and files. Raises ValueError if the hours are not enough for the rest. All processes of a training call this.
+    and files. Raises ShortOfTime if the hours are not enough for the rest. All processes of a training call this.
     """
     start = time.monotonic()
     forecast, evaluations = _searching_less(rehearse(cfg, options, run), cfg, options, hours)
@@ -73,7 +78,7 @@ def fitted(cfg: AnyOptions, options: BudgetOptions | None, run: Run, hours: floa
     left = MARGIN * 3600 * hours - spent - forecast.rest
     if left < LEAST * 3600 * hours:
         least = (spent + forecast.rest) / (MARGIN - LEAST)
-        raise ValueError(
+        raise ShortOfTime(
             f"hours {hours:g}: validation takes {minutes(forecast.validation)}, search {minutes(forecast.search)}, "
             f"files {minutes(forecast.files)}, the rehearsal took {minutes(spent)}; use at least {least / 3600:.2g}"
         )
@@ -87,6 +92,44 @@ def fitted(cfg: AnyOptions, options: BudgetOptions | None, run: Run, hours: floa
         soft_wrap=True,
     )
     return fitted, evaluations
+
+
+def timed(
+    settings: RunSettings, data: Data, folder: Path, search: BudgetOptions | None, hours: float, auto: bool = False
+) -> tuple[RunSettings, float]:
+    """The settings with schedules that fit into so many hours, or with those that the folder's run has; and how many
+    times as long as by default they are, 0 where nothing fits and the preset, left open (`auto`), can be a smaller one.
+    For the rest see `fitted`."""
+    if not hours > 0:
+        raise ValueError(f"hours {hours}: use more than 0")
+    cfg = METHODS[settings.method].Config.from_json(settings.method_config)
+    if distributed.from_main((folder / "run.json").exists):
+        before = read_settings(folder)
+        duration, evaluations = before.method_config["duration"], before.evaluations
+        console.print(f"{folder} goes on with schedules {duration:g} times as long as by default", soft_wrap=True)
+        fits = replace(cfg, duration=duration)
+        duration = 1.0  # whatever it is, the network stays
+    else:
+        try:
+            fits, evaluations = fitted(cfg, search, Run(folder, settings.model, data), hours)
+        except ShortOfTime:
+            if not auto or smaller_preset(settings.preset or "") is None:
+                raise
+            return settings, 0.0
+        duration = fits.duration
+    return replace(settings, method_config=fits.to_json(), evaluations=evaluations), duration
+
+
+def smaller(preset: str, duration: float) -> str | None:
+    """The smaller preset to take where schedules are too short for one; None where they are not, or there is none."""
+    found = smaller_preset(preset) if duration < SHORT else None
+    if found:
+        console.print(
+            f"preset {preset} would train {duration:.2g} times as long as by default, so {found} is taken; --preset or "
+            "more --hours decide otherwise",
+            soft_wrap=True,
+        )
+    return found
 
 
 def _searching_less(

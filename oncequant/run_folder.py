@@ -174,6 +174,12 @@ def preset_for(pixels: int) -> str:
     return next((preset for most, preset in sizes.items() if pixels <= most), "resnet-224")
 
 
+def smaller_preset(preset: str) -> str | None:
+    """The preset of residual networks for the next smaller colour images; None if there is none."""
+    sizes = ("resnet-cifar", "resnet-64", "resnet-photo", "resnet-224")
+    return sizes[sizes.index(preset) - 1] if preset in sizes[1:] else None
+
+
 def called_as() -> str:
     """The command that this process was started with; `python` in a notebook."""
     program = Path(sys.argv[0]).name if sys.argv and sys.argv[0] else "python"

@@ -17,7 +17,7 @@ from oncequant.data import Data, DataError, native_size, open_source
 from oncequant.data.splits import place_of
 from oncequant.export.formats import DEFAULT_FORMATS
 from oncequant.files import FileError, user_path
-from oncequant.hours import fitted, tell_time
+from oncequant.hours import smaller, tell_time, timed
 from oncequant.initial import start_from
 from oncequant.methods import METHODS, method_of
 from oncequant.models import build_network
@@ -60,6 +60,7 @@ def prepare(
     data: Data | tuple[Any, Any, Any] | None = None,
     tells_time: bool = False,
     model: OwnNetwork | None = None,
+    may_shrink: bool = False,
 ) -> tuple[TrainingOptions, Run]:
     """Load the images, choose the network, and make the folder of a run, or go on with the one that is there. `data`
     are images from Python, loaded or as three data sets, instead of `where.data`; `model` is a network of the user's
@@ -67,11 +68,12 @@ def prepare(
 
     Whatever can be refused is refused here, before training: options that do not fit together, budgets of a later
     `search` below the cheapest subnet, tables of `costs` that lack layers, broken images. With `hours`, schedules are
-    as long as fits; with `tells_time` it is said how long a new run takes (oncequant.hours). Returns the options of the
-    method as the folder keeps them, and the run. Raises ValueError (with BudgetError and DataError) and FileError;
-    nothing is written then.
+    as long as fits; those of a smaller preset if need be, where the preset is left open, or `may_shrink`. With
+    `tells_time` it is said how long a new run takes (oncequant.hours). Returns the options of the method as the folder
+    keeps them, and the run. Raises ValueError (with BudgetError and DataError) and FileError; nothing is written then.
     """
     where, options, name = where or DataOptions(), options or ModelOptions(), method_of(cfg)
+    asked_options = options
     opened: Any = data
     folder = folder_of(where, name)
     if not isinstance(data, Data):
@@ -81,6 +83,7 @@ def prepare(
         if opened.reads(folder):
             raise ValueError(f"{folder}: this run folder would lie among the images of {source}; give another --run")
     options = as_before(options, name, folder)
+    auto = may_shrink or options.preset == "auto"
     known = presets_of(name).get(options.preset)
     pixels = 0
     if isinstance(data, Data):
@@ -108,7 +111,10 @@ def prepare(
     tell_run(images, settings.preset, pixels, folder)
     settings = _decided(settings, images, folder)
     if hours is not None:
-        settings = _timed(settings, images, folder, search, hours)
+        settings, duration = timed(settings, images, folder, search, hours, auto)
+        if auto and (preset := smaller(options.preset, duration)):
+            options = replace(asked_options, preset=preset)
+            return prepare(cfg, where, options, search, device, hours, costs, data, tells_time, model, True)
     elif tells_time and not distributed.from_main((folder / "run.json").exists):
         tell_time(_config(folder, settings), search, Run(folder, settings.model, images))
     if weights is not None:
@@ -181,20 +187,6 @@ def _decided(settings: RunSettings, data: Data, folder: Path) -> RunSettings:
     elif cfg.precision == "auto":
         cfg = replace(cfg, precision=distributed.from_main(partial(faster, settings.model, data.device)))
     return replace(settings, method_config=cfg.to_json())
-
-
-def _timed(settings: RunSettings, data: Data, folder: Path, search: BudgetOptions | None, hours: float) -> RunSettings:
-    """The settings with schedules that fit into so many hours, or with those that the folder's run has."""
-    if not hours > 0:
-        raise ValueError(f"hours {hours}: use more than 0")
-    cfg = _config(folder, settings)
-    if distributed.from_main((folder / "run.json").exists):
-        duration, evaluations = read_config(folder)[1].duration, read_settings(folder).evaluations
-        console.print(f"{folder} goes on with schedules {duration:g} times as long as by default", soft_wrap=True)
-        cfg = replace(cfg, duration=duration)
-    else:
-        cfg, evaluations = fitted(cfg, search, Run(folder, settings.model, data), hours)
-    return replace(settings, method_config=cfg.to_json(), evaluations=evaluations)
 
 
 def _begin(settings: RunSettings, data: Data, folder: Path, costs: Paths, changed_test: bool = False) -> Run:

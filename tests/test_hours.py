@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 from commands import call, fails
+from pictures import write_folder
 from small_training import CONFIG, TINY, digits
 
 from oncequant import hours
@@ -13,6 +14,8 @@ from oncequant.methods import METHODS, dnas, oqat
 from oncequant.models import PRESETS
 from oncequant.records import Measurement, Metrics, append_record, read_records
 from oncequant.run_folder import Run
+from oncequant.runs import prepare
+from oncequant.settings import DataOptions, ModelOptions
 
 OPTIONS = oqat.SearchOptions(evaluations=10)
 
@@ -166,3 +169,33 @@ def test_a_long_run_is_foretold_and_a_short_one_is_not(tmp_path, monkeypatch, ca
     hours.tell_time(replace(CONFIG, min_steps=10**6, duration=2.0), OPTIONS, run)
     said = "takes about 21 min: training 20 min, validation, search and files 60 s; --hours fits it into less"
     assert said in capsys.readouterr().out
+
+
+def test_a_preset_that_was_left_open_gets_smaller_where_time_is_short(tmp_path, monkeypatch, capsys):
+    write_folder(tmp_path / "images", size=(100, 100))
+    slow = {"resnet-photo": 100_000, "resnet-64": 20_000, "resnet-cifar": 5_000}  # seconds of training by default
+    seen = []
+
+    def rehearse(cfg, options, run):
+        preset = next(name for name in slow if set(run.model.resolutions) <= set(PRESETS[name].resolutions))
+        seen.append(preset)
+        return hours.Forecast(training=slow[preset], validation=10, search=10, files=2 * 3600 * (len(seen) == 1))
+
+    monkeypatch.setattr(hours, "rehearse", rehearse)
+    where = DataOptions(data=str(tmp_path / "images"), run=tmp_path / "run")
+    cfg, run = prepare(oqat.Config(), where, hours=1)
+    assert seen == ["resnet-photo", "resnet-64"] and 0.1 < cfg.duration < 0.2
+    assert read_json(run.folder / "run.json")["settings"]["preset"] == "resnet-64"
+    said = " ".join(capsys.readouterr().out.split())
+    assert "preset resnet-photo would train 0 times as long as by default, so resnet-64 is taken" in said
+    again = prepare(oqat.Config(), where, hours=1)  # goes on, without a rehearsal
+    assert len(seen) == 2 and again[0] == cfg and again[1].model == run.model
+
+    asked = replace(where, run=tmp_path / "asked")
+    with pytest.raises(ValueError, match="hours 0.1: "):  # the user's own choice is not changed
+        seen.clear()
+        prepare(oqat.Config(), asked, ModelOptions("resnet-photo"), hours=0.1)
+    seen.append("")
+    assert prepare(oqat.Config(), asked, ModelOptions("resnet-photo"), hours=1)[0].duration < 0.1
+    shortest = prepare(oqat.Config(), replace(where, run=tmp_path / "shortest"), hours=0.1)
+    assert seen[-1] == "resnet-cifar" and shortest[0].duration < 0.1
