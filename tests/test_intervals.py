@@ -11,6 +11,7 @@ from oncequant.intervals import (
     REFUTED,
     UNDECIDED,
     Interval,
+    accuracies_interval,
     bootstrap_interval,
     difference_on_images,
     means_difference,
@@ -131,3 +132,22 @@ def test_bad_input_says_what_is_allowed() -> None:
         difference_on_images(np.ones(1, bool), np.ones(1, bool))
     with pytest.raises(ValueError, match="use at least 2"):
         bootstrap_interval(lambda drawn: 0.0, 1)
+
+
+def test_accuracies_agree_with_the_bootstrap_over_images() -> None:
+    rng = np.random.default_rng(3)
+    right = rng.random((3, 400)) < np.array([[0.9], [0.8], [0.7]])
+
+    def spread(accuracies: np.ndarray) -> float:
+        return float(accuracies[0] - accuracies[1:].mean())
+
+    found = accuracies_interval(spread, right)
+    other = bootstrap_interval(lambda drawn: spread(right[:, drawn].mean(axis=1)), 400)
+    assert found.value == pytest.approx(other.value)
+    assert (found.low, found.high) == pytest.approx((other.low, other.high), abs=0.006)
+    assert found == accuracies_interval(spread, right)
+    pair = accuracies_interval(lambda accuracies: accuracies[0] - accuracies[1], right)
+    direct = difference_on_images(right[0], right[1])
+    assert (pair.value, pair.low, pair.high) == pytest.approx((direct.value, direct.low, direct.high), abs=0.006)
+    with pytest.raises(ValueError, match="at least 2"):
+        accuracies_interval(spread, right[:, :1])

@@ -15,6 +15,12 @@ def time_keys() -> frozenset[str]:
     return frozenset(key for each in FORMATS.values() for key in each.times)
 
 
+def latency_keys() -> dict[str, str]:
+    """The keys of milliseconds of one image, with titles for axes, of the formats that are timed."""
+    timed = {each.keys["latency_ms"]: each.name for each in FORMATS.values() if "latency_ms" in each.keys}
+    return {key: f"Latency, {name} (ms)" for key, name in timed.items()}
+
+
 def needed_packages(names: Iterable[str]) -> list[str]:
     """Python packages that formats need beyond the core, each once."""
     return list(dict.fromkeys(each for name in names for each in FORMATS[name].packages))

@@ -56,8 +56,8 @@ def write_comparison(run_dirs: Sequence[Path], folder: Path) -> Path:
         raise ReportError(f"{folder}: the page about several runs needs a folder of its own, not that of {taken}")
     data = combined_data(runs)
     remove_halves(folder)
-    table = data["runs"]
-    write_csv(folder / "runs.csv", [dict(zip(table["columns"], row)) for row in table["rows"]])
+    for name, table in zip(("runs", "volumes"), data["runs"]["tables"]):
+        write_csv(folder / f"{name}.csv", [dict(zip(table["columns"], row)) for row in table["rows"]])
     chosen = [(name, member) for name, run in zip(run_names(runs), runs) for member in run.family]
     write_csv(folder / "family.csv", [{"run": name} | _flat(to_json(member)) for name, member in chosen])
     names = list(dict.fromkeys(name for run in runs for name in run.layer_names))

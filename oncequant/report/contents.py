@@ -27,6 +27,7 @@ from oncequant.records import (
     read_metrics,
     read_records,
 )
+from oncequant.report.by_hand import networks_by_hand
 from oncequant.run_folder import commands_of, date_of
 from oncequant.search.measurements import R, measurements_in, with_costs
 from oncequant.space import SearchSpace
@@ -68,6 +69,8 @@ class Contents:
     """By stage, of those whose networks are measured or chosen."""
     known_costs: dict[str, Cost]
     """By name, with those of the tables in the folder."""
+    by_hand: list[Member]
+    """Networks made by hand for the comparison; their stages are `by hand/NAME`."""
 
     @property
     def costs(self) -> list[Cost]:
@@ -100,6 +103,7 @@ def read_contents(folder: Path) -> Contents:
         predictions = _predictions(folder / "predictor.json")
         known_costs = run_costs(folder)
         comparison = read_object(folder / "compare.json", "totals") if (folder / "compare.json").exists() else None
+        by_hand, spaces_by_hand = networks_by_hand(folder, comparison, known_costs)
     except FileError as error:
         raise ReportError(str(error)) from error
     _check_costs(folder / "measurements.jsonl", (m.costs for m in measurements))
@@ -117,7 +121,8 @@ def read_contents(folder: Path) -> Contents:
     family = [_with_costs(folder / "family.json", m, spaces[m.stage], known_costs) for m in family]
     test = [] if pictures is None else (pictures.rows["split"] == SPLITS.index("test")).nonzero()[0].tolist()
     names = [pictures.names[i] for i in test] if pictures else []
-    rest = (answers, names, exports, distribution, drawn_from, predictions, comparison, spaces, known_costs)
+    spaces |= spaces_by_hand
+    rest = (answers, names, exports, distribution, drawn_from, predictions, comparison, spaces, known_costs, by_hand)
     return Contents(folder, info, date, metrics, measurements, family, *rest)
 
 

@@ -21,7 +21,7 @@ function facts(item) {
   const lines = [["Validation top-1", percent(item.top1)]];
   if (item.test !== undefined) lines.push(["Test top-1", percent(item.test)]);
   if (item.balanced_test != null) lines.push(["Balanced accuracy, test", percent(item.balanced_test)]);
-  DATA.costs.forEach((_, c) => lines.push([costName(c), costText(item.costs[c], c)]));
+  DATA.costs.forEach((_, c) => item.costs[c] != null && lines.push([costName(c), costText(item.costs[c], c)]));
   if (item.searcher) lines.push(["Found by", item.searcher]);
   return lines;
 }
@@ -40,8 +40,8 @@ function el(tag, attributes = {}, ...children) { return fill(document.createElem
 function svg(tag, attributes = {}, ...children) {
   return fill(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
 }
-function numberIn(text) { // of "12.3 kB" or "98.1 %"; NaN of words
-  const match = /^(-?[\d,]*\.?\d+) ?([kMGT]?)(B|%|ms|min|×)?$/.exec(text.trim());
+function numberIn(text) { // of "12.3 kB", "98.1 %" or "0.51 (0.42 to 0.60)"; NaN of words
+  const match = /^(-?[\d,]*\.?\d+) ?([kMGT]?)(B|%|ms|min|×)?( \(.* to .*\))?$/.exec(text.trim());
   return match ? Number(match[1].replaceAll(",", "")) * { "": 1, k: 1e3, M: 1e6, G: 1e9, T: 1e12 }[match[2]] : NaN;
 }
 function sortable(box) { // a click on a title sorts the rows, a second one the other way round
@@ -70,7 +70,7 @@ function plainTable(caption, head, rows, foot) {
   const cell = (content, i) => el(i ? "td" : "th", { class: side(i), scope: i ? null : "row" }, content);
   const line = (cells) => el("tr", {}, ...cells.map(cell));
   return el("div", {}, el("p", { class: "soft" }, caption), // not a <caption>, which would scroll with a wide table
-    el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": caption }, el("table", { "aria-label": caption },
+    el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": caption }, el("table", { "aria-label": caption, class: head.length > 10 && "dense" },
       el("thead", {}, el("tr", {}, ...head.map((text, i) => el("th", { class: side(i), scope: "col" }, text)))),
       el("tbody", {}, ...rows.map(line)),
       foot && el("tfoot", {}, line(foot)))));

@@ -32,10 +32,11 @@ function fromAddress() {
 // -- sections
 
 function several() {
-  const { columns, rows, note } = DATA.runs;
-  $("title").textContent = `${rows.length} runs on common axes`;
+  const { tables, note } = DATA.runs;
+  $("title").textContent = `${DATA.run.method} on common axes`;
   document.querySelector("#about h2").textContent = "The runs";
-  $("about").append(el("p", {}, note), table("Volume: how much of the box over error and the logarithm of a cost, between the best and the worst network of all runs, the front of a run covers. More is better.", columns, rows, null, true));
+  $("about").append(el("p", {}, note), ...tables.map(({ caption, columns, rows }) => table(caption, columns, rows, null, true)));
+  for (const one of document.querySelectorAll("#about table")) one.classList.add("dense");
   $("made").textContent = "Each run has a report of its own.";
 }
 function about() {
@@ -58,7 +59,8 @@ function about() {
   $("made").textContent = [run.version && `Made by oncequant ${run.version}`, run.commit && `commit ${run.commit}`].filter(Boolean).join(", ") + ". Dates and times, among them the latency of files: times.html, beside this page.";
 }
 function familyTable() {
-  const pick = (item) => el("button", { type: "button", onclick: () => { select(item); $("pareto").scrollIntoView(); } }, item.name);
+  const pick = (item) => el("button", { type: "button", onclick: () => { select(item); $("pareto").scrollIntoView(); } },
+    ...item.name.split("/").flatMap((part, i) => [i ? "/" : null, i ? el("wbr") : null, el("span", { class: "whole" }, part)]));
   const names = { top1: "top-1", balanced: "balanced accuracy" }, several = FAMILY.some((f) => f.metric === "balanced");
   const extra = [["Balanced accuracy, test", "balanced_test"], ["Predicted", "predicted"], ["Balanced accuracy, predicted", "balanced_predicted"], ...(several ? [["Balanced accuracy, validation", "balanced_validation"]] : []), ["Before zero points were rounded", "before_folding"]].filter(([, key]) => FAMILY.some((f) => f[key] != null));
   $("family").append(table(`Chosen by ${several ? "accuracy" : "top-1"} on the validation images alone. Select a name to see its layers.`,

@@ -41,7 +41,7 @@ def page_data(run: Contents) -> dict[str, Any]:
     choices = list(dict.fromkeys(name for record in records for name in record.arch))
     items: list[dict[str, Any]] = [
         {
-            "stage": stages.index(record.stage),
+            "stage": stages.index(series(record.stage)),
             "top1": record.top1 if isinstance(record, Measurement) else record.top1_validation,
             "costs": [record.costs.get(cost) for cost in costs],
             "arch": [record.arch.get(name) for name in choices],
@@ -88,8 +88,13 @@ def stage_names(run: Contents) -> list[str]:
     """Names of the stages: float, then falling bits, then others as they come."""
     known = list(STYLES)
     records: list[Metrics | Measurement | Member] = [*run.metrics, *run.measurements, *run.family]
-    names = dict.fromkeys(record.stage for record in records)
+    names = dict.fromkeys(series(record.stage) for record in records)
     return sorted(names, key=lambda name: known.index(name) if name in known else len(known))
+
+
+def series(stage: str) -> str:
+    """The stages that are drawn as one: networks that were trained one by one have `SERIES/NAME`."""
+    return stage.partition("/")[0]
 
 
 def stage_styles(stages: list[str]) -> list[dict[str, str]]:

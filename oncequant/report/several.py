@@ -4,13 +4,16 @@ A series of the page is a stage of a run. Its colour tells the run, its marker t
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
-from oncequant.report.contents import AXES, Contents, ReportError
+from oncequant.export.formats import latency_keys
+from oncequant.intervals import Interval
+from oncequant.report.contents import Contents, ReportError
+from oncequant.report.effort import Effort, effort_by_hand, effort_of
 from oncequant.report.sections import exports_data, page_data, top1_axis
-from oncequant.search.pareto import hypervolume
+from oncequant.report.volumes import chosen_volumes, measured_volumes, volume_costs
+from oncequant.search.measurements import R, with_costs
 
 # colours on light and on dark, a run each; they can be told apart by colour-blind readers
 COLOURS = (
@@ -24,8 +27,9 @@ def combined_data(runs: Sequence[Contents]) -> dict[str, Any]:
     measured networks, or if there are more than can be told apart."""
     if len(runs) > len(COLOURS):
         raise ReportError(f"{len(runs)} runs: at most {len(COLOURS)} can be told apart on one page")
-    names, parts = run_names(runs), [page_data(run) for run in runs]
-    titles = [title for title in parts[0]["costs"] if all(title in part["costs"] for part in parts)]
+    names, runs = run_names(runs), with_all_tables(runs)
+    parts = [_part(run) for run in runs]
+    titles = list(dict.fromkeys(title for part in parts for title in part["costs"]))
     choices = list(dict.fromkeys(choice for part in parts for choice in part["choices"]))
     stages: list[dict[str, str]] = []
     rows: list[tuple] = []
@@ -33,13 +37,14 @@ def combined_data(runs: Sequence[Contents]) -> dict[str, Any]:
     family: list[dict[str, Any]] = []
     fronts: list[list[list[int]]] = [[] for _ in titles]
     for name, part, (light, dark) in zip(names, parts, COLOURS):
-        columns = [part["costs"].index(title) for title in titles]
+        columns = [part["costs"].index(title) if title in part["costs"] else None for title in titles]
         arches = [part["choices"].index(choice) if choice in part["choices"] else None for choice in choices]
         items, start = {}, (len(stages), len(rows))
         for kind in ("points", "family"):
             items[kind] = [_moved(item, columns, arches, *start) for item in part[kind]]
         for front, column in zip(fronts, columns):
-            front += [[i + len(points) for i in one] for one in part["fronts"][column]]
+            own = [[] for _ in part["stages"]] if column is None else part["fronts"][column]
+            front += [[i + len(points) for i in one] for one in own]
         points += items["points"]
         family += [item | {"name": f"{name}/{item['name']}"} for item in items["family"]]
         rows += part["rows"]
@@ -52,10 +57,10 @@ def combined_data(runs: Sequence[Contents]) -> dict[str, Any]:
     exports = [(f"{name}/{one.name}", one.found) for name, run in zip(names, runs) for one in run.exports]
     return parts[0] | {
         "run": {"method": f"{len(runs)} runs", "data": {}, "commands": []},
-        "runs": _runs_table(names, runs),
+        "runs": {"tables": [runs_table(names, runs), volumes_table(names, runs)], "note": _note(runs)},
         "stages": stages,
         "costs": titles,
-        "cost": min(parts[0]["cost"], len(titles) - 1),
+        "cost": titles.index(parts[0]["costs"][parts[0]["cost"]]),
         "choices": choices,
         "rows": rows,
         "points": points,
@@ -68,14 +73,50 @@ def combined_data(runs: Sequence[Contents]) -> dict[str, Any]:
     }
 
 
+def with_all_tables(runs: Sequence[Contents]) -> list[Contents]:
+    """The runs, their networks with the costs of each other's tables as far as these have the layers."""
+    tables = {name: cost for run in runs for name, cost in run.known_costs.items() if cost.partial}
+
+    def more(run: Contents, records: Sequence[R]) -> list[R]:
+        return [with_costs(record, run.spaces[record.stage], tables) for record in records]
+
+    return [
+        replace(
+            run,
+            known_costs=tables | run.known_costs,
+            measurements=more(run, run.measurements),
+            family=more(run, run.family),
+            by_hand=more(run, run.by_hand),
+        )
+        for run in runs
+    ]
+
+
+def _part(run: Contents) -> dict[str, Any]:
+    """The data of one run, with its networks made by hand, and with measured latencies as costs of those that are
+    exported."""
+    data = page_data(replace(run, family=[*run.family, *run.by_hand]))
+    found = {one.name: one.found for one in run.exports}
+    for key, title in latency_keys().items():
+        latencies = [found.get(item["name"], {}).get(key) for item in data["family"]]
+        if any(latencies):
+            data["costs"].append(title)
+            data["fronts"].append([[] for _ in data["stages"]])  # only chosen networks are exported
+            for item in data["points"]:
+                item["costs"].append(None)
+            for item, latency in zip(data["family"], latencies):
+                item["costs"].append(latency)
+    return data
+
+
 def _moved(
-    item: dict[str, Any], columns: Sequence[int], arches: Sequence[int | None], stage: int, row: int
+    item: dict[str, Any], columns: Sequence[int | None], arches: Sequence[int | None], stage: int, row: int
 ) -> dict[str, Any]:
     """A point or a chosen network with the costs of these columns and the choices of all runs, behind so many stages
     and rows of other runs."""
     return item | {
         "stage": item["stage"] + stage,
-        "costs": [item["costs"][i] for i in columns],
+        "costs": [None if i is None else item["costs"][i] for i in columns],
         "arch": [None if i is None else item["arch"][i] for i in arches],
         "layers": [i + row for i in item["layers"]],
     }
@@ -91,54 +132,61 @@ def run_names(runs: Sequence[Contents]) -> list[str]:
     return ["/".join(path[-length:]) for path in paths]
 
 
-def _runs_table(names: Sequence[str], runs: Sequence[Contents]) -> dict[str, Any]:
-    """Columns, rows and a note on what can be compared."""
-    volumes = hypervolumes(runs)
+def runs_table(names: Sequence[str], runs: Sequence[Contents]) -> dict[str, Any]:
+    """A row for each run, and for the networks made by hand beside it; what training took."""
+    columns = ["Run", "Method", "Preset", "Data", "Images: training / validation / test", "Seed"]
+    columns += ["Training images seen", "Hours by the clock", "Core hours", "Measured", "Best validation top-1"]
     rows = []
-    for name, run, by_cost in zip(names, runs, volumes):
-        data = run.info.get("data", {})
-        seconds = {row.stage: row.time_s for row in run.metrics if row.time_s is not None}
+    for name, run in zip(names, runs):
+        data, effort = run.info.get("data", {}), effort_of(run)
         best = max([m.top1 for m in run.measurements] + [m.top1_validation for m in run.family], default=None)
         counts = [f"{data[split]:,}" for split in ("train", "validation", "test") if split in data]
-        trained = f"{sum(seconds.values()) / 60:.0f} min" if seconds else "–"
-        rows.append(
-            [name, str(run.info.get("method", "")), str(run.info.get("model", {}).get("preset") or "–")]
-            + [str(data.get("name", "–")), " / ".join(counts), str(run.info.get("seed", "–")), trained]
-            + [str(len(run.measurements)), "–" if best is None else f"{100 * best:.2f} %"]
-            + ["–" if by_cost.get(cost) is None else f"{by_cost[cost]:.3f}" for cost in AXES]
-        )
-    columns = [
-        "Run",
-        "Method",
-        "Preset",
-        "Data",
-        "Images: training / validation / test",
-        "Seed",
-        "Training",
-        "Measured",
-        "Best validation top-1",
-    ]
-    columns += ["Volume, BitOPs", "Volume, packed weights"]
-    return {"columns": columns, "rows": rows, "note": _note(runs)}
+        about = [str(data.get("name", "–")), " / ".join(counts), str(run.info.get("seed", "–"))]
+        measured = [str(len(run.measurements)), "–" if best is None else f"{100 * best:.2f} %"]
+        preset = str(run.info.get("model", {}).get("preset") or "–")
+        rows.append([name, str(run.info.get("method", "")), preset, *about, *_texts(effort), *measured])
+        if run.by_hand:
+            best = max(m.top1_validation for m in run.by_hand)
+            measured = [str(len(run.by_hand)), f"{100 * best:.2f} %"]
+            rows.append([f"{name}, by hand", "compare", "–", *about, *_texts(effort_by_hand(run)), *measured])
+    caption = (
+        "Training images: each subnet of a step counts. Core hours: hours by the clock times processes times threads"
+    )
+    caption += " of each; the time of processors is not recorded."
+    return {"caption": caption, "columns": columns, "rows": rows}
 
 
-def hypervolumes(runs: Sequence[Contents]) -> list[dict[str, float]]:
-    """Of each run, by cost: what the front of all its stages covers of the box over the logarithm of the cost and the
-    error, between the best and the worst of all networks of all fronts."""
-    found: list[dict[str, float]] = [{} for _ in runs]
-    for cost in AXES:
-        values = [
-            np.array([(np.log(m.costs[cost]), 1 - m.top1) for m in run.measurements if cost in m.costs]).reshape(-1, 2)
-            for run in runs
-        ]
-        every = np.concatenate(values)
-        if not len(every):
-            continue
-        low, extent = every.min(0), np.ptp(every, axis=0)
-        for one, own in zip(found, values):
-            if len(own):
-                one[cost] = hypervolume((own - low) / np.where(extent > 0, extent, 1), (1, 1))
-    return found
+def _texts(effort: Effort) -> list[str]:
+    hours = [None if effort.seconds is None else effort.seconds / 3600, effort.core_hours]
+    return ["–" if effort.images is None else f"{effort.images:,}", *("–" if h is None else f"{h:.3f}" for h in hours)]
+
+
+def volumes_table(names: Sequence[str], runs: Sequence[Contents]) -> dict[str, Any]:
+    """A row for each run, and for the networks made by hand beside it: hypervolumes over every common cost."""
+    costs = volume_costs(runs)
+    measured = [measured_volumes(runs, cost.name) for cost in costs]
+    chosen = [chosen_volumes(runs, cost.name) for cost in costs]
+    rows = []
+    for i, (name, run) in enumerate(zip(names, runs)):
+        tested = [by_cost[i][0] for by_cost in chosen]
+        rows.append([name, *map(_text, tested), *(_text(by_cost[i]) for by_cost in measured)])
+        if run.by_hand:
+            rows.append([f"{name}, by hand", *(_text(by_cost[i][1]) for by_cost in chosen), *["–"] * len(costs)])
+    columns = ["Run", *(f"Chosen, {cost.label}" for cost in costs), *(f"Measured, {cost.label}" for cost in costs)]
+    caption = (
+        "Volume: how much of the box over error and the logarithm of a cost, between the best and the worst network of "
+        "all runs, the networks of a run cover. More is better. Chosen: the chosen networks on the test images; in "
+        "brackets the interval with 95 %, by drawing test images anew, of runs that kept the answers to them. "
+        "Measured: all measured networks on the validation images, by which they were looked for; it is too good "
+        "(most where there are few images) and has no interval."
+    )
+    return {"caption": caption, "columns": columns, "rows": rows}
+
+
+def _text(volume: Interval | float | None) -> str:
+    if isinstance(volume, Interval):
+        return volume.text(3)
+    return "–" if volume is None else f"{volume:.3f}"
 
 
 def _note(runs: Sequence[Contents]) -> str:
