@@ -26,6 +26,26 @@ def cifar10_cortex_m4(read: Read) -> str:
     ], lines)  # fmt: skip
 
 
+def mlperf_tiny(read: Read) -> str:
+    """Networks of a benchmark for boards, the one for CIFAR-10 as C of ours, and ours for a board."""
+    lines = []
+    for row in read("mlperf-tiny_typed_202611"):
+        name = f"MLPerf Tiny, {row['task']}: {row['network']}"
+        lines.append([name, "8", "", row["parameter_kb"], "", "", f"goal {row['quality_goal']}"])
+    for row in read("mlperf-tiny_resnet8_202611"):
+        lines.append([
+            "its ResNet-8 as C of ours", row["bits"], f"{millions(row, 'macs')} M", kb(row, digits=1),
+            kb(row, "flash_bytes", 1), kb(row, "ram_bytes", 1), "not trained",
+        ])  # fmt: skip
+    for row in read("cifar10-jpeg75_oqat-cortex-m4_cpu_202611"):
+        lines.append([
+            "OQAT, for 64 kB of RAM and 128 kB of flash", row["bits"], f"{millions(row, 'macs')} M", kb(row, digits=1),
+            kb(row, "cortex_m4_flash_bytes", 1), kb(row, "c_arena_bytes", 1), f"{percent(row, 'top1_c')} %",
+        ])  # fmt: skip
+    head = ["network", "bits", "MACs", "weights, kB", "flash, kB", "RAM, kB", "top-1"]
+    return markdown(head, lines)
+
+
 def digits_c_backends(read: Read) -> str:
     """Networks of all methods on three emulated cores."""
     lines = []
