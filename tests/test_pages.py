@@ -217,3 +217,32 @@ def test_right_and_wrong_are_of_the_network_that_is_asked_for(pages, browser):
     Select(browser.find_element("id", "network")).select_by_visible_text("2bit-M")
     assert text_of(browser, "#answers-facts") != before
     assert "2bit-M" in browser.find_element("css selector", "#confusion-chart > svg").get_attribute("aria-label")
+
+
+def test_a_budget_is_answered_on_the_page_alone(pages, browser):
+    from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.support.ui import Select
+
+    open_page(browser, pages["everything"])
+    words = text_of(browser, "#advice-words")
+    assert "of packed weights" in words
+    assert "of 360 test images are right (" in words and "2bit-S" in words
+    field = browser.find_element("id", "budget")
+    for text, rows in (("64 kB", {"4 bit", "3 bit", "2 bit"}), ("20k", {"2 bit"}), ("1", set())):
+        field.clear()
+        field.send_keys(text)
+        found = {
+            row for row, name in zip(order(browser, "advice", 0), order(browser, "advice", 1)) if "none" not in name
+        }
+        assert found >= rows and (found or not rows) and "float" not in found, text
+    assert "Nothing that was measured" in text_of(browser, "#budget-table")
+    field.clear()
+    field.send_keys("much")
+    assert "Write a number" in text_of(browser, "#budget-table") and field.get_attribute("aria-invalid") == "true"
+    slider = browser.find_element("id", "budget-slider")
+    slider.send_keys(Keys.END)
+    assert {"float", "2 bit"} <= set(order(browser, "advice", 0)) and "float-max" in order(browser, "advice", 1)
+    Select(browser.find_element("id", "budget-cost")).select_by_visible_text("RAM in C")
+    assert "of RAM in C" in text_of(browser, "#advice-words")
+    assert Select(browser.find_element("id", "cost")).first_selected_option.text == "RAM in C"
+    assert window.complaints(browser) == []

@@ -206,14 +206,14 @@ def test_networks_made_by_hand_are_a_series_of_their_run(tmp_path):
     assert member.costs["weight_bytes"] == small.cost(COSTS["weight_bytes"]) and member.top1_test == 0.88
     data = combined_data([run])
     item = data["family"][-1]
-    assert item["name"].startswith("run/by-hand-") and data["stages"][item["stage"]]["label"] == "run: by hand"
+    assert item["name"].startswith("run/by-hand-") and data["stages"][item["stage"]]["label"] == "run: by-hand"
     assert [data["rows"][i][0] for i in item["layers"]] == list(small.space.layers(small.arch))
     assert Arch(zip(data["choices"], item["arch"]))["resolution"] == small.arch["resolution"]
     own, by_hand = data["runs"]["tables"][0]["rows"]
     columns = data["runs"]["tables"][0]["columns"]
     assert by_hand[0] == "run, by hand" and by_hand[columns.index("Training images seen")] == "2,000"
     assert by_hand[columns.index("Hours by the clock")] == "0.020"
-    assert not any("by hand" in stage["name"] for stage in page_data(run)["stages"])  # the report has its own section
+    assert not any("by-hand" in stage["name"] for stage in page_data(run)["stages"])  # the report has its own section
 
 
 def test_effort_counts_images_and_hours_of_all_folders(tmp_path):

@@ -5,7 +5,6 @@ const CELLS = { right: ["#004488", "#77aaff"], wrong: ["#bb3344", "#ff7788"] };
 
 function quoted(name) { return `“${name}”`; }
 function share(part, whole) { return whole ? inText(part / whole) : "–"; }
-function inText(x) { return percent(x, 1).replace(" ", "\u00a0"); } // no line ends before the sign
 
 function readableOn(fill, opacity, ground) { // black or white, whichever stands out more: at least 4.58 to 1
   const part = (hex, i) => parseInt(hex.slice(1 + 2 * i, 3 + 2 * i), 16) / 255;

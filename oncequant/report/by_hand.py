@@ -11,8 +11,8 @@ from oncequant.search.measurements import all_costs
 from oncequant.space import SearchSpace
 from oncequant.supernet_file import load_space
 
-SERIES = "by hand"  # the stage of these members, before "/NAME"
-WAYS = {"hand-made": "", "hand-made-whole": " (whole time)"}
+SERIES = "by-hand"  # the stage of these members, before "/NAME"
+WAYS = {"hand-made": "", "hand-made-whole": "-whole-time"}
 
 
 def networks_by_hand(
@@ -26,7 +26,7 @@ def networks_by_hand(
         if row.get("way") not in WAYS:
             continue
         bits, widths = (comparison or {}).get("bits"), "-".join(str(width) for width in row["arch"].values())
-        name = f"by-hand-{widths}{WAYS[row['way']]}"
+        name = f"{SERIES}-{widths}{WAYS[row['way']]}"
         trained = sorted((folder / "compare" / "hand-made").glob(f"{widths}-{bits}bit-*s/{bits}bit.safetensors"))
         if name in members or not trained:
             continue

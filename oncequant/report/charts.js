@@ -73,6 +73,8 @@ function drawPareto() {
   const shown = (item) => visible(item) && -Math.sqrt(1 - item.top1) >= DATA.top1_axis.low;
   const below = POINTS.filter((p) => visible(p) && !shown(p)).length;
   $("below").textContent = below ? `${below} measured networks lie below the picture.` : "";
+  const budget = state.budget && Math.log10(state.budget);
+  if (budget > x.low && budget < x.high) root.append(svg("path", { class: "budget", d: `M${px(budget)} 22V${py(DATA.top1_axis.low)}` }));
   const targets = [], walk = []; // targets: [item, x, y, bonus] for the pointer; walk: front items for the keyboard
   const aim = (items, bonus) => items.forEach((item) => targets.push([item, ...place(item), bonus]));
   const layers = [svg("g"), svg("g"), svg("g")];
@@ -87,10 +89,11 @@ function drawPareto() {
     aim(points, 0); aim(front, 4); walk.push(...front);
   });
   for (const item of FAMILY.filter(shown)) {
-    const [cx, cy] = place(item), right = cx < 130; // up and left of a front there is room
+    const [cx, cy] = place(item), name = item.name.replace(`${DATA.stages[item.stage].name}-`, ""); // the colour says the rest
+    const right = cx < Math.max(130, 7.5 * name.length + 12), letters = Math.floor(((right ? width - cx : cx) - 12) / 7.5); // up and left of a front there is room
     layers[2].append(svg("path", { "data-name": item.name, d: marks(item.stage, [[cx, cy]], 7), style: `fill:${color(item.stage)};stroke:var(--text);stroke-width:1.5` }));
     layers[2].append(svg("text", { class: "name", x: cx + (right ? 9 : -9), y: cy - 8, "text-anchor": right ? "start" : "end" },
-      item.name.replace(`${DATA.stages[item.stage].name}-`, ""))); // the colour says the rest
+      name.length > letters ? `${name.slice(0, letters - 1)}…` : name));
   }
   aim(FAMILY.filter(shown), 7);
   const ring = svg("circle", { r: 12, style: "fill:none;stroke:var(--accent);stroke-width:2.5" });

@@ -70,7 +70,7 @@ class Contents:
     known_costs: dict[str, Cost]
     """By name, with those of the tables in the folder."""
     by_hand: list[Member]
-    """Networks made by hand for the comparison; their stages are `by hand/NAME`."""
+    """Networks made by hand for the comparison; their stages are `by-hand/NAME`."""
 
     @property
     def costs(self) -> list[Cost]:

@@ -8,6 +8,7 @@ const $ = (id) => document.getElementById(id);
 
 function label(stage) { return DATA.stages[stage].label; }
 function percent(x, digits = 2) { return Number.isFinite(x) ? `${(100 * x).toFixed(digits)} %` : "–"; }
+function inText(x) { return percent(x, 1).replace(" ", "\u00a0"); } // no line ends before the sign
 function short(x, unit = "") {
   if (!Number.isFinite(x)) return "–";
   const [scale, prefix] = [[1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"]].find(([s]) => Math.abs(x) >= s) ?? [1, ""];
@@ -71,7 +72,7 @@ function plainTable(caption, head, rows, foot) {
   const line = (cells) => el("tr", {}, ...cells.map(cell));
   return el("div", {}, el("p", { class: "soft" }, caption), // not a <caption>, which would scroll with a wide table
     el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": caption }, el("table", { "aria-label": caption, class: head.length > 10 && "dense" },
-      el("thead", {}, el("tr", {}, ...head.map((text, i) => el("th", { class: side(i), scope: "col" }, text)))),
+      el("thead", {}, el("tr", {}, ...head.map((text, i) => el("th", { class: side(i), scope: "col" }, text.replaceAll("top-1", "top\u20111"))))),
       el("tbody", {}, ...rows.map(line)),
       foot && el("tfoot", {}, line(foot)))));
 }

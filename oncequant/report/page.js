@@ -2,7 +2,7 @@
 
 const POINTS = DATA.points.map((p, i) => ({ ...p, id: `point-${i}`, title: `${label(p.stage)}, measurement ${i + 1}` }));
 const FAMILY = DATA.family.map((f) => ({ ...f, id: f.name, title: f.name }));
-const state = { cost: DATA.cost, hidden: new Set(), selected: null };
+const state = { cost: DATA.cost, hidden: new Set(), selected: null, budget: null };
 
 // -- selecting a network
 
@@ -58,14 +58,16 @@ function about() {
   }
   $("made").textContent = [run.version && `Made by oncequant ${run.version}`, run.commit && `commit ${run.commit}`].filter(Boolean).join(", ") + ". Dates and times, among them the latency of files: times.html, beside this page.";
 }
+function networkButton(item) { // beside its bits
+  const parts = item.title.replace(`${label(item.stage)}, `, "").split("/").flatMap((part, i) => [i ? "/" : null, i ? el("wbr") : null, el("span", { class: "whole" }, part)]);
+  return el("button", { type: "button", onclick: () => { select(item); $("pareto").scrollIntoView(); } }, ...parts);
+}
 function familyTable() {
-  const pick = (item) => el("button", { type: "button", onclick: () => { select(item); $("pareto").scrollIntoView(); } },
-    ...item.name.split("/").flatMap((part, i) => [i ? "/" : null, i ? el("wbr") : null, el("span", { class: "whole" }, part)]));
   const names = { top1: "top-1", balanced: "balanced accuracy" }, several = FAMILY.some((f) => f.metric === "balanced");
   const extra = [["Balanced accuracy, test", "balanced_test"], ["Predicted", "predicted"], ["Balanced accuracy, predicted", "balanced_predicted"], ...(several ? [["Balanced accuracy, validation", "balanced_validation"]] : []), ["Before zero points were rounded", "before_folding"]].filter(([, key]) => FAMILY.some((f) => f[key] != null));
   $("family").append(table(`Chosen by ${several ? "accuracy" : "top-1"} on the validation images alone. Select a name to see its layers.`,
     ["Network", "Bits", ...(several ? ["Chosen by"] : []), "Test top-1", "Validation top-1", ...extra.map(([title]) => title), ...DATA.costs.map((_, c) => costName(c))],
-    FAMILY.map((f) => [pick(f), label(f.stage).replace(/^.*: /, ""), ...(several ? [names[f.metric]] : []), percent(f.test), percent(f.top1),
+    FAMILY.map((f) => [networkButton(f), label(f.stage).replace(/^.*: /, ""), ...(several ? [names[f.metric]] : []), percent(f.test), percent(f.top1),
       ...extra.map(([, key]) => (f[key] == null ? "–" : percent(f[key]))), ...f.costs.map(costText)]), null, true));
 }
 function picture(name, alt, place = "mixed") {
@@ -120,7 +122,7 @@ function comparedTable() {
 }
 function pareto() {
   DATA.costs.forEach((_, c) => $("cost").append(el("option", { value: c, selected: c === state.cost && "" }, costName(c))));
-  $("cost").addEventListener("change", () => { state.cost = Number($("cost").value); drawPareto(); });
+  $("cost").addEventListener("change", () => { adviceFor(Number($("cost").value)); drawPareto(); });
   DATA.stages.forEach((_, stage) => {
     if (![...POINTS, ...FAMILY].some((item) => item.stage === stage)) return;
     const box = el("input", { type: "checkbox", checked: "", onchange: () => {
@@ -132,7 +134,8 @@ function pareto() {
 }
 
 about();
-if (POINTS.length || FAMILY.length) pareto(); else nothing("pareto", "No network has been measured yet (measurements.jsonl).");
+if (POINTS.length || FAMILY.length) pareto(), adviceSection();
+else nothing("pareto", "No network has been measured yet (measurements.jsonl)."), $("advice").remove();
 if (FAMILY.length) familyTable(); else nothing("family", "No network has been chosen yet (family.json).");
 if (DATA.exports.names.length) exportsTables(); else nothing("exports", "Nothing has been exported yet (exports.json).");
 if (DATA.bits_by_role.length || DATA.predictions) mixedTables();

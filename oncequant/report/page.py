@@ -11,7 +11,7 @@ from typing import Any
 from oncequant.files import write_atomically
 
 STYLE = "page.css"
-SCRIPTS = ("elements.js", "charts.js", "page.js", "answers.js")  # in this order
+SCRIPTS = ("elements.js", "charts.js", "advice.js", "page.js", "answers.js")  # in this order
 INSIDE = ("predictor", "distribution", "compare")  # pictures that the page shows; the others it draws itself
 
 

@@ -15,6 +15,7 @@ from oncequant.cost import layer_macs, weight_bytes
 from oncequant.export.format import Row
 from oncequant.export.formats import tables_by_format
 from oncequant.records import Distribution, Measurement, Member, Metrics
+from oncequant.report.advice import advice, validation_interval
 from oncequant.report.contents import Contents, ReportError
 from oncequant.report.mistakes import answers_data
 from oncequant.search.pareto import hypervolume, pareto_front
@@ -43,6 +44,9 @@ def page_data(run: Contents) -> dict[str, Any]:
         {
             "stage": stages.index(series(record.stage)),
             "top1": record.top1 if isinstance(record, Measurement) else record.top1_validation,
+            "interval": validation_interval(
+                run, record.top1 if isinstance(record, Measurement) else record.top1_validation
+            ),
             "costs": [record.costs.get(cost) for cost in costs],
             "arch": [record.arch.get(name) for name in choices],
             "layers": table,
@@ -66,6 +70,7 @@ def page_data(run: Contents) -> dict[str, Any]:
         "points": points,
         "fronts": fronts,  # [cost][stage] -> indices of points, by rising cost
         "family": family,
+        "advice": advice(run, costs),
         "answers": answers_data(run),
         "exports": exports_data([one.name for one in run.exports], [one.found for one in run.exports]),
         "searchers": compare_searchers(run),

@@ -69,7 +69,7 @@ def combined_data(runs: Sequence[Contents]) -> dict[str, Any]:
         "exports": exports_data([name for name, _ in exports], [found for _, found in exports]),
         "top1_axis": top1_axis(on_fronts + [item["top1"] for item in family]),
         **dict.fromkeys(("searchers", "curves", "bits_by_role"), []),
-        **dict.fromkeys(("predictions", "comparison", "distribution", "answers")),
+        **dict.fromkeys(("predictions", "comparison", "distribution", "advice", "answers")),
     }
 
 
