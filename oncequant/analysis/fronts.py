@@ -164,14 +164,17 @@ def in_words(told: Mapping[str, Sequence[str]], label: str) -> str:
 def best_of(
     answers: Answered, costs: dict[Uniform, np.ndarray], limit: float
 ) -> dict[Uniform, tuple[float, np.ndarray]]:
-    """Of each bit-width that has a network within the limit, the best one: its accuracy on one half of the images, by
-    which it is chosen, and its answers to the other half, by which it is judged."""
+    """Of each bit-width that has a network within the limit, the best one: the accuracy by which it is chosen, and its
+    answers, (images,). Each half of the images is answered by the network that is best on the other half: else the
+    bit-width with the noisier accuracies would win."""
     found = {}
     for one, own in costs.items():
         fits = np.flatnonzero(own <= limit * (1 + 1e-9))
         if len(fits):
             right = answers.uniform[one][fits]
-            chosen, judged = right[:, ::2].mean(1), right[:, 1::2]
-            best = int(np.argmax(chosen))
-            found[one] = float(chosen[best]), judged[best]
+            accuracies = right[:, ::2].mean(1), right[:, 1::2].mean(1)
+            first, second = map(np.argmax, accuracies)
+            judged = right[second].copy()
+            judged[1::2] = right[first, 1::2]
+            found[one] = float(accuracies[0][first] + accuracies[1][second]) / 2, judged
     return found
