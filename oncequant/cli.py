@@ -207,7 +207,8 @@ def analyse(options: Analyse) -> None:
     """`oncequant analyse`."""
     from oncequant.analysis import analyse as write_analysis
 
-    page = write_analysis(options.runs, options.out, options.evaluations, options.images, options.device, options.cache)
+    of = options
+    page = write_analysis(of.runs, of.out, of.evaluations, of.images, of.data, of.device, of.cache)
     console.print(f"analysis: {page}", soft_wrap=True, highlight=False)
 
 

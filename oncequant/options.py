@@ -182,6 +182,8 @@ class Analyse:
     """Validation images to measure on, all if there are fewer."""
     out: Path | None = None
     """Folder of page and tables, or a page that ends in .html. Default: RUN/analysis; of several runs: analysis."""
+    data: PathText | None = None
+    """Where the images of the runs are now, if they have moved."""
     device: Device = "auto"
     """auto takes a GPU if there is one."""
     cache: bool = True

@@ -11,7 +11,7 @@ from commands import call, fails
 from test_families import SMALL
 from test_methods import CASES, parts
 
-from oncequant.analysis import CSV_FILES, probes
+from oncequant.analysis import CSV_FILES, page_of, probes
 from oncequant.analysis.factors import WHOLE, Bits, Factor, bits_of, factors_of, prices_of
 from oncequant.analysis.probes import Uniform, answered, design_of, first_images, right_of
 from oncequant.arch import FLOAT_BITS
@@ -27,6 +27,14 @@ FEW = ("--evaluations", "20", "--images", "100")
 
 class Interrupted(Exception):
     pass
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_draws():
+    """Intervals of fewer draws, for speed; tests/test_analysis_statistics.py has them as they are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("oncequant.analysis.statistics.DRAWS", 200)
+        yield
 
 
 @pytest.fixture(scope="module", params=CASES, ids="-".join)
@@ -214,35 +222,48 @@ def read(folder, name):
     return list(csv.DictReader((folder / "analysis" / f"{name}.csv").open()))
 
 
-def test_the_page_answers_the_questions_of_users(digits_run, tmp_path, monkeypatch, capsys):
-    run = tmp_path / "my <run>"
+@pytest.fixture(scope="module")
+def analysed_run(digits_run, tmp_path_factory):
+    """A copy of `digits_run` with its analysis, in a folder whose name is no HTML."""
+    run = tmp_path_factory.mktemp("analysed") / "my <run>"
     shutil.copytree(digits_run, run)
-    call(monkeypatch, "analyse", run, *FEW)
-    assert "analysis/index.html" in capsys.readouterr().out
-    page = (run / "analysis" / "index.html").read_text()
+    with pytest.MonkeyPatch.context() as patch:
+        call(patch, "analyse", run, *FEW)
+    return run
+
+
+def test_the_page_answers_the_questions_of_users(analysed_run):
+    page = (analysed_run / "analysis" / "index.html").read_text()
     check_page(page)
     assert "my &lt;run&gt;" in page and "my <run>" not in page
     for text in ("Do few bits pay at my budget?", "Which layers should keep more bits?", "The paper says",
                  "shallower networks quantize better", "The reference is float"):  # fmt: skip
         assert text in page, text
-    assert {path.stem for path in (run / "analysis").glob("*.csv")} == set(CSV_FILES)
-    effects = read(run, "effects")
+    assert {path.stem for path in (analysed_run / "analysis").glob("*.csv")} == set(CSV_FILES)
+    effects = read(analysed_run, "effects")
     assert {row["at"] for row in effects} == {"equal compute", "equal accuracy"}
     assert {row["run"] for row in effects} == {"my <run>"} and {row["bits"] for row in effects} == {"4", "2"}
 
 
-def test_several_runs_are_on_one_page(digits_run, tmp_path, monkeypatch):
+def test_several_runs_are_on_one_page(analysed_run, tmp_path, monkeypatch, capsys):
     for name in ("one", "two"):
-        shutil.copytree(digits_run, tmp_path / name)
+        shutil.copytree(analysed_run, tmp_path / name)
     monkeypatch.chdir(tmp_path)
-    call(monkeypatch, "analyse", "one", "two", *FEW)
-    check_page((tmp_path / "analysis" / "index.html").read_text())
-    rows = list(csv.DictReader((tmp_path / "analysis" / "budgets.csv").open()))
+    call(monkeypatch, "analyse", "one", "two", *FEW, "--out", "pages/mine.html")
+    said = capsys.readouterr().out
+    assert "pages/mine.html" in said and "analyse one:" not in said, "measured again"
+    check_page((tmp_path / "pages" / "mine.html").read_text())
+    rows = list(csv.DictReader((tmp_path / "pages" / "budgets.csv").open()))
     assert {row["run"] for row in rows} == {"one", "two"}
     own = [[{**row, "run": ""} for row in rows if row["run"] == name] for name in ("one", "two")]
-    assert own[0] == own[1] and own[0]
-    call(monkeypatch, "analyse", "one", "two", *FEW, "--out", "pages/mine.html")
-    assert (tmp_path / "pages" / "mine.html").is_file() and (tmp_path / "pages" / "bits.csv").is_file()
+    assert own[0] == own[1] == [{**row, "run": ""} for row in read(analysed_run, "budgets")] != []
+
+
+def test_pages_have_a_place_of_their_own(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert page_of(None, [one]) == one / "analysis" / "index.html"
+    assert str(page_of(None, [one, two])) == "analysis/index.html"
+    assert page_of(tmp_path / "x", [one, two]) == tmp_path / "x" / "index.html"
 
 
 # -- bad input

@@ -33,6 +33,7 @@ def analyse(
     out: Path | None = None,
     evaluations: int = 60,
     images: int = 2000,
+    data: str | None = None,
     device: Device = "auto",
     cache: bool = True,
 ) -> Path:
@@ -41,12 +42,13 @@ def analyse(
 
     `out` is the folder, by default `analysis` in the run, of several runs in the working directory; or the page
     itself, a name that ends in .html. `evaluations` random architectures are measured at each bit-width, and as many
-    with bit-widths mixed at random, on so many validation `images`. Raises ReportError for what is no run folder or
+    with bit-widths mixed at random, on so many validation `images`. `data` says where the images are now, if they have
+    moved. Raises ReportError for what is no run folder or
     named twice, FileError for a run without quantized stages.
     """
     runs = [read_contents(run_dir) for run_dir in run_dirs]
     names = run_names(runs)
-    page = _page_of(out, [run.folder for run in runs])
+    page = page_of(out, [run.folder for run in runs])
     designs = [design_of(run.folder, evaluations) for run in runs]  # refused before anything is measured
     for run, design in zip(runs, designs):
         if not design.uniforms and not run.measurements:
@@ -55,7 +57,7 @@ def analyse(
     tables: dict[str, list[dict[str, Any]]] = {name: [] for name in CSV_FILES}
     for name, run, design in zip(names, runs, designs):
         opened: Callable[[], tuple[TrainingOptions, Run]] = partial(
-            open_run, run.folder, device=device, cache=cache, changed_test=True
+            open_run, run.folder, data, device, cache, changed_test=True
         )  # test images are not looked at
         answers = answered(run.folder, name, design, images, opened) if design.uniforms else None
         findings = findings_of(run, design, answers)
@@ -90,7 +92,7 @@ def findings_of(run: Contents, design: Design, answers: Answered | None) -> list
     return [finding for finding in found if finding is not None]
 
 
-def _page_of(out: Path | None, folders: Sequence[Path]) -> Path:
+def page_of(out: Path | None, folders: Sequence[Path]) -> Path:
     """Where the page is written. Raises ReportError for a folder that holds a run."""
     if out is None:
         out = folders[0] / "analysis" if len(folders) == 1 else Path("analysis")

@@ -27,6 +27,7 @@ from oncequant.analysis.statistics import (
     rank_agreement,
     standardised,
 )
+from oncequant.arch import FLOAT_BITS
 from oncequant.intervals import (
     CONFIRMED,
     Interval,
@@ -47,9 +48,9 @@ def accuracy(design: Design, answers: Answered) -> Finding:
     base, images = answers.uniform[reference], next(iter(answers.largest.values())).size
     for one in design.uniforms:
         right = answers.uniform[one]
-        loss = crossed_interval(right.astype(int) - base.astype(int)).scaled(100) if len(right) > 1 else None
+        loss = _difference(right, base).scaled(100)
         line = {"bits": one.bits, "networks": len(right), "images": images, "top1": round(float(right.mean()), 6)}
-        if one == reference or loss is None:
+        if one == reference:
             rows.append({**line, "reference": True})
             table.append([one.label, str(len(right)), f"{100 * right.mean():.2f} %", "reference"])
             continue
@@ -76,9 +77,22 @@ def accuracy(design: Design, answers: Answered) -> Finding:
             series, "MACs", f"points against {reference.label}", f"Difference of top-1 to {reference.label}, against "
             f"MACs: a mark for each architecture and bit-width. {' '.join(words)}", log_x=True, zero=True,
         )  # fmt: skip
-    if not words:
+    if len({one.stage for one in design.uniforms}) > 1:
+        words.append(
+            "Each bit-width has a supernet of its own, which goes on from that of the bit-width before. So a "
+            "difference is of bits and of longer training together."
+        )
+    if len(design.uniforms) < 2:
         words = ["Only one bit-width is trained, so that nothing can be compared."]
     return Finding("accuracy", title, words, (), picture, tables, {"accuracy": rows})
+
+
+def _difference(right: np.ndarray, base: np.ndarray) -> Interval:
+    """Mean difference in accuracy between two bit-widths, (networks, images) each; of one architecture alone over
+    images."""
+    if len(right) == 1:
+        return difference_on_images(right[0], base[0])
+    return crossed_interval(right.astype(int) - base.astype(int))
 
 
 def largest_table(design: Design, answers: Answered) -> Table:
@@ -153,8 +167,8 @@ def friendliness(design: Design, answers: Answered) -> Finding | None:
         "by chance alone."
     )
     return Finding(
-        "friendliness", "Which architectures stand few bits", words, _papers(effects, lowest), picture, tables,
-        {"effects": rows},
+        "friendliness", "Which architectures stand few bits", words, _papers(effects, lowest, design.reference),
+        picture, tables, {"effects": rows},
     )  # fmt: skip
 
 
@@ -179,13 +193,15 @@ def _so(factor: Factor, effect: Interval) -> str:
     return decided(effect, f"{name} lose less", f"{name} lose more", "undecided")
 
 
-def _papers(effects: dict, lowest: Uniform) -> list[str]:
+def _papers(effects: dict, lowest: Uniform, reference: Uniform) -> list[str]:
     """What OQAT says, and whether this agrees."""
     claims = [("depth", COMPUTE, False, "shallower networks"), ("resolution", COMPUTE, True, "larger images")]
     known = {factor.kind for _, _, factor in effects if factor.part == WHOLE}
     width = next((kind for kind in WIDTHS if kind in known), WIDTHS[0])
     claims.append((width, ACCURACY, True, "wider networks"))
     said = [f"{OQAT} fitted a friendliness factor to about 20,000 networks of MobileNetV3 on ImageNet."]
+    if reference.bits != FLOAT_BITS:
+        said.append(f"It compares with float. Here {reference.label} stand for it.")
     for kind, at, claims_more, name in claims:
         where = "equal accuracy in float" if at == ACCURACY else at
         text = f"At {where}, {name} quantize better."

@@ -87,7 +87,7 @@ class Bits:
     @property
     def label(self) -> str:
         """For people."""
-        return f"{self.name.replace('_', ' ')}, {self.what}"
+        return f"{self.what} of {self.name.replace('_', ' ')}"
 
 
 def bits_of(archs: Sequence[Arch], space: SearchSpace, by: str) -> tuple[list[Bits], np.ndarray]:

@@ -59,7 +59,7 @@ def sided(effects: Iterable[tuple[str, Interval]]) -> tuple[list[str], list[str]
     """Names and intervals, as text, of the effects that are decided to be above 0, and of those below."""
     found: dict[str, list[str]] = {CONFIRMED: [], REFUTED: [], UNDECIDED: []}
     for name, effect in effects:
-        found[verdict(effect)].append(f"{name} ({shown(effect)})")
+        found[verdict(effect)].append(f"{name} {shown(effect)}")
     return found[CONFIRMED], found[REFUTED]
 
 

@@ -111,8 +111,8 @@ def _in_words(about: str, title: str, count: int, leads: dict[Bits, Interval]) -
     if count < FEWEST:
         most = max(leads, key=lambda key: leads[key].value)
         return (
-            f"By {about}: on {title} {most.label} have the most bits. There are {count} networks of mixed bit-widths on "
-            "it, too few for an interval."
+            f"By {about}: on {title} {most.label} have the most bits. They are {count} of mixed bit-widths, too few "
+            "for an interval."
         )
     more, less = sided((key.label, lead) for key, lead in leads.items())
     if not more and not less:

@@ -101,6 +101,7 @@ def budgets(design: Design, answers: Answered) -> Finding | None:
         }
         low, high = costs[lowest].min(), max(values.max() for values in costs.values())
         table: list[list[str]] = []
+        open_ends: list[float] = []
         told: dict[str, list[str]] = {name: [] for name in (ALONE, *OUTCOMES)}
         for limit in np.geomspace(low, high, BUDGETS + 1)[1:]:
             best, size = best_of(answers, costs, limit), amount(cost, limit)
@@ -116,6 +117,7 @@ def budgets(design: Design, answers: Answered) -> Finding | None:
             apart = difference_on_images(best[lowest][1], others[rival][1]).scaled(100)
             rows.append(line | {"other_bits": rival.bits, **cells(apart)})
             told[verdict(apart)].append(size)
+            open_ends += [apart.low, apart.high] * (verdict(apart) == UNDECIDED)
             so = decided(apart, f"{lowest.label} pay", f"{rival.label} are better", "undecided")
             table.append([*row, f"{so}: {shown(apart)}"])
         name = COSTS[cost].label.lower() if cost == AXES[0] else COSTS[cost].label
@@ -126,7 +128,7 @@ def budgets(design: Design, answers: Answered) -> Finding | None:
                 table,
             )
         )
-        words.append(f"Budgets of {name}: {in_words(told, lowest.label)}.")
+        words.append(f"Budgets of {name}: {in_words(told, lowest.label)}{_bounds(lowest.label, open_ends)}.")
         if cost == AXES[0]:
             for one in quantized:
                 accuracies = 100 * answers.uniform[one].mean(1)
@@ -161,17 +163,27 @@ def in_words(told: Mapping[str, Sequence[str]], label: str) -> str:
     return "; ".join(text.format(listed(told[name])) for name, text in texts.items() if told[name])
 
 
+def _bounds(label: str, ends: Sequence[float]) -> str:
+    """What is known where it is undecided; `ends` are those of the intervals there."""
+    if not ends:
+        return ""
+    return f", where {label} are at most {max(0, -min(ends)):.1f} points worse and {max(0, max(ends)):.1f} better"
+
+
 def best_of(
     answers: Answered, costs: dict[Uniform, np.ndarray], limit: float
 ) -> dict[Uniform, tuple[float, np.ndarray]]:
-    """Of each bit-width that has a network within the limit, the best one: its accuracy on one half of the images, by
-    which it is chosen, and its answers to the other half, by which it is judged."""
+    """Of each bit-width that has a network within the limit, the best one: the accuracy by which it is chosen, and its
+    answers, (images,). Each half of the images is answered by the network that is best on the other half: else the
+    bit-width with the noisier accuracies would win."""
     found = {}
     for one, own in costs.items():
         fits = np.flatnonzero(own <= limit * (1 + 1e-9))
         if len(fits):
             right = answers.uniform[one][fits]
-            chosen, judged = right[:, ::2].mean(1), right[:, 1::2]
-            best = int(np.argmax(chosen))
-            found[one] = float(chosen[best]), judged[best]
+            accuracies = right[:, ::2].mean(1), right[:, 1::2].mean(1)
+            first, second = map(np.argmax, accuracies)
+            judged = right[second].copy()
+            judged[1::2] = right[first, 1::2]
+            found[one] = float(accuracies[0][first] + accuracies[1][second]) / 2, judged
     return found

@@ -8,7 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from oncequant.intervals import Interval, bootstrap_interval
+from oncequant.intervals import DRAWS, Interval, bootstrap_interval
 from oncequant.search.pareto import pareto_front
 
 SPLITS = 10  # ways to halve the images, whose rank correlations are averaged
@@ -87,7 +87,7 @@ def intervals_of(statistic: Callable[[np.ndarray], np.ndarray], count: int) -> l
     found = []
     for which in range(len(statistic(np.arange(count)))):
         try:
-            found.append(bootstrap_interval(partial(one, which=which), count))
+            found.append(bootstrap_interval(partial(one, which=which), count, draws=DRAWS))
         except ValueError:
             found.append(UNKNOWN)
     return [UNKNOWN if np.isnan(interval.value) else interval for interval in found]
