@@ -1,6 +1,12 @@
-"""Pages in a real browser: Debian's chromium, driven by selenium; axe-core judges them."""
+"""Pages in a real browser: Debian's chromium, driven by selenium; axe-core judges them.
 
+The pictures in docs/, of the report of `oncequant run`: python tests/browser.py runs/digits/report/index.html docs
+"""
+
+import io
 import shutil
+import sys
+import tempfile
 from contextlib import contextmanager
 from functools import cache
 from importlib.resources import files
@@ -98,3 +104,29 @@ def violations(browser, **rules) -> list[str]:
         f"{rule['id']}: {rule['help']}: {[node['html'][:160] for node in rule['nodes']]}"
         for rule in found["violations"]
     ]
+
+
+def picture(browser, selector) -> bytes:
+    """An element as PNG, in few colours so that it is small."""
+    from PIL import Image
+
+    shot = Image.open(io.BytesIO(browser.find_element("css selector", selector).screenshot_as_png)).convert("RGB")
+    small = io.BytesIO()
+    shot.quantize(128, dither=Image.Dither.NONE).save(small, "PNG", optimize=True)
+    return small.getvalue()
+
+
+def write_pictures(page: Path, folder: Path) -> None:
+    """The first sections of a report: the advice for a budget of 8 kB, and the fronts."""
+    with tempfile.TemporaryDirectory() as profile, started(profile) as browser:
+        browser.get(page.resolve().as_uri())
+        look(browser, 1000, height=2400)
+        field = browser.find_element("id", "budget")
+        field.clear()
+        field.send_keys("8 kB")
+        for name in ("advice", "pareto"):
+            (folder / f"report_{name}.png").write_bytes(picture(browser, f"#{name}"))
+
+
+if __name__ == "__main__":
+    write_pictures(*map(Path, sys.argv[1:]))

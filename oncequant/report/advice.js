@@ -46,11 +46,12 @@ function showBudget() {
   const rows = DATA.stages.map((_, stage) => [stage, bestWithin(stage, limit)]).filter(([stage]) => [...POINTS, ...FAMILY].some((one) => one.stage === stage));
   const found = rows.filter(([, one]) => one).map(([, one]) => one), least = Math.min(...found.map((one) => one.top1));
   const best = found.reduce((a, b) => (b.top1 > a.top1 ? b : a), found[0]);
-  const overlaps = (one) => one !== best && one.interval && best.interval && one.interval[1] >= best.interval[0];
+  const named = (some) => some.map((one) => label(one.stage)).join(", ");
+  const others = found.filter((one) => one.top1 < best.top1 && one.interval && one.interval[1] >= best.interval[0]);
   const said = !best ? "Nothing that was measured is within this budget."
     : best.top1 === least && found.length > 1 ? "All bit-widths reach the same here."
-      : `Most accurate here: ${label(best.stage)}.` + (found.some(overlaps)
-        ? ` These images cannot tell it from ${found.filter(overlaps).map((one) => label(one.stage)).join(", ")}: the intervals overlap.` : "");
+      : `Most accurate here: ${named(found.filter((one) => one.top1 === best.top1))}.`
+        + (others.length ? ` May be as good, since the intervals overlap: ${named(others)}.` : "");
   const cells = ([stage, one]) => (one ? [label(stage), networkButton(one), percent(one.top1), one.interval ? range(...one.interval) : "–",
     one.test == null ? "–" : percent(one.test), ...one.costs.map(costText)] : [label(stage), "none within the budget", ...Array(3 + DATA.costs.length).fill("–")]);
   $("budget-table").replaceChildren(el("p", { role: "status" }, said), table(

@@ -64,7 +64,8 @@ function networkButton(item) { // beside its bits
 }
 function familyTable() {
   const names = { top1: "top-1", balanced: "balanced accuracy" }, several = FAMILY.some((f) => f.metric === "balanced");
-  const extra = [["Balanced accuracy, test", "balanced_test"], ["Predicted", "predicted"], ["Balanced accuracy, predicted", "balanced_predicted"], ...(several ? [["Balanced accuracy, validation", "balanced_validation"]] : []), ["Before zero points were rounded", "before_folding"]].filter(([, key]) => FAMILY.some((f) => f[key] != null));
+  const extra = [["Balanced accuracy, test", "balanced_test"], ["Predicted", "predicted"], ["Balanced accuracy, predicted", "balanced_predicted"], ...(several ? [["Balanced accuracy, validation", "balanced_validation"]] : []), ["Before zero points were rounded", "before_folding"]]
+    .filter(([, key]) => FAMILY.some((f) => f[key] != null) && !(DATA.runs && ["predicted", "before_folding"].includes(key))); // reports of their own have them
   $("family").append(table(`Chosen by ${several ? "accuracy" : "top-1"} on the validation images alone. Select a name to see its layers.`,
     ["Network", "Bits", ...(several ? ["Chosen by"] : []), "Test top-1", "Validation top-1", ...extra.map(([title]) => title), ...DATA.costs.map((_, c) => costName(c))],
     FAMILY.map((f) => [networkButton(f), label(f.stage).replace(/^.*: /, ""), ...(several ? [names[f.metric]] : []), percent(f.test), percent(f.top1),
