@@ -45,6 +45,19 @@ def digits_run(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def analysed_run(digits_run, tmp_path_factory):
+    """A copy of `digits_run` with its analysis, in a folder whose name is no HTML."""
+    from commands import call
+
+    run = tmp_path_factory.mktemp("analysed") / "my <run>"
+    shutil.copytree(digits_run, run)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("oncequant.analysis.statistics.DRAWS", 200)  # fewer, for speed
+        call(patch, "analyse", run, "--evaluations", "20", "--images", "100")
+    return run
+
+
+@pytest.fixture(scope="session")
 def trained(tmp_path_factory):
     """The folder of an OQAT training of a few steps."""
     from small_training import CONFIG, TINY, digits

@@ -62,9 +62,10 @@ function faint() {
       const own = getComputedStyle(cell), [r, g, b, a] = channels(own.fill);
       under = over([r, g, b, a * own.fillOpacity], under);
     }
-    const paint = style.fill === "none" ? style.stroke : style.fill;
-    if (paint === "none" || opacity < 0.5 || node.classList.contains("grid")) continue; // faint on purpose: one of very many
-    const ratio = contrast(over(channels(paint), under), under);
+    // a hollow mark is seen by its outline
+    const paints = (text ? [style.fill] : [style.fill, style.stroke]).filter((one) => one !== "none");
+    if (!paints.length || opacity < 0.5 || node.classList.contains("grid")) continue; // faint on purpose: one of very many
+    const [ratio, paint] = paints.map((one) => [contrast(over(channels(one), under), under), one]).sort((p, q) => q[0] - p[0])[0];
     if (ratio < (text ? 4.5 : 3)) found.push(`${name(node)}: ${paint} has a contrast of ${ratio.toFixed(2)}`);
   }
   return [...new Set(found)];

@@ -222,16 +222,6 @@ def read(folder, name):
     return list(csv.DictReader((folder / "analysis" / f"{name}.csv").open()))
 
 
-@pytest.fixture(scope="module")
-def analysed_run(digits_run, tmp_path_factory):
-    """A copy of `digits_run` with its analysis, in a folder whose name is no HTML."""
-    run = tmp_path_factory.mktemp("analysed") / "my <run>"
-    shutil.copytree(digits_run, run)
-    with pytest.MonkeyPatch.context() as patch:
-        call(patch, "analyse", run, *FEW)
-    return run
-
-
 def test_the_page_answers_the_questions_of_users(analysed_run):
     page = (analysed_run / "analysis" / "index.html").read_text()
     check_page(page)

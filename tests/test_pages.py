@@ -1,4 +1,4 @@
-"""The report and the comparison in a browser: all can be seen, reached, read and used, at any width, light and dark."""
+"""Report, comparison and analysis in a browser: all can be seen, reached, read, used, at any width, light and dark."""
 
 import json
 from dataclasses import asdict, replace
@@ -20,7 +20,7 @@ from oncequant.report.pictures import draw_pictures
 from oncequant.report.sections import page_data
 
 pytestmark = pytest.mark.skipif(not window.can_start(), reason=window.HOW_TO_INSTALL)
-PAGES = ("trained", "everything", "comparison")
+PAGES = ("trained", "everything", "comparison", "analysis")
 
 
 def add_everything(folder):
@@ -46,7 +46,7 @@ def add_everything(folder):
 
 
 @pytest.fixture(scope="session")
-def pages(digits_run, tmp_path_factory):
+def pages(digits_run, analysed_run, tmp_path_factory):
     """The pages by name."""
     root = tmp_path_factory.mktemp("pages")
     folder = make_run_folder(root / "synthetic")
@@ -62,6 +62,7 @@ def pages(digits_run, tmp_path_factory):
         "trained": digits_run / "report" / "index.html",
         "everything": write_page(data, pictures, root / "everything" / "index.html"),
         "comparison": write_comparison([digits_run, folder], root / "comparison"),
+        "analysis": analysed_run / "analysis" / "index.html",
     }
 
 

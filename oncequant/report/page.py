@@ -24,8 +24,7 @@ def write_page(data: dict[str, Any], pictures: Mapping[str, bytes], path: Path) 
 
 def page_style() -> str:
     """The style of the page, which other pages share."""
-    text = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
-    return text.partition("<style>")[2].partition("</style>")[0].strip()
+    return (Path(__file__).parent / STYLE).read_text(encoding="utf-8").rstrip()
 
 
 def page_html(data: dict[str, Any]) -> str:
@@ -34,7 +33,7 @@ def page_html(data: dict[str, Any]) -> str:
     text = json.dumps(data, separators=(",", ":"))  # read as JavaScript, which knows NaN
     parts = {
         "title": html.escape(f"oncequant report: {data['run'].get('method', 'run')}"),
-        "style": (here / STYLE).read_text(encoding="utf-8").rstrip(),
+        "style": page_style(),
         "script": "\n".join((here / name).read_text(encoding="utf-8") for name in SCRIPTS),
         # a "</script>" in a class name must not end the element: inside strings these three can be written as escapes
         "data": text.replace("&", r"\u0026").replace("<", r"\u003c").replace(">", r"\u003e"),
