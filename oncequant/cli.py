@@ -197,7 +197,7 @@ def report(options: Report) -> None:
     from oncequant.report import write_comparison
 
     if len(options.runs) == 1:
-        _report(options.runs[0], options.pictures)
+        _report(options.runs[0], options.pictures, moved=options.data)
     else:
         page = write_comparison(options.runs, options.out)
         console.print(f"comparison: {page}", soft_wrap=True, highlight=False)
@@ -344,11 +344,11 @@ def _export(
     return "; ".join(f"{one.name} cannot be trusted: {'; '.join(one.problems)}" for one in exports if one.problems)
 
 
-def _report(folder: Path, pictures: bool, images: Data | None = None) -> None:
+def _report(folder: Path, pictures: bool, images: Data | None = None, moved: str | None = None) -> None:
     """Write the report of a run folder and say where it is."""
     from oncequant.report import write_report
 
-    console.print(f"report: {write_report(folder, pictures, images)}", soft_wrap=True, highlight=False)
+    console.print(f"report: {write_report(folder, pictures, images, moved)}", soft_wrap=True, highlight=False)
 
 
 def _machine(options: object) -> tuple[int, torch.device]:

@@ -162,6 +162,13 @@ class Report(ReportOptions):
     """Run folders made by `oncequant train` or `oncequant run`."""
     out: Path = Path("comparison")
     """Folder of the page about several runs."""
+    data: PathText | None = None
+    """Where the images of the run are now, if they have moved, for pictures of its mistakes."""
+
+    def __post_init__(self):
+        """Refuse what has no meaning before any work."""
+        if self.data is not None and (len(self.runs) > 1 or not self.pictures):
+            raise ValueError("data: is for the pictures of one run's mistakes; leave it out")
 
 
 @dataclass(frozen=True, kw_only=True)

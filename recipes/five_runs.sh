@@ -26,8 +26,9 @@ oncequant train qfa --preset nano --run $PLACE/digits-qfa-nano
 oncequant search $PLACE/digits-qfa-nano
 oncequant analyse $PLACE/oqat-residual $PLACE/oqat-mobilenet $PLACE/qfa-residual $PLACE/digits-qfa-nano $PLACE/dnas \
     --out $PLACE/lessons
-for file in accuracy effects correlations bits; do
+for file in accuracy effects correlations bits budgets; do
     cp "$PLACE/lessons/$file.csv" "results/five-runs_${file}_cpu_202611.csv"
 done
 cp $PLACE/page/family.csv results/five-runs_networks_cpu_202611.csv
 cp $PLACE/page/runs.csv results/five-runs_cpu_202611.csv
+cp $PLACE/page/volumes.csv results/five-runs_volumes_cpu_202611.csv

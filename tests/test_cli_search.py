@@ -1,9 +1,10 @@
 """`oncequant search`: budgets are kept, and those that cannot be met are refused."""
 
 import pytest
-from commands import QUICK, SMALL, TRAINING, call, fails, image_folder, model_of
+from commands import QUICK, SMALL, TRAINING, call, fails, model_of
 from hypothesis import given
 from hypothesis import strategies as st
+from pictures import write_folder
 
 from oncequant.cost import COSTS, Budget, readable
 from oncequant.family import with_bits
@@ -52,8 +53,8 @@ def test_run_refuses_impossible_budgets_before_training(tmp_path, monkeypatch, c
     assert not (tmp_path / "run").exists()
 
 
-def test_partly_trained_runs_can_be_searched_from_anywhere(tmp_path, monkeypatch):
-    source = image_folder(tmp_path / "images", 2, 20, 12, "L")
+def test_partly_trained_runs_can_be_searched_from_anywhere(tmp_path, monkeypatch, capsys):
+    source = write_folder(tmp_path / "images", mode="L")  # noise, so that there are mistakes
     monkeypatch.chdir(tmp_path)
     call(
         monkeypatch,
@@ -74,6 +75,14 @@ def test_partly_trained_runs_can_be_searched_from_anywhere(tmp_path, monkeypatch
     assert {e["stage"] for e in read_json(tmp_path / "run" / "family.json")} == {"float", "4bit"}
     source.rename(tmp_path / "moved")
     call(monkeypatch, "search", tmp_path / "run", "--evaluations", "4", "--data", tmp_path / "moved")
+    page = tmp_path / "run" / "report" / "index.html"
+    call(monkeypatch, "report", tmp_path / "run")
+    assert "The pictures cannot be shown: " in page.read_text()
+    call(monkeypatch, "report", tmp_path / "run", "--data", tmp_path / "moved")
+    assert "cannot be shown" not in page.read_text() and "data:image/png;base64" in page.read_text()
+    assert "nowhere" in fails(monkeypatch, capsys, "report", tmp_path / "run", "--data", "nowhere")
+    for more in ([tmp_path / "run"], ["--no-pictures"]):
+        assert "error: --data: " in fails(monkeypatch, capsys, "report", tmp_path / "run", *more, "--data", "moved")
 
 
 @pytest.mark.parametrize(

@@ -24,16 +24,17 @@ from oncequant.report.times import write_times
 __all__ = ["ReportError", "write_comparison", "write_report"]
 
 
-def write_report(run_dir: Path, pictures: bool = True, images: Data | None = None) -> Path:
+def write_report(run_dir: Path, pictures: bool = True, images: Data | None = None, moved: str | None = None) -> Path:
     """Write two pages, pictures and CSV files to `run_dir/report`; returns index.html.
 
     With `pictures` the page has small ones of the surest mistakes. They are of `images`, or else the images of the run
-    are read again; if they cannot be, the page says why. Raises ReportError.
+    are read again, from where they have `moved` to if that is given; if they cannot be, the page says why. Raises
+    ReportError; DataError or FileError if they are not where they have moved to.
     """
     contents = read_contents(Path(run_dir))
     data = page_data(contents)
     if pictures and data["answers"]:
-        data["answers"] = with_pictures(data["answers"], contents, images)
+        data["answers"] = with_pictures(data["answers"], contents, images, moved)
     folder = contents.folder / "report"
     folder.mkdir(exist_ok=True)
     remove_halves(folder)

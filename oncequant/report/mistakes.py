@@ -68,14 +68,14 @@ def _network(name: str, answers: Answers, names: list[str]) -> dict[str, Any]:
     }
 
 
-def with_pictures(found: dict[str, Any], run: Contents, data: Data | None) -> dict[str, Any]:
+def with_pictures(found: dict[str, Any], run: Contents, data: Data | None, moved: str | None = None) -> dict[str, Any]:
     """`answers_data` with small pictures of the mistakes, or with a note that says why there are none. Without `data`
-    the images of the run are read again."""
+    the images of the run are read again, from where they were or where they have `moved` to."""
     if not any(network["mistakes"] for network in found["networks"]):
         return found
     why = ""
     if data is None:
-        data, why = images_of(run.folder)
+        data, why = images_of(run.folder, moved)
     networks = [n | {"shown": answered_images(run.answers[n["name"]][0], data)} for n in found["networks"]]
     if data is None:
         return found | {"note": f"The pictures cannot be shown: {why}"}

@@ -20,18 +20,22 @@ EXACT = 32  # px: pictures up to this side are kept as they are; larger ones los
 SIDE = 64  # px, the most
 
 
-def images_of(folder: Path) -> tuple[Data | None, str]:
-    """The images of a run folder, read again, or None and why they cannot be."""
+def images_of(folder: Path, moved: str | None = None) -> tuple[Data | None, str]:
+    """The images of a run folder, read again from where it has them or from where they are now, or None and why they
+    cannot be. Raises DataError or FileError if they are not where they are said to be now."""
     try:
         settings = read_settings(folder)
-        if settings.data is None:
+        if moved is None and settings.data is None:
             raise FileError(f"{folder} was made of Python objects, which only Python can open again")
-        if settings.data != "digits":
-            console.print(f"reading {settings.data} for pictures of mistakes (not with --no-pictures)", soft_wrap=True)
-        data = settings.load_data(torch.device("cpu"), run_dir=folder)
+        place = moved or settings.data
+        if place != "digits":
+            console.print(f"reading {place} for pictures of mistakes (not with --no-pictures)", soft_wrap=True)
+        data = settings.load_data(torch.device("cpu"), moved, run_dir=folder)
         check_images(folder, data, changed_test=True)  # answers to other pictures are found out one by one
         return data, ""
     except (OSError, ValueError, MemoryError) as error:
+        if moved is not None:
+            raise
         return None, f"{error}"
 
 

@@ -1,6 +1,6 @@
 """The tables of measurements in the text: functions that make them of the CSV files in results/."""
 
-from . import claims, dnas, front, hand_made, in_c, log, networks, oqat, qfa, robustness, speed
+from . import claims, dnas, front, hand_made, in_c, lessons, log, networks, oqat, qfa, robustness, speed
 from .cells import Table
 
 TABLES: dict[str, Table] = {
@@ -50,6 +50,8 @@ TABLES: dict[str, Table] = {
         in_c.digits_c_backends,
         in_c.c_vnni,
         in_c.c_avx2,
+        lessons.five_runs,
+        lessons.five_runs_findings,
         robustness.own_networks,
         robustness.field_layouts,
         robustness.faults,
