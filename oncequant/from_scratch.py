@@ -22,7 +22,8 @@ from oncequant.cpu import cores
 from oncequant.data import Data, train_batches
 from oncequant.elastic import Pass
 from oncequant.family import NetworkConfig
-from oncequant.files import FileError
+from oncequant.files import FileError, user_path
+from oncequant.initial import start_from as take_from
 from oncequant.measure import Judge, initialise_quantizers
 from oncequant.models.import_resnet import import_standard, read_standard
 from oncequant.models.own_weights import is_trained, start_from
@@ -145,24 +146,30 @@ def side_by_side(asked: int | None, count: int, device: torch.device) -> int:
 
 
 def start_alone(net: Network, data: Data, seed: int, init: str | None, folder: Path) -> None:
-    """Keep the random weights, or take those of the file `init`, or those that the run `folder` has for a network of
-    the user's own; step sizes and clip levels from what they quantize.
+    """Keep the random weights, or take those of the file or run folder `init`, or those that the run `folder` has for
+    a network of the user's own; step sizes and clip levels from what they quantize.
 
-    Raises FileError if the file does not fit.
+    Raises FileError if they do not fit.
     """
     start_from(net, folder)
     if init:
-        import_file(net, init)
+        taken = import_weights(net, init, data.classes)
+        if taken and not (folder / "float.safetensors").exists():  # said once, by the first stage
+            console.print(taken, soft_wrap=True)
     images, _ = next(train_batches(data, 256, seed=seed, crop="none"))
     initialise_quantizers(net, images)
 
 
-def import_file(net: Network, path: str) -> None:
-    """Weights of a standard network from a file. Raises FileError naming it if they are not this network's."""
+def import_weights(net: Network, place: str, classes: Sequence[str] = ()) -> str:
+    """Weights of a standard network from a file, all of them, or what fits of another run's float network, see
+    `initial.start_from`; returns a line on that. Raises FileError naming the place if they are not this network's."""
+    if user_path(place).is_dir():
+        return take_from(net, place, classes)
     try:
-        import_standard(net, read_standard(Path(path)))
+        import_standard(net, read_standard(Path(place)))
     except ValueError as error:
-        raise FileError(f"{path}: {error}") from error
+        raise FileError(f"{place}: {error}") from error
+    return ""
 
 
 def quantizer_penalty(net: Network, decay: float) -> Tensor | float:

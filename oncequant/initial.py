@@ -29,7 +29,7 @@ def start_float(supernet: Network, folder: Path, init: str | None, classes: Sequ
 def start_from(net: Network, place: str, classes: Sequence[str] = ()) -> str:
     """Copy into `net` what fits of the weights in `place`, a run folder or a file, by name and shape. The first layer
     may have other image channels. The last one starts anew if it has another number of classes, or those of a run
-    that are not called `classes`. Returns a line on what was taken.
+    that are not called `classes`. Quantizers keep what they have. Returns a line on what was taken.
 
     Raises FileError if nothing readable is there, or if less than half of the network's numbers fit.
     """
@@ -38,6 +38,8 @@ def start_from(net: Network, place: str, classes: Sequence[str] = ()) -> str:
         if read_object(run, "data")["data"].get("classes", []) != list(classes):
             given = {name: tensor for name, tensor in given.items() if not name.startswith("classifier.")}
     for name, target in net.state_dict().items():
+        if "_quantizer." in name:  # estimated from what it quantizes
+            continue
         key = next((key for key in (name, *standard_keys(name)) if key in given), None)
         fitted = None if key is None else _fitted(given[key], target, name.startswith("stem."))
         is_last = name.startswith("classifier.")

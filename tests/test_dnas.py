@@ -151,6 +151,22 @@ def test_every_network_starts_from_given_weights(digits, tmp_path):
         dnas.check(cfg, dnas.SearchOptions(), wrong)
 
 
+def test_every_network_starts_from_the_float_network_of_another_run(run, digits, tmp_path, capsys):
+    _, before = run
+    source = load_supernet(before, "float").state_dict()
+    cfg = dnas.Config(**FAST, init=str(before))
+    net = build_network(cfg.supernet_model(MODEL))
+    from_scratch.start_alone(net, digits, 0, cfg.init, tmp_path)
+    assert "tensors taken" in capsys.readouterr().out
+    assert all(torch.equal(net.state_dict()[name], source[name]) for name in source if name.endswith("weight"))
+    fewer = replace(digits, classes=digits.classes[:4])  # the last layer starts anew
+    other = build_network(cfg.supernet_model(replace(MODEL, num_classes=4)))
+    from_scratch.start_alone(other, fewer, 0, cfg.init, tmp_path)
+    assert "these start anew: classifier" in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(FileError, match="tensors fit this network"):
+        dnas.check(cfg, dnas.SearchOptions(), replace(MODEL, stage_widths=(16, 24, 32)))
+
+
 def test_two_workers_train_the_same_networks_as_one(digits, tmp_path):
     cfg = dnas.Config(**FAST)
     threads = torch.get_num_threads()

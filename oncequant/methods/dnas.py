@@ -35,7 +35,7 @@ from oncequant.data import Data, train_batches
 from oncequant.elastic import Pass
 from oncequant.family import NetworkConfig, check_pairs
 from oncequant.files import FileError, PathText
-from oncequant.from_scratch import Job, import_file, quantizer_penalty, start_alone, train_alone, train_side_by_side
+from oncequant.from_scratch import Job, import_weights, quantizer_penalty, start_alone, train_alone, train_side_by_side
 from oncequant.limits import check_ranges
 from oncequant.loss import Loss
 from oncequant.measure import Judge
@@ -104,8 +104,8 @@ class Config(TrainingOptions):
     tolerance: float = 0.005
     """What the most efficient network may lose against the float one, in accuracy from 0 to 1."""
     init: PathText | None = None
-    """File (.pth, .safetensors) with the weights of a standard residual network, from which every network starts; its
-    shapes must be those of the preset and the data."""
+    """File (.pth, .safetensors) with the weights of a standard residual network of the same shapes, or folder of
+    another run of DNAS, whose classes may differ: every network starts from these weights."""
     jobs: int | None = None
     """Architectures trained side by side, on a share of the cores or on a GPU each; default as many as there are."""
 
@@ -371,7 +371,7 @@ def check(cfg: Config, options: SearchOptions, model: NetworkConfig) -> None:
     """Raise BudgetError if a budget is below the cheapest network, FileError if `init` does not fit the network."""
     check_each(space_of(cfg.supernet_model(model)), options.budgets)
     if cfg.init:
-        import_file(build_network(cfg.supernet_model(model)), cfg.init)
+        import_weights(build_network(cfg.supernet_model(model)), cfg.init)
 
 
 def measured(cfg: Config, options: SearchOptions) -> tuple[int, int]:
