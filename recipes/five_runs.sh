@@ -24,11 +24,13 @@ oncequant compare $PLACE/oqat-residual --ways supernet hand-made --front weight_
 oncequant report $PLACE/oqat-residual $PLACE/oqat-mobilenet $PLACE/qfa-residual $PLACE/dnas --out $PLACE/page
 oncequant train qfa --preset nano --run $PLACE/digits-qfa-nano
 oncequant search $PLACE/digits-qfa-nano
-oncequant analyse $PLACE/oqat-residual $PLACE/oqat-mobilenet $PLACE/qfa-residual $PLACE/digits-qfa-nano $PLACE/dnas \
-    --out $PLACE/lessons
-for file in accuracy effects correlations bits budgets; do
-    cp "$PLACE/lessons/$file.csv" "results/five-runs_${file}_cpu_202611.csv"
-done
+oncequant analyse $PLACE/oqat-residual
+oncequant analyse $PLACE/qfa-residual
+oncequant analyse $PLACE/oqat-mobilenet --evaluations 40 --images 1500
+oncequant analyse $PLACE/digits-qfa-nano
+oncequant analyse $PLACE/dnas
+python recipes/collect_analysis.py results/five-runs $PLACE/oqat-residual $PLACE/qfa-residual $PLACE/oqat-mobilenet \
+    $PLACE/digits-qfa-nano $PLACE/dnas
 cp $PLACE/page/family.csv results/five-runs_networks_cpu_202611.csv
 cp $PLACE/page/runs.csv results/five-runs_cpu_202611.csv
 cp $PLACE/page/volumes.csv results/five-runs_volumes_cpu_202611.csv

@@ -110,6 +110,7 @@ def all_claims(read: Read) -> str:
     lines = [
         *oqat_lines(read("digits_oqat-claims_cpu_202611"), "digits"),
         *oqat_lines(read("cifar10-jpeg75_oqat-claims_cpu_202611"), "CIFAR-10"),
+        *oqat_lines(read("cifar10-jpeg75_resnet-oqat-claims_cpu_202611"), "CIFAR-10, residual"),
         c4_line(read),
         *c5_lines(read),
         *c6_lines(read),
