@@ -40,7 +40,8 @@ def lowest(rows: list[Row], run: str) -> list[Row]:
 
 
 def five_runs_findings(read: Read) -> str:
-    """Findings with their intervals, at the lowest bit-width of each run."""
+    """Findings with their intervals, at the lowest bit-width of each run; of layers those that are decided, or of which
+    a paper says something."""
     accuracy, effects, bits = (read(f"five-runs_{name}_cpu_202611") for name in ("accuracy", "effects", "bits"))
     lines = []
     for run in dict.fromkeys(row["run"] for row in accuracy):
@@ -54,10 +55,11 @@ def five_runs_findings(read: Read) -> str:
             if row["part"] == "all" and key in SAID and row["value"]:
                 what = f"{FACTORS[row['factor']]} at {row['at']}, {row['bits']} bits"
                 lines.append(line(row, what, SAID[key]))
-    for row in bits:
-        if row["by"] == "role":
+    for row in where(bits, by="role"):
+        said = SAID.get((row["what"], row["name"]))
+        if said or row["lead_verdict"] != UNDECIDED:
             what = f"{row['what']} of {row['name'].replace('_', ' ')}: lead of bits there"
-            lines.append(line(row, what, SAID.get((row["what"], row["name"])), "lead_"))
+            lines.append(line(row, what, said, "lead_"))
     return markdown(["run", "effect", "points, 95 % interval", "verdict", "the papers"], lines)
 
 
