@@ -18,6 +18,7 @@ from text_tables.cells import Row, TableError, fixed, markdown, one, reader  # n
 DOCUMENTS = write_tables.documents(ROOT)
 NO_MEASUREMENTS = {  # the first line of tables with decimals or percent signs that are no measurements
     "| format | files | what |",  # docs/export.md: a version of ONNX Runtime
+    "| number | what is drawn again for its interval |",  # docs/analysis.md: the address of a paper
     "| | `ram_bytes` | `flash_bytes` |",  # docs/export.md: what the costs mean; a version of a compiler
 }
 
