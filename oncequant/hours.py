@@ -74,7 +74,7 @@ def fitted(cfg: AnyOptions, options: BudgetOptions | None, run: Run, hours: floa
     """
     start = time.monotonic()
     forecast, evaluations = _searching_less(rehearse(cfg, options, run), cfg, options, hours)
-    spent = time.monotonic() - start
+    spent = distributed.from_main(lambda: time.monotonic() - start)  # all processes come to the same decision
     left = MARGIN * 3600 * hours - spent - forecast.rest
     if left < LEAST * 3600 * hours:
         least = (spent + forecast.rest) / (MARGIN - LEAST)
