@@ -26,6 +26,7 @@ subject is time, and the report of it. Timing decides two options, which run.jso
 """
 
 import json
+import math
 import platform
 import shlex
 import subprocess
@@ -168,16 +169,20 @@ class Run:
         return run_costs(self.folder)
 
 
+RESIDUAL = {  # longest shorter side of the images in pixels -> preset of residual networks; only the first is for grey
+    20: "resnet-nano", 40: "resnet-cifar", 72: "resnet-64", 136: "resnet-photo", math.inf: "resnet-224"
+}  # fmt: skip
+
+
 def preset_for(pixels: int) -> str:
     """The preset for images with this median shorter side."""
-    sizes = {20: "resnet-nano", 40: "resnet-cifar", 72: "resnet-64", 136: "resnet-photo"}
-    return next((preset for most, preset in sizes.items() if pixels <= most), "resnet-224")
+    return next(preset for most, preset in RESIDUAL.items() if pixels <= most)
 
 
 def smaller_preset(preset: str) -> str | None:
     """The preset of residual networks for the next smaller colour images; None if there is none."""
-    sizes = ("resnet-cifar", "resnet-64", "resnet-photo", "resnet-224")
-    return sizes[sizes.index(preset) - 1] if preset in sizes[1:] else None
+    colour = list(RESIDUAL.values())[1:]
+    return colour[colour.index(preset) - 1] if preset in colour[1:] else None
 
 
 def called_as() -> str:
