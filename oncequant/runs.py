@@ -3,6 +3,7 @@
 Nothing here prints results or knows of options' spelling; messages to the user go to the console as progress does.
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from functools import partial
@@ -111,10 +112,13 @@ def prepare(
     tell_run(images, settings.preset, pixels, folder)
     settings = _decided(settings, images, folder)
     if hours is not None:
+        start = time.monotonic()
         settings, duration = timed(settings, images, folder, search, hours, auto)
         if auto and (preset := smaller(options.preset, duration)):
             options = replace(asked_options, preset=preset)
-            return prepare(cfg, where, options, search, device, hours, costs, data, tells_time, model, True)
+            spent = distributed.from_main(lambda: time.monotonic() - start)  # by the rehearsal, which counts
+            left = max(0.001, hours - spent / 3600)
+            return prepare(cfg, where, options, search, device, left, costs, data, tells_time, model, True)
     elif tells_time and not distributed.from_main((folder / "run.json").exists):
         tell_time(_config(folder, settings), search, Run(folder, settings.model, images))
     if weights is not None:

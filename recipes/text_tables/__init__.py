@@ -13,6 +13,7 @@ TABLES: dict[str, Table] = {
         networks.digits_families,
         networks.digits_muon,
         networks.digits_steps,
+        networks.photos_hands,
         networks.cifar10_oqat_networks,
         networks.cifar10_oqat_default,
         networks.cifar10_oqat_hours,

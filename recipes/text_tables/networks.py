@@ -188,6 +188,15 @@ def digits_muon(read: Read) -> str:
     return markdown(["", *head, "most accurate on validation, 4 / 3 / 2 bits", "CPU s"], lines)
 
 
+def photos_hands(read: Read) -> str:
+    """A run on photographs."""
+    lines = []
+    for row in read("photos-hands_cpu_202611"):
+        accuracies = [percent(row, column) for column in ("top1_validation", "top1_test", "top1_deployed")]
+        lines.append([row["network"], *accuracies, millions(row, "macs"), millions(row), kb(row, digits=1)])
+    return markdown(["", "validation", "test", "test, file", "M MACs", "M BitOPs", "packed weights, kB"], lines)
+
+
 def digits_steps(read: Read) -> str:
     """Steps that are powers of two."""
     lines = []
