@@ -298,8 +298,7 @@ def _check_packages(*names: str) -> None:
 def _prepare(options: Train, search_options: BudgetOptions | None) -> tuple[TrainingOptions, RunValue]:
     """The run folder of a command, ready for training."""
     if options.machine.tune_allocator:
-        done = keep_freed_memory()
-        console.print("allocator: " + ("freed memory is kept" if done else "cannot be tuned here, only with glibc"))
+        keep_freed_memory()
     machine = options.machine
     where = machine.device, machine.hours, options.tables.costs
     return runs.prepare(options.training, options.data, options.model, search_options, *where, tells_time=True)

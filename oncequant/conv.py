@@ -1,9 +1,8 @@
 """Convolutions with backward passes of their own.
 
 `quantized_conv2d` keeps its input and the quantized copy of it for the backward pass, and nothing of the activation
-between them; `normalized_conv2d` nothing of the batch norm before that, either. To compute the copy again would save
-memory and cost time (docs/log.md). On the CPU the weight gradient of depthwise convolutions comes from
-native/depthwise.c, much faster than PyTorch's for kernels of 5x5 and 7x7.
+between them. To compute the copy again would save memory and cost time (docs/log.md). On the CPU the weight gradient of
+depthwise convolutions comes from native/depthwise.c, much faster than PyTorch's for kernels of 5x5 and 7x7.
 
 None of them can be differentiated twice. Autocast is ignored: types are those of the arguments.
 """
@@ -14,7 +13,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from oncequant import native
-from oncequant.quantizers.functional import Grid, gradients, native_options, pointer, quantized
+from oncequant.quantizers.functional import Grid, gradients, quantized
 
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, conv: dict[str, int]) -> Tensor:
@@ -28,51 +27,6 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, conv: dict[str, int])
 def quantized_conv2d(x: Tensor, grid: Grid, weight: Tensor, bias: Tensor | None, conv: dict[str, int]) -> Tensor:
     """conv2d(fake_quantize(x), weight, bias, conv) in the type of the weight."""
     return _apply(_QuantizedConv2d, x, *grid, weight, bias, conv)
-
-
-def normalized_conv2d(
-    z: Tensor,
-    norm_weight: Tensor,
-    norm_bias: Tensor,
-    statistics: Tensor,
-    grid: Grid,
-    weight: Tensor,
-    bias: Tensor | None,
-    conv: dict[str, int],
-) -> Tensor:
-    """quantized_conv2d of z (N, C, H, W) after training batch norm with weight and bias (C,).
-
-    `statistics` are `batch_norm_statistics` of z and these. Raises ValueError where `can_normalize` says no.
-    """
-    if not can_normalize(z, norm_weight, norm_bias, grid.step_size, grid.offset):
-        raise ValueError(f"batch norm cannot be part of a convolution of {tuple(z.shape)} {z.dtype} on {z.device}")
-    return _apply(_NormalizedConv2d, z, norm_weight, norm_bias, statistics, *grid, weight, bias, conv)
-
-
-@torch.no_grad()
-def batch_norm_statistics(z: Tensor, weight: Tensor, bias: Tensor, eps: float, extremes: bool = False) -> Tensor:
-    """Of z (N, C, H, W): mean, 1 / standard deviation, scale and shift, so that batch norm is z scale + shift: (4, C).
-
-    With `extremes` also the least and the greatest z of each channel: (6, C). Without a graph: `normalized_conv2d` has
-    the gradients. Needs what `can_normalize` asks for.
-    """
-    z, channels = z.contiguous(memory_format=torch.channels_last), z.shape[1]
-    statistics = torch.empty(6 if extremes else 4, channels, dtype=torch.float32, device="cpu")
-    _check_memory(
-        native.library().batch_norm_statistics(
-            *(z.data_ptr(), z.dtype == torch.bfloat16, z.numel() // channels, channels),
-            *(weight.data_ptr(), bias.data_ptr(), eps, statistics.data_ptr(), extremes),
-        )
-    )
-    return statistics
-
-
-def can_normalize(z: Tensor, *parameters: Tensor | None) -> bool:
-    """Whether `normalized_conv2d` takes z (N, C, H, W) and these parameters of batch norm and quantizer."""
-    given = [p for p in parameters if p is not None]
-    plain = all(p.is_cpu and p.dtype == torch.float32 and p.is_contiguous() for p in given)
-    fitting = z.is_cpu and z.dtype in (torch.float32, torch.bfloat16) and z.numel() > z.shape[1]
-    return plain and fitting and native.available()
 
 
 def _apply(function: type[torch.autograd.Function], x: Tensor, *args) -> Tensor:
@@ -120,73 +74,10 @@ class _QuantizedConv2d(torch.autograd.Function):
         return *by_quantizer, None, None, None, None, grad_weight, grad_bias, None
 
 
-class _NormalizedConv2d(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx,
-        z,
-        norm_weight,
-        norm_bias,
-        statistics,
-        step_size,
-        offset,
-        grad_scale,
-        bits,
-        signed,
-        activation,
-        weight,
-        bias,
-        conv,
-    ):
-        z = z.contiguous(memory_format=torch.channels_last)
-        ctx.options = native_options(z, weight.dtype, step_size, offset, bits, signed, activation)
-        ctx.grad_scale, ctx.has_bias, ctx.conv = grad_scale, bias is not None, conv
-        x_hat = _normalized(z, statistics, step_size, offset, ctx.options, weight.dtype)
-        ctx.save_for_backward(z, statistics, step_size, offset, weight, x_hat)
-        return F.conv2d(x_hat, weight, bias, **conv)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):
-        z, statistics, step_size, offset, weight, x_hat = ctx.saved_tensors
-        wanted = (True, ctx.needs_input_grad[10], ctx.has_bias)
-        grad_x_hat, grad_weight, grad_bias = _conv2d_backward(grad, x_hat, weight, ctx.conv, wanted)
-        grad_x_hat = by_input(grad_x_hat).contiguous(memory_format=torch.channels_last)
-        grad_z = grad_x_hat if grad_x_hat.dtype == z.dtype else torch.empty_like(z)
-        grad_norm, grad_step = torch.empty_like(statistics[:2]), torch.empty_like(step_size)
-        grad_offset = None if offset is None else torch.empty_like(offset)
-        _check_memory(
-            native.library().normalize_quantize_backward(
-                *(z.data_ptr(), grad_x_hat.data_ptr(), grad_z.data_ptr(), z.numel() // z.shape[1], z.shape[1]),
-                *(statistics.data_ptr(), step_size.data_ptr(), pointer(offset), ctx.options, ctx.grad_scale),
-                *(grad_norm[0].data_ptr(), grad_norm[1].data_ptr(), grad_step.data_ptr(), pointer(grad_offset)),
-            )
-        )
-        by_grid = grad_step, grad_offset, None, None, None, None
-        return grad_z, *grad_norm, None, *by_grid, grad_weight, grad_bias, None
-
-
-def _normalized(
-    z: Tensor, statistics: Tensor, step_size: Tensor, offset: Tensor | None, options: native.Options, dtype: torch.dtype
-) -> Tensor:
-    """z normalised, activated and fake-quantized, in `dtype`."""
-    x_hat = torch.empty_like(z, dtype=dtype)
-    native.library().normalize_quantize(
-        *(z.data_ptr(), x_hat.data_ptr(), z.numel() // z.shape[1], z.shape[1], statistics.data_ptr()),
-        *(step_size.data_ptr(), pointer(offset), options),
-    )
-    return x_hat
-
-
 def by_input(grad: Tensor | None) -> Tensor:
     """The gradient by the input of a convolution, which was wanted."""
     assert grad is not None
     return grad
-
-
-def _check_memory(had_memory: int) -> None:
-    if not had_memory:
-        raise MemoryError("not enough memory for the sums of a batch norm")
 
 
 def _conv2d_backward(

@@ -7,14 +7,16 @@ either is kept inside a module.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from oncequant.arch import FLOAT_BITS, LayerSpec
-from oncequant.conv import batch_norm_statistics, can_normalize, conv2d, normalized_conv2d, quantized_conv2d
+from oncequant.conv import conv2d, quantized_conv2d
 from oncequant.distributed import AllSum, world_size
+from oncequant.join import Normalized, Reader, batch_norm_statistics, can_join
 from oncequant.quantizers import INPUT_QUANTIZERS, WEIGHT_QUANTIZERS
 from oncequant.quantizers.functional import activate
 from oncequant.quantizers.quantizer import Ask, Quantizer
@@ -79,6 +81,19 @@ class Pass:
 ALONE = Pass()
 
 
+class Quantized(NamedTuple):
+    """The input of a layer, activated and quantized as it asks for (`ElasticConv.reads`)."""
+
+    x: Tensor
+    dtype: torch.dtype
+    """Of the layer's result."""
+
+    @property
+    def shape(self) -> torch.Size:
+        """(N, C, H, W)"""
+        return self.x.shape
+
+
 class ElasticConv(nn.Module):
     """Convolution with elastic channels and kernel, quantized weights and input, and batch norm.
 
@@ -115,23 +130,22 @@ class ElasticConv(nn.Module):
 
     def forward(  # (N, C_in, H, W) -> (N, C_out, H', W')
         self,
-        x: Tensor,
+        x: Tensor | Quantized,
         spec: LayerSpec,
         activation: str | None,
         how: Pass = ALONE,
-        norm_before: "ElasticBatchNorm | None" = None,
         defer_norm: bool = False,
     ) -> Tensor:
         """The layer that `spec` describes, applied to activation(x); activation is relu, hardswish or None.
 
-        With `defer_norm` its batch norm is left to the layer that reads the result, which gets it as `norm_before`.
-        With x in bfloat16 the convolution and the result are, too, except that depthwise convolutions of 5x5 and more
-        on the CPU, which would be slower, are computed in float32.
+        With `defer_norm` its batch norm is left to what reads the result. With x in bfloat16 the convolution and the
+        result are, too, except that depthwise convolutions of 5x5 and more on the CPU, which would be slower, are
+        computed in float32.
         """
-        if how.observer is not None:
+        if how.observer is not None and not isinstance(x, Quantized):
             how.observer.inputs(self, x, spec, activation)
         weight = self.quantized_weight(spec) if how.shared is None else how.shared.weight(self, spec)
-        y = self._convolved(x, spec, weight, activation, how, norm_before)
+        y = self._convolved(x, spec, weight, activation, how)
         return y if self.norm is None or defer_norm else self.norm(y, how)
 
     def mixed(
@@ -158,36 +172,34 @@ class ElasticConv(nn.Module):
 
     def _convolved(
         self,
-        x: Tensor,
+        x: Tensor | Quantized,
         spec: LayerSpec,
         weight: Tensor,
         activation: str | None,
         how: Pass,
-        norm_before: "ElasticBatchNorm | None" = None,
         has_bias: bool = True,
     ) -> Tensor:
-        """The convolution of the quantized activation(norm_before(x)) with `weight`, and the bias."""
+        """The convolution of the quantized activation(x) with `weight`, and the bias."""
         bias = None if self.bias is None or not has_bias else _first(self.bias, spec.out_channels)
-        slow_in_half = x.is_cpu and spec.groups > 1 and spec.kernel_size >= 5
-        if x.dtype == torch.bfloat16 and not slow_in_half:
-            weight, bias = weight.to(x.dtype), None if bias is None else bias.to(x.dtype)
-        conv = spec.conv
+        dtype = computed_in(x.x if isinstance(x, Quantized) else x, spec, x.dtype)
+        weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
+        if isinstance(x, Quantized):
+            return conv2d(x.x, weight, bias, spec.conv).to(x.dtype)
         quantizer = self.act_quantizer
         if spec.act_bits == FLOAT_BITS or quantizer is None:
-            x = x if norm_before is None else norm_before(x, how)
-            return conv2d(activate(x, activation).to(weight.dtype), weight, bias, conv).to(x.dtype)
-        statistics = None
-        if norm_before is not None:
-            norm_weight, norm_bias, eps = norm_before.parameters_of(x)
-            statistics = batch_norm_statistics(x, norm_weight, norm_bias, eps, quantizer.needs_extremes)
-            spare_constant_channels(x, statistics[1], eps)
-        x, ask = quantizer.prepare(x, self.ask(spec, activation, how, statistics))
-        grid = quantizer.grid(x, ask)
-        if statistics is None:
-            y = quantized_conv2d(x, grid, weight, bias, conv)
-        else:
-            y = normalized_conv2d(x, norm_weight, norm_bias, statistics, grid, weight, bias, conv)
-        return y.to(x.dtype)
+            return conv2d(activate(x, activation).to(dtype), weight, bias, spec.conv).to(x.dtype)
+        x, ask = quantizer.prepare(x, self.ask(spec, activation, how))
+        return quantized_conv2d(x, quantizer.grid(x, ask), weight, bias, spec.conv).to(x.dtype)
+
+    def reads(self, value: Normalized, spec: LayerSpec, activation: str | None, how: Pass, alone: bool) -> Reader:
+        """What it takes of activation(batch_norm(value)), or, if that is not `alone`, of a sum with it."""
+        quantizer = self.act_quantizer
+        if spec.act_bits == FLOAT_BITS or quantizer is None or quantizer.needs_result:
+            return Reader()
+        if quantizer.needs_extremes and not alone:
+            return Reader()  # it would need those of the sum
+        x, ask = quantizer.prepare(value.z, self.ask(spec, activation, how, value.statistics))
+        return Reader(quantizer.grid(x, ask), computed_in(value.z, spec, value.z.dtype))
 
     def ask(
         self, spec: LayerSpec, activation: str | None = None, how: Pass = ALONE, statistics: Tensor | None = None
@@ -209,16 +221,15 @@ class ElasticConv(nn.Module):
         """What the quantizer of this layer's weights is asked for."""
         return Ask(spec.weight_bits, True, slot_of(self.weight_slots, spec.weight_bits, spec.kernel_size))
 
-    def norm_to_defer(self, x: Tensor, reader: "ElasticConv", spec: LayerSpec, how: Pass) -> "ElasticBatchNorm | None":
-        """The batch norm, if the layer `reader`, of `spec`, can apply it to this one's result with its quantizer.
+    def norm_to_defer(self, x: Tensor, how: Pass) -> "ElasticBatchNorm | None":
+        """The batch norm, if it may be left to what reads this layer's result, of an input x.
 
         In training steps only, on the CPU, where that saves time and memory; the result differs by rounding.
         """
         usual = self.training and torch.is_grad_enabled() and not (how.sync_norms or how.observer)
-        if not usual or self.norm is None or spec.act_bits == FLOAT_BITS or reader.act_quantizer is None:
+        if not usual or self.norm is None:
             return None
-        fitting = not reader.act_quantizer.needs_result
-        return self.norm if fitting and can_normalize(x, self.norm.weight, self.norm.bias) else None
+        return self.norm if can_join(x, None, self.norm.weight, self.norm.bias) else None
 
     def quantized_weight(self, spec: LayerSpec, all_channels: bool = False) -> Tensor:
         """`sliced_weight`, fake-quantized."""
@@ -251,6 +262,12 @@ class ElasticConv(nn.Module):
         if self.act_quantizer and source.act_quantizer and spec.act_bits < FLOAT_BITS:
             slot = slot_of(source.act_slots, spec.act_bits, spec.kernel_size)
             self.act_quantizer.copy_slot(source.act_quantizer, slot, spec.out_channels)
+
+
+def computed_in(x: Tensor, spec: LayerSpec, dtype: torch.dtype) -> torch.dtype:
+    """The type of a convolution of x, where `dtype` passes between the layers."""
+    slow_in_half = x.is_cpu and spec.groups > 1 and spec.kernel_size >= 5
+    return torch.float32 if dtype == torch.bfloat16 and slow_in_half else dtype
 
 
 class ElasticBatchNorm(nn.Module):
@@ -288,9 +305,12 @@ class ElasticBatchNorm(nn.Module):
             how.observer.statistics(self, len(y), mean, variance * ((values - 1) / values))
         return y
 
-    def parameters_of(self, x: Tensor) -> tuple[Tensor, Tensor, float]:
-        """Weight and bias of the channels of x (N, C, H, W), and eps."""
-        return _first(self.weight, x.shape[1]), _first(self.bias, x.shape[1]), self.eps
+    def of_batch(self, z: Tensor, extremes: bool = False) -> Normalized:
+        """z (N, C, H, W), its weight and bias, and the statistics of the batch, with extremes if they are wanted."""
+        weight, bias = _first(self.weight, z.shape[1]), _first(self.bias, z.shape[1])
+        statistics = batch_norm_statistics(z, weight, bias, self.eps, extremes)
+        spare_constant_channels(z, statistics[1], self.eps)
+        return Normalized(z, weight, bias, statistics)
 
     def tensors(self) -> tuple[Tensor, ...]:
         """weight, bias, running_mean, running_var."""

@@ -1,11 +1,12 @@
 """The network of every family: it computes what a Plan says.
 
-A batch norm and an activation are left pending for the layer that reads them, which applies them within its quantizer:
-that saves time and memory. Only within a block, so that a block can be computed again (activation checkpointing).
+A batch norm, a sum and an activation are left pending, and then applied at once, with the grids of the layers that read
+the result: that saves time and memory (`oncequant.join`). Only within a block if it is computed again in the backward
+pass (activation checkpointing).
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Self
 
@@ -17,8 +18,10 @@ from torch.utils.checkpoint import checkpoint
 
 from oncequant.arch import FLOAT_BITS, Arch, LayerSpec, Number
 from oncequant.data.images import resize
-from oncequant.elastic import ALONE, ElasticBatchNorm, ElasticConv, Pass, Quantizers
+from oncequant.elastic import ALONE, ElasticBatchNorm, ElasticConv, Pass, Quantized, Quantizers
 from oncequant.family import NetworkConfig, input_quantizer
+from oncequant.join import Normalized, Reader, can_join, join
+from oncequant.native import MAX_READERS
 from oncequant.operations import moved
 from oncequant.plan import ACTIVATIONS, Node, Plan
 from oncequant.quantizers.functional import activate
@@ -27,15 +30,45 @@ from oncequant.space import SearchSpace
 
 @dataclass
 class Pending:
-    """A tensor (N, C, H, W), and what is still to be applied to it."""
+    """A tensor (N, C, H, W), and what is still to be applied to it: batch norm, a sum, an activation."""
 
-    x: Tensor
+    x: Tensor | Quantized | None
+    """None if all that read it have their own."""
     norm: ElasticBatchNorm | None = None
+    other: "Pending | None" = None
+    """Added behind the batch norm."""
     activation: str | None = None
+    own: Mapping[str, Tensor | Quantized] = field(default_factory=dict)
+    """The value for some of those that read it, by name."""
+
+    def read_by(self, name: str) -> "Pending":
+        """What a node of this name reads."""
+        return Pending(self.own[name]) if name in self.own else self
+
+    @property
+    def tensor(self) -> Tensor:
+        """What nothing is applied to yet."""
+        assert isinstance(self.x, Tensor), "every reader has its own"
+        return self.x
+
+    @property
+    def can_join(self) -> bool:
+        """Whether everything can be applied at once, for all readers together."""
+        return self.norm is not None and can_join(self.tensor, None if self.other is None else self.other.tensor)
+
+    def joined(self, first: Normalized, readers: Sequence[Reader], how: Pass) -> tuple[Tensor, ...]:
+        """The value for each of some readers; `first` is x with its batch norm."""
+        other = self.other
+        if other is None or other.norm is None or other.other or other.activation:
+            return join(first, None if other is None else other.value(how), self.activation, readers)
+        return join(first, other.norm.of_batch(other.tensor), self.activation, readers)
 
     def value(self, how: Pass) -> Tensor:
         """The tensor with everything applied."""
-        return activate(self.x if self.norm is None else self.norm(self.x, how), self.activation)
+        if self.norm is not None and self.can_join:
+            return self.joined(self.norm.of_batch(self.tensor), [Reader()], how)[0]
+        y = self.tensor if self.norm is None else self.norm(self.tensor, how)
+        return activate(y if self.other is None else y + self.other.value(how), self.activation)
 
 
 ELEMENTWISE: dict[str, Callable[[Tensor], Tensor]] = {  # beside plan.ACTIVATIONS
@@ -95,7 +128,7 @@ class Network(nn.Module):
         """What the nodes of one block compute of what is given and that is read behind them."""
         values = dict(given)
         for node in nodes:
-            values[node.name] = self._run(node, [values[name] for name in node.inputs], plan, how)
+            values[node.name] = self._run(node, [values[name].read_by(node.name) for name in node.inputs], plan, how)
             for name in node.inputs:
                 if plan.last_reader[name] is node:
                     values.pop(name, None)
@@ -134,14 +167,21 @@ class Network(nn.Module):
                 pairs = [(share, spec) for share, spec in zip(mask, self.candidates[node.name]) if spec.present]
                 shares = torch.stack([share for share, _ in pairs])
                 shares = shares / shares.sum().clamp_min(1e-12)  # given that the layer is there
-                x = first.x if first.norm is None else first.norm(first.x, how)
-                return Pending(layer.mixed(x, [spec for _, spec in pairs], shares, first.activation, how))
+                return Pending(layer.mixed(first.tensor, [s for _, s in pairs], shares, first.activation, how))
+            assert first.x is not None and first.norm is None
             norm = self._norm_to_defer(layer, first.x, node, plan, how)
             spec = plan.layers[node.name]
-            return Pending(layer(first.x, spec, first.activation, how, first.norm, norm is not None), norm)
+            return Pending(layer(first.x, spec, first.activation, how, norm is not None), norm)
         if node.op in ACTIVATIONS:
             pending = replace(first, activation=node.op)
-            return pending if self._reader_in_block(node, plan) else Pending(pending.value(how))
+            is_kept = first.norm is None and self._reader_in_block(node, plan)
+            return pending if is_kept else self._for_readers(pending, node, plan, how)
+        if node.op == "add" and any(value.norm for value in inputs) and len(inputs) == 2:
+            first, second = sorted(inputs, key=lambda value: value.norm is None)
+            pending = Pending(first.x, first.norm, second)
+            readers = plan.readers.get(node.name, ())
+            is_activated = len(readers) == 1 and readers[0].op in ACTIVATIONS and readers[0].block == node.block
+            return pending if is_activated else self._for_readers(pending, node, plan, how)
         if node.op == "optional":
             mask = mixture.get(node.choice or "")
             may_miss = mask is not None and self.space.choices[node.choice or ""][0] == 0
@@ -152,6 +192,32 @@ class Network(nn.Module):
             return Pending(ELEMENTWISE[node.op](first.value(how)))
         return Pending(moved(node.op, [value.value(how) for value in inputs], node.channels, node.window))
 
+    def _for_readers(self, pending: Pending, node: Node, plan: Plan, how: Pass) -> Pending:
+        """Everything applied, where possible at once for all that read it, with the grids of layers among them.
+
+        A block that is computed again in the backward pass has values alone around it.
+        """
+        readers = {reader.name: reader for reader in plan.readers.get(node.name, ())}
+        if pending.norm is None or not pending.can_join or not 0 < len(readers) <= MAX_READERS:
+            return Pending(pending.value(how))
+        near = [name for name, reader in readers.items() if reader.block == node.block or not how.recompute]
+        layers = {name: self.layer(name) for name in near if readers[name].op == "layer"}
+        alone = pending.other is None
+        extremes = alone and any(q.needs_extremes for layer in layers.values() if (q := layer.act_quantizer))
+        first = pending.norm.of_batch(pending.tensor, extremes)
+        wanted = {
+            name: layers[name].reads(first, plan.layers[name], pending.activation, how, alone)
+            if name in layers
+            else Reader()
+            for name in near
+        }
+        rest = [Reader()] * (len(near) < len(readers))
+        values = pending.joined(first, [*wanted.values(), *rest], how)
+        own = {
+            name: Quantized(y, first.z.dtype) if reader.grid else y for (name, reader), y in zip(wanted.items(), values)
+        }
+        return Pending(values[-1] if rest else None, own=own)
+
     def _reader_in_block(self, node: Node, plan: Plan) -> Node | None:
         """The layer that alone reads a value in its block, and can apply what is pending."""
         readers = plan.readers.get(node.name, ())
@@ -159,14 +225,15 @@ class Network(nn.Module):
         return readers[0] if fitting else None
 
     def _norm_to_defer(
-        self, layer: ElasticConv, x: Tensor, node: Node, plan: Plan, how: Pass
+        self, layer: ElasticConv, x: Tensor | Quantized, node: Node, plan: Plan, how: Pass
     ) -> ElasticBatchNorm | None:
-        """The batch norm of a layer, if the layer that reads its activated result can apply it with its quantizer."""
+        """The batch norm of a layer, if what alone reads its result, an activation or a sum, can apply it, too."""
         readers = plan.readers.get(node.name, ())
-        if how.mixture or not node.block or len(readers) != 1 or readers[0].op not in ACTIVATIONS:
+        if how.mixture or len(readers) != 1 or readers[0].block != node.block:
             return None
-        reader = self._reader_in_block(readers[0], plan)
-        return reader and layer.norm_to_defer(x, self.layer(reader.name), plan.layers[reader.name], how)
+        if readers[0].op not in (*ACTIVATIONS, "add"):
+            return None
+        return layer.norm_to_defer(x.x if isinstance(x, Quantized) else x, how)
 
     def on(self, device: torch.device | str) -> Self:
         """This network on a device, its weights laid out as convolutions want them (channels_last)."""

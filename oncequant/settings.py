@@ -154,8 +154,8 @@ class Machine:
     """Processes that share the work, each with one GPU or a share of the cores. Several machines: README.md."""
     hours: float | None = None
     """Time for the whole command: a rehearsal at the start sets the length of training. Default: as epochs say."""
-    tune_allocator: bool = False
-    """Keep freed memory for the next tensors (Linux with glibc): faster where tensors are large."""
+    tune_allocator: bool = True
+    """Keep freed memory for the next tensors, in huge pages (Linux with glibc): faster where tensors are large."""
 
     def __post_init__(self) -> None:
         """Refuse impossible numbers before any work."""

@@ -12,8 +12,8 @@ from torch.testing import assert_close
 
 from oncequant import native
 from oncequant.arch import LayerSpec
-from oncequant.conv import batch_norm_statistics
 from oncequant.elastic import ElasticConv, Pass, Quantizers
+from oncequant.join import batch_norm_statistics
 from oncequant.measure import _merged, ask, calibrate, calibrated_subnet, initialise_quantizers
 from oncequant.models import build_network, extract_subnet, space_of
 from oncequant.models.mobilenet_v3 import PRESETS

@@ -175,7 +175,8 @@ def test_checkpointed_blocks_give_the_same_gradients_from_less_memory(family):
     assert found[3] < 0.6 * found[1], (
         "recomputed blocks keep nearly as much: do most layers lie in blocks (enter, leave)?"
     )
-    assert all(torch.equal(found[0][name], found[2][name]) for name in found[0])
+    for name, grad in found[0].items():  # gradients of all that read a block's result are added in another order
+        assert (grad - found[2][name]).norm() <= 1e-4 * grad.norm(), name
 
 
 @all_families

@@ -12,7 +12,7 @@ from oncequant import elastic
 from oncequant.arch import LayerSpec
 from oncequant.cost import macs, params
 from oncequant.data.images import resize
-from oncequant.elastic import ALONE, ElasticConv, Pass, Quantizers, SharedWeights
+from oncequant.elastic import ElasticConv, Pass, Quantizers, SharedWeights
 from oncequant.family import elementwise, make_divisible, with_bits
 from oncequant.measure import initialise_quantizers
 from oncequant.models import build_network, extract_subnet, space_of
@@ -186,7 +186,8 @@ def test_checkpointed_blocks_give_the_same_gradients_from_less_memory(bits):
         shared.backward()
         gradients.append({name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()
-    assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
+    for name, grad in gradients[0].items():  # gradients of all that read a block's result are added in another order
+        assert (grad - gradients[1][name]).norm() <= 1e-4 * grad.norm(), name
     assert kept[1] < 0.4 * kept[0]
 
 
@@ -210,12 +211,13 @@ def test_blocks_with_batch_norm_in_the_quantizer_equal_those_without(name, monke
 
     for apart in (False, True):
         if apart:
-            monkeypatch.setattr(elastic, "can_normalize", lambda *_: False)
+            monkeypatch.setattr(elastic, "can_join", lambda *_: False)
         kept.append({})
         block.zero_grad()
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            made = net._segment(nodes, {nodes[0].inputs[0]: Pending(x)}, plan, ALONE)
-            (y,) = (value.value(ALONE) for value in made.values())
+            how = Pass(recompute=True)  # values alone around the block
+            made = net._segment(nodes, {nodes[0].inputs[0]: Pending(x)}, plan, how)
+            (y,) = (value.value(how) for value in made.values())
         (grad_x,) = torch.autograd.grad(y.square().sum(), x, retain_graph=True)
         y.square().sum().backward()
         grads = {key: p.grad for key, p in block.named_parameters() if p.grad is not None}

@@ -27,7 +27,7 @@ LAYERS = [  # a module may import modules of lines above it, and of its own pack
     {"space", "targets"},
     {"cost_table"},
     {"quantizers"},
-    {"conv", "operations"},
+    {"conv", "join", "operations"},
     {"elastic", "family"},
     {"network"},
     {"schedule", "loss"},

@@ -1,8 +1,9 @@
 """The compiled CPU kernels: built once per machine by the C compiler, called through ctypes.
 
-quantize.c is fake-quantization, normalize.c the same with batch norm before it, range.c the range of BatchQuant,
-depthwise.c the weight gradient of depthwise convolutions. A call costs about 2 microseconds, against 25 to 40 through
-torch.compile, and networks for small targets are made of small layers; the build takes two seconds.
+quantize.c is fake-quantization, normalize.c the statistics of batch norm, join.c batch norm, sum, activation and
+fake-quantization in one, range.c the range of BatchQuant, depthwise.c the weight gradient of depthwise convolutions. A
+call costs about 2 microseconds, against 25 to 40 through torch.compile, and networks for small targets are made of
+small layers; the build takes three seconds.
 
 The environment variable ONCEQUANT_KERNELS chooses: auto (default) uses PyTorch where the kernels cannot be built or do
 not apply, with compiled a missing compiler is an error, with eager they are not used.
@@ -23,8 +24,11 @@ from pathlib import Path
 from typing import Any
 
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-shared", "-fPIC")
-SOURCES = tuple(Path(__file__).with_name(name) for name in ("quantize.c", "normalize.c", "range.c", "depthwise.c"))
-HEADER = Path(__file__).with_name("grid.h")
+SOURCES = tuple(
+    Path(__file__).with_name(f"{name}.c") for name in ("quantize", "normalize", "join", "range", "depthwise")
+)
+HEADERS = tuple(Path(__file__).with_name(name) for name in ("grid.h", "rows.h"))
+MAX_READERS = 4  # as in join.c
 ACTIVATIONS = {None: 0, "relu": 1, "hardswish": 2}  # as the enum in grid.h
 
 
@@ -38,6 +42,20 @@ class Options(ctypes.Structure):
         ("activation", ctypes.c_int),
         ("x_is_bf16", ctypes.c_int),
         ("y_is_bf16", ctypes.c_int),
+    ]
+
+
+class Reader(ctypes.Structure):
+    """The struct of this name in join.c."""
+
+    _fields_ = [
+        ("y", ctypes.c_void_p),
+        ("step", ctypes.c_void_p),
+        ("offset", ctypes.c_void_p),
+        ("options", Options),
+        ("grad_scale", ctypes.c_float),
+        ("grad_step", ctypes.c_void_p),
+        ("grad_offset", ctypes.c_void_p),
     ]
 
 
@@ -73,7 +91,7 @@ def available() -> bool:
 def library() -> ctypes.CDLL:
     """The loaded kernels. Raises BuildError if they cannot be built."""
     threads = [[*FLAGS, *one, "-lm"] for one in (["-fopenmp"], ["-fopenmp-simd"], [])]  # what the compiler knows
-    path = built("kernels", SOURCES, [HEADER], threads)
+    path = built("kernels", SOURCES, HEADERS, threads)
     try:
         loaded = ctypes.CDLL(str(path))
     except OSError as error:
@@ -84,16 +102,14 @@ def library() -> ctypes.CDLL:
     loaded.fake_quantize_backward.argtypes = [pointer, pointer, pointer, long, *grid, real, pointer, pointer]
     loaded.depthwise_weight_gradient.argtypes = [pointer, pointer, pointer, *[long] * 6, integer, integer]
     loaded.batch_norm_statistics.argtypes = [pointer, integer, long, long, pointer, pointer, real, pointer, integer]
-    loaded.normalize_quantize.argtypes = [pointer, pointer, long, long, pointer, *grid]
-    loaded.normalize_quantize_backward.argtypes = [
-        *(pointer, pointer, pointer, long, long, pointer),
-        *(*grid, real, pointer, pointer, pointer, pointer),
-    ]
+    parts: list[Any] = [long, long, pointer, pointer, integer, integer, ctypes.POINTER(Reader), integer]
+    loaded.join.argtypes = [pointer, pointer, *parts]
+    loaded.join_backward.argtypes = [pointer, pointer, pointer, pointer, *parts, pointer]
     loaded.channel_extremes.argtypes = [pointer, integer, long, long, pointer, pointer]
     loaded.mean_range.argtypes = [pointer, pointer, long, pointer, pointer, integer, pointer]
     loaded.range_grid.argtypes = [pointer, pointer, pointer, long, ctypes.POINTER(Options), *[pointer] * 3]
     for name in (
-        *("fake_quantize", "fake_quantize_backward", "normalize_quantize"),
+        *("fake_quantize", "fake_quantize_backward"),
         *("depthwise_weight_gradient", "mean_range", "range_grid"),
     ):
         getattr(loaded, name).restype = None  # the others say whether there was memory

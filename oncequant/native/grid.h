@@ -1,12 +1,14 @@
-// What quantize.c and normalize.c share: number types, activations, the grid. The formulas are those of
+// What the kernels share: number types, vectors, activations, the grid. The formulas are those of
 // quantizers/functional.py, to which tests hold them.
 //
 //     h = activation(x)    u = h / s + offset    q = clamp(round(u), q_min, q_max)    y = (q - offset) s
 //
 // computed relative to the whole number z nearest to the offset, which moves q_min and q_max instead of u: with a whole
 // offset, a zero point, this is what runtimes compute, ties included.
+// Vectors are those of gcc and clang, as long as registers are: what they hold never passes through memory.
 
 #include <math.h>
+#include <string.h>
 
 enum { NO_ACTIVATION, RELU, HARDSWISH };
 
@@ -25,71 +27,114 @@ typedef struct {
 #define INLINE static inline __attribute__((always_inline))
 #define PARALLEL_FROM 32768  // numbers
 
-typedef union {
-    float value;
-    unsigned bits;
-} Float;
+#if defined(__AVX512F__)
+#define LANES 16
+#elif defined(__AVX__)
+#define LANES 8
+#else
+#define LANES 4
+#endif
+typedef float Floats __attribute__((vector_size(4 * LANES)));
+typedef int Ints __attribute__((vector_size(4 * LANES)));
+typedef unsigned Words __attribute__((vector_size(4 * LANES)));
+typedef unsigned short Halves __attribute__((vector_size(2 * LANES)));
 
 INLINE float load(const void *p, long i, int is_bf16)
 {
     if (!is_bf16) return ((const float *)p)[i];
-    Float f = {.bits = (unsigned)((const unsigned short *)p)[i] << 16};
+    union {
+        unsigned bits;
+        float value;
+    } f = {(unsigned)((const unsigned short *)p)[i] << 16};
     return f.value;
 }
 
-INLINE void store(void *p, long i, float value, int is_bf16)
+// `lanes` numbers of which the first is number i, and zeros; all LANES where that is constant.
+INLINE Floats load_lanes(const void *p, long i, long lanes, int is_bf16)
 {
     if (is_bf16) {
-        Float f = {.value = value};
-        unsigned rounded = (f.bits + 0x7fff + ((f.bits >> 16) & 1)) >> 16;  // half to even
-        ((unsigned short *)p)[i] = value == value ? rounded : 0x7fc0;
-    } else
-        ((float *)p)[i] = value;
+        Halves half = {0};
+        memcpy(&half, (const unsigned short *)p + i, 2 * lanes);
+        return (Floats)(__builtin_convertvector(half, Words) << 16);
+    }
+    Floats v = {0};
+    memcpy(&v, (const float *)p + i, 4 * lanes);
+    return v;
 }
 
-INLINE float activate(float x, int activation)  // comparisons are written so that NaN stays NaN
+INLINE Floats choose(Ints wanted, Floats a, Floats b)  // a where wanted is -1, b where it is 0
 {
-    if (activation == RELU) return x < 0 ? 0 : x;
+    return (Floats)(((Ints)a & wanted) | ((Ints)b & ~wanted));
+}
+
+INLINE void store_lanes(void *p, long i, Floats v, long lanes, int is_bf16)
+{
+    if (is_bf16) {
+        Words bits = (Words)v, rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;  // half to even
+        rounded = (rounded & (Words)(v == v)) | (0x7fc0 & (Words)(v != v));
+        Halves half = __builtin_convertvector(rounded, Halves);
+        memcpy((unsigned short *)p + i, &half, 2 * lanes);
+    } else
+        memcpy((float *)p + i, &v, 4 * lanes);
+}
+
+INLINE Floats splat(float x) { return x - (Floats){0}; }
+
+INLINE float sum_of_lanes(Floats v)
+{
+    float sum = 0;
+    for (int l = 0; l < LANES; l++) sum += v[l];
+    return sum;
+}
+
+INLINE Floats activate(Floats x, int activation)  // NaN stays NaN
+{
+    if (activation == RELU) return choose(x < 0, splat(0), x);
     if (activation == HARDSWISH) {
-        float gate = x + 3;
-        gate = gate < 0 ? 0 : gate;
-        gate = gate > 6 ? 6 : gate;
+        Floats gate = x + 3;
+        gate = choose(gate < 0, splat(0), gate);
+        gate = choose(gate > 6, splat(6), gate);
         return x * gate / 6;
     }
     return x;
 }
 
-INLINE float slope(float x, int activation)
+INLINE Floats through_activation(Floats grad, Floats x, int activation)  // grad times the slope at x
 {
-    if (activation == RELU) return x > 0 ? 1 : 0;
-    if (activation == HARDSWISH) return x <= -3 ? 0 : x < 3 ? x * (1 / 3.0f) + 0.5f : 1;
-    return 1;
+    if (activation == RELU) return choose(x > 0, grad, splat(0));
+    if (activation == HARDSWISH) {
+        Floats slope = choose(x < 3, x * (1 / 3.0f) + 0.5f, splat(1));
+        return choose(x <= -3, splat(0), grad * slope);
+    }
+    return grad;
 }
 
-INLINE float code(float u, Grid grid, int binary)
+INLINE Floats code(Floats u, Grid grid, int binary)
 {
-    if (binary) return u >= 0 ? 1 : -1;
-    float q = rintf(u);  // half to even
-    q = q < grid.q_min ? grid.q_min : q;
-    return q > grid.q_max ? grid.q_max : q;
+    if (binary) return choose(u >= 0, splat(1), splat(-1));
+    const float far = 12582912;  // 1.5 2^23: what is added to it is rounded half to even; limits are nearer than 2^22
+    Floats q = u + far - far;
+    q = choose(q < grid.q_min, splat(grid.q_min), q);
+    return choose(q > grid.q_max, splat(grid.q_max), q);
 }
 
-INLINE float on_grid(float x, Grid grid, int activation, int binary)  // x activated and fake-quantized
+INLINE Floats on_grid(Floats x, Grid grid, int activation, int binary)  // x activated and fake-quantized
 {
-    float u = activate(x, activation) / grid.step + grid.offset;
+    Floats u = activate(x, activation) / grid.step + grid.offset;
     return (code(u, grid, binary) - grid.offset) * grid.step;
 }
 
 typedef struct {
-    float by_x, by_step, by_offset;  // the last over -step
+    Floats by_x, by_step, by_offset;  // the last two over -step
 } Gradient;
 
-INLINE Gradient gradient(float x, float grad, Grid grid, int activation, int binary)  // of on_grid, times grad
+INLINE Gradient gradient(Floats x, Floats grad, Grid grid, int activation, int binary)  // of on_grid, times grad
 {
-    float u = activate(x, activation) / grid.step + grid.offset;
-    int inside = u >= grid.q_min && u <= grid.q_max;
-    float error = code(u, grid, binary) - (inside ? u : grid.offset);
-    return (Gradient){inside ? grad * slope(x, activation) : 0, error * grad, inside ? 0 : grad};
+    Floats u = activate(x, activation) / grid.step + grid.offset;
+    Ints inside = (u >= grid.q_min) & (u <= grid.q_max);
+    Floats error = code(u, grid, binary) - choose(inside, u, splat(grid.offset));
+    Floats by_x = through_activation(choose(inside, grad, splat(0)), x, activation);
+    return (Gradient){by_x, error * grad, choose(inside, splat(0), grad)};
 }
 
 // One loop for every activation, kind of grid and pair of types: inside a loop nothing branches.

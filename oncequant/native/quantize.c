@@ -9,26 +9,42 @@
 #define BLOCK 4096      // floats that are summed in single precision
 #define MAX_PIECES 256  // units of work for the threads
 
+INLINE void forward_some(const void *x, void *y, long i, long lanes, Grid grid, int activation, int binary, int x_is_bf16,
+                         int y_is_bf16)
+{
+    store_lanes(y, i, on_grid(load_lanes(x, i, lanes, x_is_bf16), grid, activation, binary), lanes, y_is_bf16);
+}
+
 INLINE void forward(const void *x, void *y, long begin, long end, Grid grid, int activation, int binary, int x_is_bf16,
                     int y_is_bf16)
 {
-#pragma omp simd
-    for (long i = begin; i < end; i++) store(y, i, on_grid(load(x, i, x_is_bf16), grid, activation, binary), y_is_bf16);
+    long i = begin;
+    for (; i + LANES <= end; i += LANES) forward_some(x, y, i, LANES, grid, activation, binary, x_is_bf16, y_is_bf16);
+    if (i < end) forward_some(x, y, i, end - i, grid, activation, binary, x_is_bf16, y_is_bf16);
+}
+
+INLINE void backward_some(const void *x, const void *grad, void *grad_x, long i, long lanes, Grid grid,
+                          Floats *by_step, Floats *by_offset, int activation, int binary, int x_is_bf16, int y_is_bf16)
+{
+    Floats here = load_lanes(x, i, lanes, x_is_bf16), by_y = load_lanes(grad, i, lanes, y_is_bf16);
+    Gradient by = gradient(here, by_y, grid, activation, binary);
+    *by_step += by.by_step;
+    *by_offset -= by.by_offset;
+    store_lanes(grad_x, i, by.by_x, lanes, x_is_bf16);
 }
 
 INLINE void backward(const void *x, const void *grad, void *grad_x, long begin, long end, Grid grid, double *sums,
                      int activation, int binary, int x_is_bf16, int y_is_bf16)
 {
-    float step_sum = 0, offset_sum = 0;
-#pragma omp simd reduction(+ : step_sum, offset_sum)
-    for (long i = begin; i < end; i++) {
-        Gradient here = gradient(load(x, i, x_is_bf16), load(grad, i, y_is_bf16), grid, activation, binary);
-        step_sum += here.by_step;
-        offset_sum -= here.by_offset;
-        store(grad_x, i, here.by_x, x_is_bf16);
-    }
-    sums[0] += step_sum;
-    sums[1] += offset_sum;
+    Floats by_step = {0}, by_offset = {0};
+    long i = begin;
+    for (; i + LANES <= end; i += LANES)
+        backward_some(x, grad, grad_x, i, LANES, grid, &by_step, &by_offset, activation, binary, x_is_bf16, y_is_bf16);
+    if (i < end)
+        backward_some(x, grad, grad_x, i, end - i, grid, &by_step, &by_offset, activation, binary, x_is_bf16,
+                      y_is_bf16);
+    sums[0] += sum_of_lanes(by_step);
+    sums[1] += sum_of_lanes(by_offset);
 }
 
 static long piece_size(long n)

@@ -55,7 +55,7 @@ void mean_range(const float *low, const float *high, long channels, const float 
             a = scale[c] < 0 ? second : first;
             b = scale[c] < 0 ? first : second;
         }
-        float at_a = activate(a, activation), at_b = activate(b, activation);
+        float at_a = activate(splat(a), activation)[0], at_b = activate(splat(b), activation)[0];
         float least = at_a < at_b ? at_a : at_b;
         if (activation == HARDSWISH && a < -1.5f && b > -1.5f) least = -0.375f;  // its minimum
         low_sum += least;

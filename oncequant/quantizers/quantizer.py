@@ -27,7 +27,7 @@ class Ask(NamedTuple):
     activation: str | None = None
     """relu, hardswish or None: applied to the tensor before it is quantized."""
     statistics: Tensor | None = None
-    """`conv.batch_norm_statistics`: the tensor is given as it is before this batch norm, which comes first."""
+    """`join.batch_norm_statistics`: the tensor is given as it is before this batch norm, which comes first."""
     of_batch: bool = False
     """The tensor is a training batch; a range may be taken from it. Else stored ranges hold."""
     shards: int = 1
