@@ -187,8 +187,9 @@ def rehearse(cfg: TrainingOptions, options: BudgetOptions | None, run: Run, **ho
     whole = {stage: cfg.schedule(stage, data).steps for stage in method.stages(cfg)}
     validated, calibrated = _rehearsed(cfg, data)
     few = replace(data, validation=data.validation.subset(torch.arange(validated)))
-    steps = REHEARSED / min(whole.values())
-    short = replace(cfg.rehearsed, duration=steps, calibration_images=calibrated, checkpoint_seconds=1e9)
+    tried = cfg.rehearsed
+    steps = REHEARSED / min(tried.schedule(stage, data).steps for stage in method.stages(tried))
+    short = replace(tried, duration=steps, calibration_images=calibrated, checkpoint_seconds=1e9)
     console.print("rehearsal of a few steps of each stage, for the length of schedules")
     place = tempfile.TemporaryDirectory() if distributed.is_main() else None
     folder = distributed.from_main(lambda: Path(place.name if place else ""))

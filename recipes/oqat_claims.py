@@ -94,7 +94,8 @@ def main(options: Options) -> None:
         folder = out / f"direct{bits}"
         folder.mkdir(exist_ok=True)
         shutil.copy(out / "inherit" / "float.safetensors", folder)
-        longer = replace(cfg, bit_schedule=(bits,), epochs=stages * cfg.epochs, min_steps=stages * _steps(cfg, data))
+        as_many = sum(cfg.schedule(stage, data).steps for stage in oqat.stages(cfg)[1 : 1 + stages])
+        longer = replace(cfg, bit_schedule=(bits,), epochs=1, min_steps=as_many)
         oqat.train(longer, Run(folder, model, data))
         direct[bits] = load_supernet(folder, f"{bits}bit")
     record("C1", "inherited 4-3-2", 2, archs, accuracies(inherited["2bit"], archs))
@@ -129,10 +130,6 @@ def summarise(out: Path, csv_path: Path | None) -> None:
             groups[row["claim"], row["bits"], row["way"]][row["seed"]].append(row["top1"])
     rows = [dict(claim=c, bits=bits, way=way) | over_seeds(top1) for (c, bits, way), top1 in groups.items()]
     publish(rows, csv_path)
-
-
-def _steps(cfg: oqat.Config, data) -> int:
-    return cfg.schedule("4bit", data).steps
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ def test_duration_scales_every_stage(duration):
     cfg = replace(CONFIG, min_steps=10, batch_size=32)
     for stage in oqat.stages(cfg):
         longer = replace(cfg, duration=duration).schedule(stage, digits())
-        assert longer.steps == round(duration * cfg.schedule(stage, digits()).steps)
+        assert abs(longer.steps - duration * cfg.schedule(stage, digits()).steps) <= 1
         assert longer.warmup <= longer.steps // 20
     with pytest.raises(ValueError, match="duration 0"):
         replace(cfg, duration=0)
@@ -126,7 +126,8 @@ def test_one_bit_width_is_rehearsed_for_all(tmp_path, monkeypatch):
     run = Run(tmp_path, TINY, digits())
     found = hours.rehearse(cfg, OPTIONS, run)
     steps = {stage: cfg.schedule(stage, run.data).steps for stage in oqat.stages(cfg)}
-    assert found.training == pytest.approx(steps["float"] * 0.1 + 3 * steps["4bit"] * 0.4, rel=1e-3)
+    quantized = sum(steps.values()) - steps["float"]
+    assert found.training == pytest.approx(steps["float"] * 0.1 + quantized * 0.4, rel=1e-3)
     assert found.validation == pytest.approx(hours.VALIDATIONS * (0.5 + 3 * 0.6), rel=1e-3)
     assert found.search == pytest.approx(3 * 10 * 0.6, rel=1e-3)
 

@@ -117,3 +117,15 @@ def test_no_stage_starts_with_gradients_that_explode(preset, tmp_path, monkeypat
     oqat.train(cfg, Run(tmp_path, model, replace(data, validation=data.validation.subset(torch.arange(8)))))
     by_stage = np.array(norms).reshape(4, steps)
     assert by_stage[1:, :3].max() < 4 * np.median(by_stage[0]) < 20  # seen: 1.0 to 2.3 of it
+
+
+@pytest.mark.parametrize("schedule", [(4,), (4, 2), (4, 3, 2), (8, 6, 4, 3, 2)])
+def test_bit_widths_share_the_quantized_steps_and_the_first_has_most(schedule):
+    cfg = replace(CONFIG, bit_schedule=schedule, epochs=7, min_steps=0)
+    found = [cfg.schedule(f"{bits}bit", digits()) for bits in schedule]
+    alone = replace(cfg, bit_schedule=(4,)).schedule("4bit", digits()).steps
+    assert abs(sum(one.steps for one in found) - len(schedule) * alone) <= len(schedule)
+    assert all(one.warmup == one.steps // 20 for one in found)
+    if len(schedule) > 1:
+        first, *between, last = (one.steps for one in found)
+        assert first > last > max(between, default=0)

@@ -9,7 +9,8 @@ Symbols.  K: bits   s: step_size   W: weight   Q_K(v; s): fake_quantize(v, s, K)
 
 Differences from the paper and the official evaluation code are numbered in docs/oqat.md: (1) a signed activation grid
 after linear bottlenecks; (2) 8-bit first convolution, classifier and squeeze-and-excite; (3) in float the largest
-network alone at growing resolution, where OFA shrinks progressively; (4) Muon for the weights of dense convolutions.
+network alone at growing resolution, where OFA shrinks progressively; (4) Muon for the weights of dense convolutions; (5)
+more than half of the quantized steps for the first bit-width.
 
 Run. `oncequant run --data digits`, recipes/oqat_cifar10.sh.      Results. results/README.md
 """
@@ -42,6 +43,7 @@ from oncequant.stages import Stage, run_stages
 from oncequant.supernet_file import load_supernet
 from oncequant.train import SupernetOptions, TrainingOptions
 
+FIRST, BETWEEN, LAST = 10, 3, 5  # parts of the quantized steps: long stages learn more than several short ones
 LARGE_BATCH_STEPS = 500  # of a stage at least, with `duration` 1, before batches are larger than 64
 
 families = families_with("weight_bits")
@@ -54,8 +56,10 @@ class Config(SupernetOptions, TrainingOptions):
 
     bit_schedule: tuple[int, ...] = (4, 3, 2)
     """Bit-widths in training order, each inherits from the one before, the first from the float supernet."""
+    epochs: int = 18
+    """Epochs of a quantized stage in the mean: the first trains longer than this, the others less."""
     min_steps: int = 250
-    """Least steps per stage: small data sets need more epochs."""
+    """Least steps per stage, quantized ones in the mean: small data sets need more epochs."""
 
     def __post_init__(self):
         """Refuse impossible schedules before any training."""
@@ -77,7 +81,19 @@ class Config(SupernetOptions, TrainingOptions):
         schedule = super().schedule(stage, data)
         if stage == "float":
             return self.started(schedule)
-        return replace(schedule, lr=self.quantized_lr, muon_lr=self.quantized_muon_lr)
+        steps = max(1, round(self.share(stage) * schedule.steps))
+        rates = self.quantized_lr, self.quantized_muon_lr
+        return replace(schedule, steps=steps, warmup=steps // 20, lr=rates[0], muon_lr=rates[1])
+
+    def share(self, stage: str) -> float:
+        """How many times as long as `epochs` say a bit-width trains; 1 in the mean over all of them.
+
+        What the first has learned all others inherit. It would not be where it is after two stages of half the length,
+        each of which starts with large steps again (docs/log.md).
+        """
+        count = len(self.bit_schedule)
+        parts = [FIRST, *[BETWEEN] * (count - 2), LAST][:count]
+        return count * parts[self.bit_schedule.index(int(stage.removesuffix("bit")))] / sum(parts)
 
     @property
     def rehearsed(self) -> Self:
