@@ -123,9 +123,10 @@ def test_no_stage_starts_with_gradients_that_explode(preset, tmp_path, monkeypat
 def test_bit_widths_share_the_quantized_steps_and_the_first_has_most(schedule):
     cfg = replace(CONFIG, bit_schedule=schedule, epochs=7, min_steps=0)
     found = [cfg.schedule(f"{bits}bit", digits()) for bits in schedule]
-    alone = replace(cfg, bit_schedule=(4,)).schedule("4bit", digits()).steps
-    assert abs(sum(one.steps for one in found) - len(schedule) * alone) <= len(schedule)
+    alone = replace(cfg, bit_schedule=(4,)).schedule("4bit", digits())
+    assert abs(sum(one.steps for one in found) - len(schedule) * alone.steps) <= len(schedule)
     assert all(one.warmup == one.steps // 20 for one in found)
+    assert [one.muon_lr / alone.muon_lr for one in found] == pytest.approx([1.0] + [0.25] * (len(schedule) - 1))
     if len(schedule) > 1:
         first, *between, last = (one.steps for one in found)
         assert first > last > max(between, default=0)

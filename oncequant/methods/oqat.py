@@ -9,8 +9,8 @@ Symbols.  K: bits   s: step_size   W: weight   Q_K(v; s): fake_quantize(v, s, K)
 
 Differences from the paper and the official evaluation code are numbered in docs/oqat.md: (1) a signed activation grid
 after linear bottlenecks; (2) 8-bit first convolution, classifier and squeeze-and-excite; (3) in float the largest
-network alone at growing resolution, where OFA shrinks progressively; (4) Muon for the weights of dense convolutions; (5)
-more than half of the quantized steps for the first bit-width.
+network alone at growing resolution, where OFA shrinks progressively; (4) Muon for the weights of dense convolutions;
+(5) more than half of the quantized steps for the first bit-width, smaller learning rates for the others.
 
 Run. `oncequant run --data digits`, recipes/oqat_cifar10.sh.      Results. results/README.md
 """
@@ -44,6 +44,7 @@ from oncequant.supernet_file import load_supernet
 from oncequant.train import SupernetOptions, TrainingOptions
 
 FIRST, BETWEEN, LAST = 10, 3, 5  # parts of the quantized steps: long stages learn more than several short ones
+LATER_RATES = 0.25  # of the learning rates, for bit-widths that inherit from a higher one
 LARGE_BATCH_STEPS = 500  # of a stage at least, with `duration` 1, before batches are larger than 64
 
 families = families_with("weight_bits")
@@ -82,14 +83,15 @@ class Config(SupernetOptions, TrainingOptions):
         if stage == "float":
             return self.started(schedule)
         steps = max(1, round(self.share(stage) * schedule.steps))
-        rates = self.quantized_lr, self.quantized_muon_lr
-        return replace(schedule, steps=steps, warmup=steps // 20, lr=rates[0], muon_lr=rates[1])
+        rate = 1.0 if stage == stage_name(self.bit_schedule[0]) else LATER_RATES
+        lr, muon_lr = rate * self.quantized_lr, rate * self.quantized_muon_lr
+        return replace(schedule, steps=steps, warmup=steps // 20, lr=lr, muon_lr=muon_lr)
 
     def share(self, stage: str) -> float:
         """How many times as long as `epochs` say a bit-width trains; 1 in the mean over all of them.
 
-        What the first has learned all others inherit. It would not be where it is after two stages of half the length,
-        each of which starts with large steps again (docs/log.md).
+        What the first has learned all others inherit. Two stages of half the length, the second of which starts with
+        large steps again, do not reach what one does (docs/log.md).
         """
         count = len(self.bit_schedule)
         parts = [FIRST, *[BETWEEN] * (count - 2), LAST][:count]

@@ -57,6 +57,7 @@ TABLES: dict[str, Table] = {
         robustness.field_layouts,
         robustness.faults,
         log.narrow_subnets,
+        log.stage_lengths,
         log.simplifiers,
     )
 }

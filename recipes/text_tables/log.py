@@ -19,6 +19,19 @@ def narrow_subnets(read: Read) -> str:
     return markdown(["third subnet of a step, and others", "seed", "steps", *networks.values()], lines)
 
 
+def stage_lengths(read: Read) -> str:
+    """How the quantized steps are shared among 4, 3 and 2 bits: validation top-1."""
+    networks = {
+        "smallest": "smallest", "thin_24": "thin 24", "resnet8_24": "ResNet-8 24", "resnet8_32": "32",
+        "three_quarters_32": "three quarters", "largest": "largest",
+    }  # fmt: skip
+    lines = []
+    for row in read("cifar10-jpeg75_stage-lengths_typed_202611"):
+        found = (fixed(row.number(f"{network}_percent"), 1) for network in networks)
+        lines.append([row["stages"], row["later_rates"], row["bits"], row["steps"], *found])
+    return markdown(["steps at 4, 3, 2 bits", "rates at 3 and 2 bits", "bits", "steps", *networks.values()], lines)
+
+
 def simplifiers(read: Read) -> str:
     """What onnxsim and onnxslim make of exported files."""
     lines = []
