@@ -1,6 +1,6 @@
 """One CSV of the chosen and exported networks of several run folders (seeds), and the best per bit-width.
 
-python recipes/collect_runs.py results/NAME.csv runs/digits-seed0 runs/digits-seed1 runs/digits-seed2 [--fronts CSV]
+python recipes/collect_runs.py results/NAME.csv runs/digits-seed0 runs/digits-seed1 runs/digits-seed2 [--fronts CSV] [--budgets CSV]
 """
 
 import statistics
@@ -26,26 +26,35 @@ class Options:
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
     fronts: Path | None = None
     """Also write the networks on the fronts of validation accuracy and BitOPs of the first run."""
+    budgets: Path | None = None
+    """Also write the networks that are not exported, chosen under budgets after the run."""
 
 
 def main(options: Options) -> None:
     """Write the table and print mean and spread of the networks with the best validation accuracy."""
-    rows, best = [], defaultdict(list)
+    rows, others, best = [], [], defaultdict(list)
     for run in options.runs:
         info = read_json(run / "run.json")
         exports = {one.name: one.found for one in read_exports(run)}
         family = read_records(run / "family.json", Member)
         predictor = read_json(run / "predictor.json") if (run / "predictor.json").exists() else {}
         volumes = {f"hypervolume_{name}": round(v, 4) for name, v in predictor.get("hypervolume", {}).items()}
+        made = {"commit": info["commit"], "device": info["device"], "date": date_of(run)}
         for member in family:
+            about = {
+                "seed": info["seed"],
+                "network": member.name,
+                "bits": member.bits,
+                "top1_validation": round(member.top1_validation, 4),
+                "top1_test": round(member.top1_test, 4),
+            }
+            if member.name not in exports and options.budgets:
+                others.append(about | member.costs | made)
+                continue
             exported = exports[member.name]
             rows.append(
                 {
-                    "seed": info["seed"],
-                    "network": member.name,
-                    "bits": member.bits,
-                    "top1_validation": round(member.top1_validation, 4),
-                    "top1_test": round(member.top1_test, 4),
+                    **about,
                     "top1_deployed": round(exported["top1_deployed"], 4),
                     **member.costs,
                     **{key: exported[key] for key in ("onnx_bytes", "package_bytes", "ideal_bytes")},
@@ -53,11 +62,10 @@ def main(options: Options) -> None:
                     "simulator_bit_equal_images": exported["simulator_bit_equal_images"],
                     "test_images": exported["images"],
                     **volumes,
-                    "commit": info["commit"],
-                    "device": info["device"],
-                    "date": date_of(run),
+                    **made,
                 }
             )
+        family = [member for member in family if member.name in exports]
         labels = {m.name: f"{m.bits} bits" if m.bits else m.name for m in family}
         for label in dict.fromkeys(labels.values()):
             chosen = max((m for m in family if labels[m.name] == label), key=lambda m: m.top1_validation)
@@ -65,6 +73,8 @@ def main(options: Options) -> None:
         for name, value in volumes.items():
             best[name].append(value)
     write_csv(options.out, rows)
+    if options.budgets:
+        write_csv(options.budgets, others)
     if options.fronts:
         write_csv(options.fronts, on_fronts(options.runs[0]))
     for name, values in best.items():

@@ -29,7 +29,8 @@ from oncequant.models.elastic_resnet import PRESETS as RESIDUAL
 from oncequant.models.resnet import ResNetConfig
 from oncequant.structure import CannotRun
 
-HAS_VNNI = "avx512_vnni" in Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else False
+CPU = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+HAS_VNNI, HAS_AMX = "avx512_vnni" in CPU, "amx_int8" in CPU
 AARCH64 = ("aarch64-linux-gnu-gcc", "qemu-aarch64")
 STRICT = "-std=c99 -ffp-contract=off -Wall -Wextra -Werror".split()
 
@@ -100,6 +101,8 @@ def test_logits_are_those_of_the_simulator_on_every_backend(name, tmp_path):
     self_test(folder, "-O1 -DNETWORK_PORTABLE -DNETWORK_INTEGER -Werror")
     if HAS_VNNI:  # else it was AVX2 already
         self_test(folder, "-O1 -march=native -DNETWORK_NO_VNNI -Werror")
+    if HAS_AMX:  # else it was VNNI already
+        self_test(folder, "-O1 -march=native -DNETWORK_NO_AMX -Werror")
     if name == "cifar 3":
         self_test(folder, "-O1 -Werror")  # VNNI is compiled on every x86, and chosen when it runs
         self_test(folder, "-O1 -Werror", "clang")

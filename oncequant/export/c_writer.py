@@ -31,6 +31,7 @@ KERNELS = (
     "cortex_m.h",
     "vnni.h",
     "vnni_maps.h",
+    "amx.h",
     "layers.h",
 )  # in this order
 
@@ -240,7 +241,7 @@ def _sizes(program: Program) -> Iterator[Sizes]:
             weights, before = step.weights, program.maps[step.inputs[0]]
             kernel, out_size = (weights.weight.shape[-1], program.maps[step.output].size) if step.grid else (1, 1)
             shape = weights.stride, before.size, before.channels, out_size, weights.bits
-            yield Sizes(kernel, *shape, step.is_depthwise)
+            yield Sizes(kernel, *shape, step.is_depthwise, weights.weight.shape[0])
 
 
 def kernel_text() -> str:

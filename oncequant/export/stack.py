@@ -1,7 +1,7 @@
-"""What the kernels for AVX512-VNNI keep on the stack: constants of the C, for the largest layers of a network.
+"""What the kernels for AVX512-VNNI and AMX keep on the stack: constants of the C, for the largest layers of a network.
 
 They gather as many padded rows of a map as fit into a cache, and columns of the few output pixels that are computed
-together. Other kernels have all of that in the arena, which is planned for microcontrollers.
+together; those for AMX unpack the weights of a layer, if they are not too many. Other kernels have all of that in the arena, which is planned for microcontrollers.
 """
 
 from collections.abc import Iterable
@@ -10,6 +10,7 @@ from typing import NamedTuple
 from oncequant.memory import padded_inputs
 
 CACHED = 2**15  # bytes, of what is gathered at once
+MOST_TILES = 2**18  # bytes of unpacked weights: a layer with more is computed by VNNI
 
 
 class Sizes(NamedTuple):
@@ -25,11 +26,12 @@ class Sizes(NamedTuple):
     bits: int
     """Of the weights."""
     is_depthwise: bool
+    out_channels: int
 
 
 def stack_constants(layers: Iterable[Sizes]) -> str:
     """An enum, in bytes but for the largest kernel."""
-    most = dict(KERNEL=1, INPUTS=64, ROWS=64, TAPS=64, FOURS=64, TOGETHER=64, CHANNELS=64)
+    most = dict(KERNEL=1, INPUTS=64, ROWS=64, TAPS=64, FOURS=64, TOGETHER=64, CHANNELS=64, TILES=64)
     for layer in layers:
         kernel, channels = layer.kernel, layer.channels
         size = layer.size + kernel // 2 * 2
@@ -42,6 +44,8 @@ def stack_constants(layers: Iterable[Sizes]) -> str:
             needs["CHANNELS"] = channels
         else:
             needs["INPUTS"] = padded_inputs(kernel * kernel * channels, layer.bits)
+            tiles = -(-kernel * kernel * channels // 64) * 64 * layer.out_channels
+            needs["TILES"] = tiles if tiles <= MOST_TILES and layer.out_size > 1 else 0
         if kernel > 1 or layer.is_depthwise:
             needs["ROWS"] = _some_rows(size, kernel, size * channels)
         for name, value in needs.items():

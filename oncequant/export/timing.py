@@ -68,7 +68,10 @@ class Kernels:
     def __init__(self, calls: Sequence[Call]):
         bits = sorted({call.bits for call in calls})  # those alone, as in networks
         source = PREAMBLE + f"#define NETWORK_BITS(CASE) {' '.join(f'CASE({b})' for b in bits)}\n"
-        sizes = [Sizes(c.kernel, c.stride, c.size, c.channels, c.out_size, c.bits, c.op == "depthwise") for c in calls]
+        sizes = [
+            Sizes(c.kernel, c.stride, c.size, c.channels, c.out_size, c.bits, c.op == "depthwise", c.out_channels)
+            for c in calls
+        ]
         source += f"{stack_constants(sizes)}\n{kernel_text()}\n{_profile_c()}"
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "profile.c"

@@ -65,6 +65,19 @@ def cifar10_oqat_hours(read: Read) -> str:
     return by_size(read("cifar10-jpeg75_oqat-hours_cpu_202611"), BITS)
 
 
+def cifar10_oqat_hour(read: Read) -> str:
+    """The default run in an hour of two cores."""
+    return by_size(read("cifar10-jpeg75_oqat-hour_cpu_202611"), BITS)
+
+
+def cifar10_oqat_hour_budgets(read: Read) -> str:
+    """The most accurate networks of the default run within budgets."""
+    lines = []
+    for row in read("cifar10-jpeg75_oqat-hour-budgets_cpu_202611"):
+        lines.append([row["network"].partition("-")[2], row["bits"], validation(row), test(row), millions(row), weights(row)])
+    return markdown(["budget", "bits", "validation", "test", "M BitOPs", "`weight_bytes`, kB"], lines)
+
+
 def cifar10_qfa_networks(read: Read) -> str:
     """The run of QFA at a small scale."""
     return by_size(read("cifar10-jpeg75_qfa_cpu_202611"), {"mixed": "mixed"})

@@ -49,6 +49,12 @@
 #else
 #define IF_VNNI(...)
 #endif
+#if defined(NETWORK_VNNI) && defined(__linux__) && !defined(NETWORK_NO_AMX) && (defined(__clang__) || __GNUC__ >= 11)
+#define NETWORK_AMX /* used if the processor has it when it runs */
+#define IF_AMX(...) __VA_ARGS__
+#else
+#define IF_AMX(...)
+#endif
 
 /* Without a floating-point unit results are scaled by whole numbers, and by float where only float can tell. */
 #if defined(__arm__) && !defined(__ARM_FP) && !defined(NETWORK_SOFT_FLOAT)

@@ -138,6 +138,7 @@ KERNEL void layer(const network_layer *l, const uint8_t *x, uint8_t *y, float *l
     network_column *const columns = (network_column *)(void *)(scratch + (inputs + 15) / 16 * 16);
     int32_t top = -(l->kernel / 2), left = top, done = 0; /* channels */
     const int32_t right = left + l->out_size * l->stride;
+    IF_AMX(if (!logits && amx_layer(l, x, y)) return;)
     IF_VNNI(done = vnni_layer(l, x, y, logits);)
     for (int32_t first = 0, count; first < pixels && done < l->out_channels; first += count) {
         int32_t inputs_sum[COLUMNS], sums[COLUMNS][LANES];

@@ -1,0 +1,205 @@
+/* x86 with AMX: convolutions in tiles of 16 output pixels, 64 inputs and 16 channels, where there are so many. Weights are
+ * unpacked once for a layer. Linux gives tiles to a process that asks for them: before `main`, or when a library is loaded.
+ */
+
+#ifdef NETWORK_AMX
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target( \
+    "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")
+#endif
+
+enum { AMX_PIXELS = 16, AMX_INPUTS = 64, AMX_CHANNELS = 16, AMX_TILE = 1024 };
+
+static int amx_is_there; /* set once, before anything runs */
+
+__attribute__((constructor)) static void amx_ask(void)
+{
+    enum { ARCH_PRCTL = 158, REQUEST_STATE = 0x1023, TILE_DATA = 18 }; /* of Linux on x86-64 */
+    long result = ARCH_PRCTL;
+    if (!NETWORK_HAS_VNNI) return;
+    __asm__ volatile("syscall" : "+a"(result) : "D"(REQUEST_STATE), "S"(TILE_DATA) : "rcx", "r11", "memory");
+    amx_is_there = result == 0; /* else the processor has no tiles, or the kernel does not know them */
+}
+
+/* Not the intrinsics: those of GCC 12 do not say that they read memory, and what was stored there may be left out. */
+#define TILE_LOAD(TILE, FROM, STRIDE) \
+    __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #TILE : : "r"(FROM), "r"((int64_t)(STRIDE)) : "memory")
+#define TILE_STORE(TILE, TO, STRIDE) \
+    __asm__ volatile("tilestored %%tmm" #TILE ", (%0,%1,1)" : : "r"(TO), "r"((int64_t)(STRIDE)) : "memory")
+#define TILE_DOTS(SUM, INPUTS, WEIGHTS) __asm__ volatile("tdpbusd %tmm" #WEIGHTS ", %tmm" #INPUTS ", %tmm" #SUM)
+
+/* All eight tiles have 16 rows of 64 bytes. Other code in the process may use tiles, so they are set up for each layer. */
+INLINE void amx_begin(void)
+{
+    static const struct {
+        uint8_t palette, rest[15];
+        uint16_t bytes[16];
+        uint8_t rows[16];
+    } config = {1, {0}, {64, 64, 64, 64, 64, 64, 64, 64}, {16, 16, 16, 16, 16, 16, 16, 16}};
+    __asm__ volatile("ldtilecfg (%0)" : : "r"(&config) : "memory");
+}
+
+/* Tiles of weights, (blocks of 16 channels, tiles of 64 inputs): a row has four inputs of each channel. */
+INLINE void amx_unpack(const int bits, const network_layer *l, const int32_t tiles, int8_t *to)
+{
+    const __m512i even = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+    const __m512i odd = _mm512_or_si512(even, _mm512_set1_epi32(1));
+    const vnni_codes c = vnni_codes_of(bits, l);
+    const int chunk = bits == 8 ? 2 : chunk_steps(bits);
+    const int32_t steps = (l->kernel * l->kernel * l->channels + 3) / 4, block = block_words(bits, LANES, steps);
+    const uint32_t *words = l->weights;
+    for (int32_t channel = 0; channel < l->out_channels; channel += AMX_CHANNELS, words += 2 * block) {
+        network_words first = first_words(bits, words, LANES, steps);
+        network_words second = first_words(bits, words + block, LANES, steps);
+        for (int32_t step = 0; step < 16 * tiles; step += chunk, to += chunk * 64) {
+            if (step >= steps) { /* met by inputs of zero */
+                memset(to, 0, (size_t)chunk * 64);
+                continue;
+            }
+            UNROLL for (int s = 0; s < chunk; s += 2) {
+                const int there = step + s + 1 < steps || bits != 8 ? 2 : 1;
+                const __m512i a = vnni_weights(bits, &c, first, s, there);
+                const __m512i b = vnni_weights(bits, &c, second, s, there);
+                _mm512_storeu_si512(to + s * 64, _mm512_permutex2var_epi32(a, even, b));
+                _mm512_storeu_si512(to + (s + 1) * 64, _mm512_permutex2var_epi32(a, odd, b));
+            }
+            first = next_words(bits, first, LANES), second = next_words(bits, second, LANES);
+            if (bits == 8) first.of8 += LANES, second.of8 += LANES;
+        }
+    }
+}
+
+KERNEL void amx_weights(const network_layer *l, int32_t tiles, int8_t *to)
+{
+    switch (l->bits) {
+#define CASE(BITS) \
+    case BITS: amx_unpack(BITS, l, tiles, to); break;
+        NETWORK_BITS(CASE)
+#undef CASE
+    }
+}
+
+/* Sums of 16 output pixels and `blocks` blocks of channels, whose inputs are in runs of `each` tiles: those of run r begin
+ * at x + r * pitch, and those of the next pixel `step` bytes further. */
+INLINE void amx_block(const int blocks, const network_layer *l, const uint8_t *x, int32_t runs, int32_t pitch,
+                      int32_t each, int32_t step, const int8_t *weights, int32_t channel, int32_t *sums)
+{
+    const int32_t next = runs * each * AMX_TILE; /* from block to block */
+    const int32_t *bias = l->bias + channel; /* the same row 16 times */
+    __asm__("" : "+r"(bias)); /* GCC 12 warns of layers that have fewer channels, which never come here */
+    TILE_LOAD(0, bias, 0);
+    if (blocks > 1) TILE_LOAD(1, bias + 16, 0);
+    if (blocks > 2) TILE_LOAD(2, bias + 32, 0);
+    if (blocks > 3) TILE_LOAD(3, bias + 48, 0);
+    for (int32_t run = 0; run < runs; run++)
+        for (int32_t i = 0; i < each; i++, weights += AMX_TILE) {
+            TILE_LOAD(4, x + run * pitch + i * AMX_INPUTS, step);
+            TILE_LOAD(5, weights, 64);
+            TILE_DOTS(0, 4, 5);
+            if (blocks > 1) {
+                TILE_LOAD(6, weights + next, 64);
+                TILE_DOTS(1, 4, 6);
+            }
+            if (blocks > 2) {
+                TILE_LOAD(7, weights + 2 * next, 64);
+                TILE_DOTS(2, 4, 7);
+            }
+            if (blocks > 3) {
+                TILE_LOAD(5, weights + 3 * next, 64);
+                TILE_DOTS(3, 4, 5);
+            }
+        }
+    TILE_STORE(0, sums, 64);
+    if (blocks > 1) TILE_STORE(1, sums + 256, 64);
+    if (blocks > 2) TILE_STORE(2, sums + 512, 64);
+    if (blocks > 3) TILE_STORE(3, sums + 768, 64);
+}
+
+/* 16 output pixels, in all channels. */
+KERNEL void amx_pixels(const network_layer *l, const uint8_t *x, int32_t runs, int32_t pitch, int32_t each, int32_t step,
+                       const int8_t *weights, uint8_t *y)
+{
+    const vnni_range range = vnni_range_of(l);
+    const int32_t channels = l->out_channels;
+    int32_t sums[4 * 256];
+    for (int32_t channel = 0, blocks; channel < channels; channel += blocks * AMX_CHANNELS) {
+        const int8_t *const from = weights + channel / AMX_CHANNELS * runs * each * AMX_TILE;
+        blocks = least(4, (channels - channel) / AMX_CHANNELS);
+        switch (blocks) {
+        case 1: amx_block(1, l, x, runs, pitch, each, step, from, channel, sums); break;
+        case 2: amx_block(2, l, x, runs, pitch, each, step, from, channel, sums); break;
+        case 3: amx_block(3, l, x, runs, pitch, each, step, from, channel, sums); break;
+        default: amx_block(4, l, x, runs, pitch, each, step, from, channel, sums);
+        }
+        for (int32_t b = 0; b < blocks; b++) {
+            const int32_t first = channel + b * AMX_CHANNELS;
+            const __m512 ratio = _mm512_loadu_ps(l->ratio + first);
+            for (int32_t p = 0; p < AMX_PIXELS; p++) {
+                const __m512i accumulators = _mm512_loadu_si512(sums + b * 256 + p * 16);
+                vnni_results(range, accumulators, ratio, 0xffff, y + p * channels + first, 0);
+            }
+        }
+    }
+}
+
+/* Rows of output pixels, at least 16 in all, from rows of inputs that are `pitch` bytes apart. Runs of whole tiles are read
+ * where they are, if the 16 pixels are in one row. */
+KERNEL void amx_output(const network_layer *l, const uint8_t *x, int32_t pitch, int32_t rows, const int8_t *weights,
+                       uint8_t *y)
+{
+    const int32_t length = l->kernel * l->channels, step = l->stride * l->channels, pixels = rows * l->out_size;
+    const int32_t tiles = (l->kernel * length + AMX_INPUTS - 1) / AMX_INPUTS, stride = tiles * AMX_INPUTS;
+    const int are_tiles = length % AMX_INPUTS == 0;
+    uint8_t columns[AMX_PIXELS * NETWORK_MOST_INPUTS + 64], order[64];
+    for (int32_t i = 0; i < 64; i++) order[i] = (uint8_t)(i / length * 16 + i % length);
+    for (int32_t pixel = 0; pixel < pixels; pixel += AMX_PIXELS) {
+        pixel = least(pixel, pixels - AMX_PIXELS); /* some once more */
+        int32_t row = pixel / l->out_size, column = pixel % l->out_size;
+        const uint8_t *from[AMX_PIXELS];
+        uint8_t *const out = y + pixel * l->out_channels;
+        if (are_tiles && column + AMX_PIXELS <= l->out_size) {
+            const uint8_t *const first = x + row * l->stride * pitch + column * step;
+            amx_pixels(l, first, l->kernel, pitch, length / AMX_INPUTS, step, weights, out);
+            continue;
+        }
+        for (int32_t p = 0; p < AMX_PIXELS; p++) {
+            from[p] = x + row * l->stride * pitch + column * step;
+            if (++column == l->out_size) column = 0, row++;
+        }
+        vnni_columns(AMX_PIXELS, from, l->kernel, pitch, length, stride, order, columns);
+        amx_pixels(l, columns, 1, 0, tiles, stride, weights, out);
+    }
+}
+
+/* As `layer`; returns whether it was computed. */
+KERNEL int amx_layer(const network_layer *l, const uint8_t *x, uint8_t *y)
+{
+    const int32_t kernel = l->kernel, pitch = (l->size + kernel / 2 * 2) * l->channels, inputs = kernel * kernel * l->channels;
+    const int32_t tiles = (inputs + AMX_INPUTS - 1) / AMX_INPUTS;
+    if (!amx_is_there || vnni_refuses(l) || l->out_channels % AMX_CHANNELS || l->out_size * l->out_size < AMX_PIXELS) return 0;
+    int8_t weights[NETWORK_MOST_TILES];
+    uint8_t memory[NETWORK_MOST_ROWS + 64]; /* as many rows as fit, with borders */
+    const int32_t most = kernel == 1 ? l->out_size : (NETWORK_MOST_ROWS / pitch - kernel) / l->stride + 1;
+    if (least(most, l->out_size) * l->out_size < AMX_PIXELS || tiles * l->out_channels * AMX_INPUTS > NETWORK_MOST_TILES) return 0;
+    amx_weights(l, tiles, weights);
+    amx_begin();
+    for (int32_t row = 0, rows; row < l->out_size; row += rows) {
+        rows = least(most, l->out_size - row);
+        while (rows * l->out_size < AMX_PIXELS) row--, rows++; /* some once more */
+        const uint8_t *in = x;
+        if (kernel > 1) vnni_rows(l, x, row * l->stride - kernel / 2, (rows - 1) * l->stride + kernel, memory), in = memory;
+        amx_output(l, in, pitch, rows, weights, y + row * l->out_size * l->out_channels);
+    }
+    __asm__ volatile("tilerelease");
+    return 1;
+}
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#endif
