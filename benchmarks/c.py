@@ -3,10 +3,10 @@
     python benchmarks/c.py [--out results/NAME.csv]
 
 Networks have random weights and calibrated grids. C, the integer ONNX file and the float file of the same architecture
-take turns, one image and one thread; medians. What a call from Python costs is in all of them. Where OpenVINO is
-installed it runs both files too. On processors with VNNI, `peak_share` is the MACs of a second over those of a loop of
-nothing but VNNI instructions. A Cortex-M's instructions are counted under emulation (`oncequant/export/cortex_m.py`),
-where its tools are installed.
+take turns, one image and one thread; medians. On processors with AMX so does C without it. What a call from Python
+costs is in all of them. Where OpenVINO is installed it runs both files too. On processors with VNNI, `peak_share` is the
+MACs of a second over those of a loop of nothing but VNNI instructions. A Cortex-M's instructions are counted under
+emulation (`oncequant/export/cortex_m.py`), where its tools are installed.
 """
 
 import ctypes
@@ -20,6 +20,7 @@ from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ from rows import measured, save
 
 from oncequant.arch import Arch
 from oncequant.cost import macs
+from oncequant.export import compiled
 from oncequant.export.c import write_c
 from oncequant.export.c_writer import sources
 from oncequant.export.compiled import load_compiled
@@ -93,6 +95,9 @@ def calls_of(folder: Path, graph: Graph) -> dict[str, Callable[[], Any]]:
     integer, in_float = (session(folder / f"{kind}.onnx") for kind in ("integer", "float"))
     feed = {"pixels": image.numpy().astype(np.float32)}
     calls: dict[str, Callable[[], Any]] = {"c": load_compiled(folder, 1).prepared(image)}
+    if "amx_int8" in processor():
+        with patch.object(compiled, "FLAGS", (*compiled.FLAGS, "-DNETWORK_NO_AMX")):
+            calls["c_without_amx"] = load_compiled(folder, 1).prepared(image)
     calls["onnx_integer"] = lambda: integer.run(None, feed)
     calls["onnx_float"] = lambda: in_float.run(None, feed)
     if find_spec("openvino"):
@@ -120,9 +125,14 @@ void peak(int64_t rounds)
 """
 
 
+def processor() -> str:
+    """What Linux says of it."""
+    return Path("/proc/cpuinfo").read_text()
+
+
 def peak_macs() -> float:
     """MACs in a second of nothing but VNNI instructions, 64 each; 0 without them."""
-    if "avx512_vnni" not in Path("/proc/cpuinfo").read_text():
+    if "avx512_vnni" not in processor():
         return 0.0
     with tempfile.TemporaryDirectory() as folder:
         source, library = Path(folder) / "peak.c", Path(folder) / "peak.so"

@@ -26,6 +26,7 @@ from oncequant.run_folder import date_of
 from oncequant.runs import open_run
 
 BACKENDS = {
+    "without_amx": ("-DNETWORK_NO_AMX",),
     "avx2": ("-DNETWORK_NO_VNNI",),
     "portable": ("-DNETWORK_PORTABLE",),
     "whole_numbers": ("-DNETWORK_PORTABLE", "-DNETWORK_INTEGER"),

@@ -1,6 +1,6 @@
 """One CSV of the chosen and exported networks of several run folders (seeds), and the best per bit-width.
 
-python recipes/collect_runs.py results/NAME.csv runs/digits-seed0 runs/digits-seed1 runs/digits-seed2 [--fronts CSV] [--budgets CSV]
+python recipes/collect_runs.py results/NAME.csv runs/digits-seed0 runs/digits-seed1 [--fronts CSV] [--budgets CSV]
 """
 
 import statistics

@@ -63,16 +63,25 @@ def graph_of(name):
     if name in ("pooled", "odd codes"):
         return residual((303,), large_stem=True) if name == "pooled" else residual((102,), weight_quantizer="dorefa")
     family, bits = name.rsplit(" ", 1)
-    if family == "resnet-nano":
+    if family in RESIDUAL:
+        resolution = 32 if family == "resnet-cifar" else None  # rows of 32 and 16 pixels: AMX reads them where they are
         config = with_bits(replace(RESIDUAL[family], edge_bits=8), int(bits))
-        return lowered(*subnet_of(config, seed=int(bits)))
+        return lowered(*subnet_of(config, seed=int(bits), resolution=resolution))
     return lowered(*subnet_of(preset(family, int(bits)), seed=int(bits), resolution=20 if family == "cifar" else 10))
 
 
 pytestmark = pytest.mark.usefixtures("one_thread_and_quickly_compiled")
 
 
-GRAPHS = [*(f"nano {bits}" for bits in (2, 3, 4, 5, 8)), "cifar 3", "resnet-nano 2", "pooled", "odd codes", "mixed"]
+GRAPHS = [
+    *(f"nano {bits}" for bits in (2, 3, 4, 5, 8)),
+    "cifar 3",
+    "resnet-nano 2",
+    "resnet-cifar 3",
+    "pooled",
+    "odd codes",
+    "mixed",
+]
 
 
 def written(graph, folder):

@@ -381,7 +381,8 @@ It is C99 for GCC and clang, without heap and without variables of its own; of l
 for granted, such as memcpy. It has {constants} bytes of constants and works in an arena of {placement.bytes} bytes.
 Kernels for AVX2, aarch64 with dot products and Cortex-M with DSP are chosen when it is compiled, for example by
 `-mcpu=cortex-m4 -mthumb -mfloat-abi=hard -mfpu=fpv4-sp-d16`; those for AVX512-VNNI by any x86-64 processor that has it
-and VBMI, when it runs (`-DNETWORK_NO_VNNI` leaves them out). They take more stack. Cores without a
+and VBMI, when it runs (`-DNETWORK_NO_VNNI` leaves them out), and those for AMX on Linux (`-DNETWORK_NO_AMX`), with one
+variable that is set before `main`. They take more stack. Cores without a
 floating-point unit scale by whole numbers, with the same results. Compile with `-std=c99
 -ffp-contract=off`, never with `-ffast-math`: then logits are equal to the last bit on every machine.
 `sha256sum -c network.sha256` tells whether the files are as they were.

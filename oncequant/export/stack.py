@@ -1,7 +1,8 @@
 """What the kernels for AVX512-VNNI and AMX keep on the stack: constants of the C, for the largest layers of a network.
 
 They gather as many padded rows of a map as fit into a cache, and columns of the few output pixels that are computed
-together; those for AMX unpack the weights of a layer, if they are not too many. Other kernels have all of that in the arena, which is planned for microcontrollers.
+together; those for AMX unpack the weights of a layer, if they are not too many. Other kernels have all of that in the
+arena, which is planned for microcontrollers.
 """
 
 from collections.abc import Iterable

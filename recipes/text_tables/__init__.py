@@ -51,6 +51,7 @@ TABLES: dict[str, Table] = {
         in_c.cifar10_cortex_m4,
         in_c.mlperf_tiny,
         in_c.digits_c_backends,
+        in_c.c_amx,
         in_c.c_vnni,
         in_c.c_avx2,
         lessons.five_runs,

@@ -19,7 +19,7 @@ def figures(rows: Sequence[Row], top1: str = "top1_deployed", cost: Callable[[Ro
 
 def what_came_out(read: Read) -> str:
     """A line for each method, bit-width and data set."""
-    default, hours = (read(f"cifar10-jpeg75_oqat-{name}_cpu_202611") for name in ("default", "hours"))
+    default, hour = (read(f"cifar10-jpeg75_oqat-{name}_cpu_202611") for name in ("default", "hour"))
     dnas = one(read("cifar10-jpeg75_dnas-weight_bytes_cpu_202611"), network="MA")
     qfa, board = read("cifar10-jpeg75_qfa_cpu_202611"), read("cifar10-jpeg75_oqat-cortex-m4_cpu_202611")
     made = [row for row in read("cifar10-jpeg75_hand-made_cpu_202611") if row["way"] == "supernet"]
@@ -38,11 +38,12 @@ def what_came_out(read: Read) -> str:
         ["DNAS at 16 px, most accurate", "0 to 32, mixed", cifar, fixed(dnas.number("top1_percent"), 1), kb(dnas),
          "0.5 h", "`recipes/dnas_cifar10.sh`"],
         [mixed, "2 to 4, mixed", cifar, *figures(sizes_of(qfa, "mixed")), "short", "`recipes/qfa_cifar10.sh`"],
-        [f"OQAT, residual, {sml}", "4", cifar, *figures(sizes_of(hours, "4bit")), "107 min of one core",
-         "`recipes/oqat_cifar10_hours.sh`"],
-        [f"OQAT, residual, {sml}", "2", cifar, *figures(sizes_of(hours, "2bit")), "for ten networks", ""],
+        [f"OQAT, defaults, {sml}", "4", cifar, *figures(sizes_of(hour, "4bit")), "57 min",
+         "`recipes/oqat_cifar10_hour.sh`"],
+        [f"OQAT, defaults, {sml}", "3", cifar, *figures(sizes_of(hour, "3bit")), "for ten networks", ""],
+        [f"OQAT, defaults, {sml}", "2", cifar, *figures(sizes_of(hour, "2bit")), "", ""],
         ["OQAT, residual, for 64 kB of RAM and 128 kB of flash, in C", joined(row["bits"] for row in board), cifar,
-         *figures(board, "top1_c"), "5 min more", ""],
+         *figures(board, "top1_c"), "107 min of one core", "`recipes/oqat_cifar10_hours.sh`"],
         [f"OQAT, residual, under {budgets} M BitOPs", "4", cifar, *figures(some, "top1_test"), "57 min of one core",
          "`recipes/hand_made.sh`"],
         ["OQAT, defaults, S", "4 / 3 / 2", "digits", means, joined(kb(seeds[0], digits=1) for seeds in digits),

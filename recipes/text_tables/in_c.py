@@ -77,6 +77,23 @@ def c_vnni(read: Read) -> str:
     ], lines)  # fmt: skip
 
 
+def c_amx(read: Read) -> str:
+    """With AMX and without, beside ONNX Runtime."""
+    lines = []
+    for row in read("c-amx_cpu_202611"):
+        times = (
+            fixed(row.number(f"{column}_ms"), 4) for column in ("c", "c_without_amx", "onnx_float", "onnx_integer")
+        )
+        lines.append([
+            row["network"], row["bits"], f"{millions(row, 'macs', 2)} M", *times, fixed(row.number("float_over_c")),
+            f"{percent(row, 'peak_share', 0)} %",
+        ])  # fmt: skip
+    return markdown([
+        "network", "bits", "MACs", "C (ms)", "C without AMX", "ONNX Runtime float", "integer", "float over C",
+        "of the VNNI peak",
+    ], lines)  # fmt: skip
+
+
 def c_avx2(read: Read) -> str:
     """With AVX2, and on an emulated Cortex-M4."""
     lines = []

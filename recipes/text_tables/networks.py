@@ -74,7 +74,9 @@ def cifar10_oqat_hour_budgets(read: Read) -> str:
     """The most accurate networks of the default run within budgets."""
     lines = []
     for row in read("cifar10-jpeg75_oqat-hour-budgets_cpu_202611"):
-        lines.append([row["network"].partition("-")[2], row["bits"], validation(row), test(row), millions(row), weights(row)])
+        lines.append(
+            [row["network"].partition("-")[2], row["bits"], validation(row), test(row), millions(row), weights(row)]
+        )
     return markdown(["budget", "bits", "validation", "test", "M BitOPs", "`weight_bytes`, kB"], lines)
 
 
