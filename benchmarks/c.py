@@ -4,8 +4,8 @@
 
 Networks have random weights and calibrated grids. C, the integer ONNX file and the float file of the same architecture
 take turns, one image and one thread; medians. On processors with AMX so does C without it. What a call from Python
-costs is in all of them. Where OpenVINO is installed it runs both files too. On processors with VNNI, `peak_share` is the
-MACs of a second over those of a loop of nothing but VNNI instructions. A Cortex-M's instructions are counted under
+costs is in all of them. Where OpenVINO is installed it runs both files too. On processors with VNNI, `peak_share` is
+the MACs of a second over those of a loop of nothing but VNNI instructions. A Cortex-M's instructions are counted under
 emulation (`oncequant/export/cortex_m.py`), where its tools are installed.
 """
 
