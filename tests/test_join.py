@@ -43,7 +43,8 @@ def distance_to_boundary(parts, other, activation, grids):
         u = u if grid.offset is None else u + grid.offset.detach().double()
         q_min, q_max = integer_range(grid.bits, grid.signed)
         near = torch.stack([(u % 1 - 0.5).abs(), (u - q_min).abs(), (u - q_max).abs()]).amin(0)[~flat]
-        distances += [near.min()] * bool(near.numel())
+        if near.numel():
+            distances.append(near.min())
     return min(distances)
 
 
