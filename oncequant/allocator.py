@@ -4,6 +4,7 @@ import ctypes
 import mmap
 import os
 import platform
+from pathlib import Path
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # malloc.h of glibc
 SHARE = 2  # this part of the machine's memory may be in huge pages
@@ -28,6 +29,11 @@ def keep_freed_memory() -> bool:
 
 def _ask_for_huge_pages(libc: ctypes.CDLL) -> None:
     """For memory that the heap may grow into: address space, that costs nothing until it is used."""
+    try:  # where the kernel counts address space as if it were used, it costs
+        if Path("/proc/sys/vm/overcommit_memory").read_text().strip() == "2":
+            return
+    except OSError:
+        return
     page = os.sysconf("SC_PAGE_SIZE")
     length = os.sysconf("SC_PHYS_PAGES") // SHARE * page
     libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]

@@ -7,6 +7,8 @@ depthwise convolutions comes from native/depthwise.c, much faster than PyTorch's
 None of them can be differentiated twice. Autocast is ignored: types are those of the arguments.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -20,21 +22,21 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None, conv: dict[str, int])
     """torch's conv2d of (N, C, H, W) with `conv` = stride, padding, dilation, groups, and gradients as said above."""
     wanted = torch.is_grad_enabled() and weight.requires_grad
     if wanted and _has_native_gradient(x, weight, conv):
-        return _apply(_Conv2d, x, weight, bias, conv)
-    return F.conv2d(x, weight, bias, **conv)
+        return _without_autocast(_Conv2d.apply, x, weight, bias, conv)
+    return _without_autocast(F.conv2d, x, weight, bias, **conv)
 
 
 def quantized_conv2d(x: Tensor, grid: Grid, weight: Tensor, bias: Tensor | None, conv: dict[str, int]) -> Tensor:
     """conv2d(fake_quantize(x), weight, bias, conv) in the type of the weight."""
-    return _apply(_QuantizedConv2d, x, *grid, weight, bias, conv)
+    return _without_autocast(_QuantizedConv2d.apply, x, *grid, weight, bias, conv)
 
 
-def _apply(function: type[torch.autograd.Function], x: Tensor, *args) -> Tensor:
-    """function.apply, without autocast."""
+def _without_autocast(call: Callable[..., Tensor], x: Tensor, *args, **options) -> Tensor:
+    """call(x, ...), without autocast."""
     if torch.is_autocast_enabled(x.device.type):
         with torch.autocast(x.device.type, enabled=False):
-            return function.apply(x, *args)
-    return function.apply(x, *args)
+            return call(x, *args, **options)
+    return call(x, *args, **options)
 
 
 class _Conv2d(torch.autograd.Function):

@@ -91,12 +91,13 @@ def test_without_the_kernels_or_gradients_pytorch_does_all(monkeypatch):
 @pytest.mark.compiler
 def test_gradients_do_not_depend_on_autocast_and_defaults():
     x, weight, options = depthwise()
-    step = torch.tensor(0.2, requires_grad=True)
+    step, dense = torch.tensor(0.2, requires_grad=True), torch.randn(8, 16, 1, 1).requires_grad_()
 
     def gradients():
         y = conv.conv2d(x, weight, None, options)
         v = conv.quantized_conv2d(y, Grid(step, None, 1.0, 4, True, None), weight, None, options)
-        return torch.autograd.grad(v.square().sum(), [x, weight, step])
+        w = conv.conv2d(v, dense, None, dict(stride=1, padding=0, groups=1))  # by PyTorch
+        return torch.autograd.grad(w.square().sum(), [x, weight, dense, step])
 
     wanted = gradients()
     with torch.autocast("cpu", torch.bfloat16):

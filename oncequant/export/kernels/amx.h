@@ -1,28 +1,8 @@
 /* x86 with AMX: convolutions in tiles of 16 output pixels, 64 inputs and 16 channels, where there are so many. Weights are
- * unpacked once for a layer. Linux gives tiles to a process that asks for them: before `main`, or when a library is loaded.
- */
+ * unpacked once for a layer. Compiled as vnni.h and vnni_maps.h, between which this is. */
 
 #ifdef NETWORK_AMX
-#if defined(__clang__)
-#pragma clang attribute push(__attribute__((target( \
-    "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi"))), apply_to = function)
-#else
-#pragma GCC push_options
-#pragma GCC target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")
-#endif
-
 enum { AMX_PIXELS = 16, AMX_INPUTS = 64, AMX_CHANNELS = 16, AMX_TILE = 1024 };
-
-static int amx_is_there; /* set once, before anything runs */
-
-__attribute__((constructor)) static void amx_ask(void)
-{
-    enum { ARCH_PRCTL = 158, REQUEST_STATE = 0x1023, TILE_DATA = 18 }; /* of Linux on x86-64 */
-    long result = ARCH_PRCTL;
-    if (!NETWORK_HAS_VNNI) return;
-    __asm__ volatile("syscall" : "+a"(result) : "D"(REQUEST_STATE), "S"(TILE_DATA) : "rcx", "r11", "memory");
-    amx_is_there = result == 0; /* else the processor has no tiles, or the kernel does not know them */
-}
 
 /* Not the intrinsics: those of GCC 12 do not say that they read memory, and what was stored there may be left out. */
 #define TILE_LOAD(TILE, FROM, STRIDE) \
@@ -215,10 +195,4 @@ KERNEL int amx_layer(const network_layer *l, const uint8_t *x, uint8_t *y)
     __asm__ volatile("tilerelease");
     return 1;
 }
-
-#if defined(__clang__)
-#pragma clang attribute pop
-#else
-#pragma GCC pop_options
-#endif
 #endif

@@ -52,6 +52,19 @@
 #if defined(NETWORK_VNNI) && defined(__linux__) && !defined(NETWORK_NO_AMX) && (defined(__clang__) || __GNUC__ >= 11)
 #define NETWORK_AMX /* used if the processor has it when it runs */
 #define IF_AMX(...) __VA_ARGS__
+
+static int amx_is_there; /* set once, before anything runs */
+
+/* Linux gives tiles to a process that asks for them: before `main`, or when a library is loaded. Compiled for every
+ * processor, unlike amx.h. */
+__attribute__((constructor)) static void amx_ask(void)
+{
+    enum { ARCH_PRCTL = 158, REQUEST_STATE = 0x1023, TILE_DATA = 18 }; /* of Linux on x86-64 */
+    long result = ARCH_PRCTL;
+    if (!NETWORK_HAS_VNNI) return;
+    __asm__ volatile("syscall" : "+a"(result) : "D"(REQUEST_STATE), "S"(TILE_DATA) : "rcx", "r11", "memory");
+    amx_is_there = result == 0; /* else the processor has no tiles, or the kernel does not know them */
+}
 #else
 #define IF_AMX(...)
 #endif
