@@ -377,8 +377,9 @@ pictures are first cut to a square and resized. The interface is `network.h`; th
     make -f network.mk test                                   # compile and run the self-test on this machine
     make -f network.mk test CFLAGS="-O3 -DNETWORK_PORTABLE"   # plain C
 
-It is C99 for GCC and clang, without heap and, but for AMX, without variables of its own; of libraries it needs what compilers take
-for granted, such as memcpy. It has {constants} bytes of constants and works in an arena of {placement.bytes} bytes.
+It is C99 for GCC and clang, without heap and, but for AMX, without variables of its own; of libraries it needs what
+compilers take for granted, such as memcpy. It has {constants} bytes of constants and works in an arena of
+{placement.bytes} bytes.
 Kernels for AVX2, aarch64 with dot products and Cortex-M with DSP are chosen when it is compiled, for example by
 `-mcpu=cortex-m4 -mthumb -mfloat-abi=hard -mfpu=fpv4-sp-d16`; those for AVX512-VNNI by any x86-64 processor that has it
 and VBMI, when it runs (`-DNETWORK_NO_VNNI` leaves them out), and those for AMX on Linux (`-DNETWORK_NO_AMX`), with one
