@@ -78,7 +78,7 @@ class Options:
 def archs_of(space: SearchSpace, subnet: str, rng: np.random.Generator) -> list[Arch]:
     """The subnets of a step."""
     one = {"max": space.largest, "min": space.smallest, "random": lambda: space.sample(rng)}
-    return sandwich_archs(space, 1, rng) if subnet == "sandwich" else [one[subnet]()]
+    return sandwich_archs(space, 1, rng, always_smallest=True) if subnet == "sandwich" else [one[subnet]()]
 
 
 def ours(

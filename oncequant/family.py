@@ -108,6 +108,8 @@ class ElasticConfig:
     expand_ratios: tuple[int, ...] = (1,)
     depths: tuple[int, ...] = (1,)
     """Blocks per group."""
+    max_depths: tuple[int, ...] = ()
+    """Most blocks of each group, where `depths` has more; empty: no such limit. Blocks of small maps cost less."""
     resolutions: tuple[int, ...] = (32,)
     weight_bits: tuple[int, ...] = (FLOAT_BITS,)
     """Bit-widths of the weights of all layers but the edges; 32 = float."""
@@ -144,6 +146,12 @@ class ElasticConfig:
                 raise ValueError(f"{name} {list(values)}: name every value once")
         if len(self.stage_widths) != len(self.stage_strides):
             raise ValueError(f"stage_strides = {list(self.stage_strides)}: use one for each of stage_widths")
+        if self.max_depths and len(self.max_depths) != len(self.stage_widths):
+            raise ValueError(f"max_depths = {list(self.max_depths)}: use one for each of stage_widths, or none")
+        if self.max_depths and min(self.max_depths) < min(self.depths):
+            raise ValueError(
+                f"max_depths = {list(self.max_depths)}: use at least the least of depths, {min(self.depths)}"
+            )
         check_common(self)
 
     @property
@@ -213,7 +221,8 @@ def elastic_choices(config: ElasticConfig, layers: Iterable[str]) -> dict[str, t
     """
     choices: dict[str, tuple[int, ...]] = {"resolution": tuple(sorted(config.resolutions))}
     blocks = [block for blocks in elastic_blocks(config).values() for block in blocks]
-    choices |= {f"{stage}.depth": tuple(sorted(config.depths)) for stage in elastic_blocks(config)}
+    for stage, names in elastic_blocks(config).items():
+        choices[f"{stage}.depth"] = tuple(sorted(depth for depth in config.depths if depth <= len(names)))
     choices |= {f"{block}.kernel_size": tuple(sorted(config.kernel_sizes)) for block in blocks}
     choices |= {f"{block}.expand_ratio": tuple(sorted(config.expand_ratios)) for block in blocks}
     edge = (FLOAT_BITS if config.is_float else config.edge_bits,)
@@ -226,8 +235,9 @@ def elastic_choices(config: ElasticConfig, layers: Iterable[str]) -> dict[str, t
 
 def elastic_blocks(config: ElasticConfig) -> dict[str, list[str]]:
     """By group, the names of its blocks: stage1: stage1.block1, ..."""
-    stages = [f"stage{s}" for s in range(1, len(config.stage_widths) + 1)]
-    return {stage: [f"{stage}.block{b}" for b in range(1, max(config.depths) + 1)] for stage in stages}
+    most = config.max_depths or (max(config.depths),) * len(config.stage_widths)
+    counts = {f"stage{s}": min(max(config.depths), depth) for s, depth in enumerate(most, start=1)}
+    return {stage: [f"{stage}.block{b}" for b in range(1, count + 1)] for stage, count in counts.items()}
 
 
 def elastic_gate(name: str) -> tuple[str, int] | None:

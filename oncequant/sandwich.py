@@ -33,6 +33,10 @@ class SupernetConfig(Protocol):
     @property
     def random_subnets(self) -> int: ...
     @property
+    def always_smallest(self) -> bool: ...
+    @property
+    def label_share(self) -> float: ...
+    @property
     def float_sandwich(self) -> bool: ...
     @property
     def checkpoint_activations(self) -> bool: ...
@@ -53,15 +57,28 @@ class SupernetConfig(Protocol):
         """Batches of training images for statistics."""
 
 
-def sandwich_training(supernet: Network, cfg: SupernetConfig, data: Data) -> StepFunction:
-    """Steps of the sandwich rule over the whole space of a supernet."""
-    loss = cfg.loss(data)
+def sandwich_training(supernet: Network, cfg: SupernetConfig, data: Data, grows: bool = False) -> StepFunction:
+    """Steps of the sandwich rule over the whole space of a supernet.
+
+    If it `grows`, images are never larger than a size that grows over the stage from the least to the largest of the
+    space, each for an equal part of the steps: the same time is a third more steps (docs/log.md).
+    """
+    space, loss = supernet.space, cfg.loss(data)
 
     def step(images: Tensor, labels: Tensor, rng: np.random.Generator, done: float) -> Tensor:
-        archs = sandwich_archs(supernet.space, cfg.random_subnets, own_rng(cfg, rng))
-        return sandwich_step(supernet, images, labels, archs, loss, pass_of_step(cfg, SharedWeights()))
+        archs = sandwich_archs(space, cfg.random_subnets, own_rng(cfg, rng), cfg.always_smallest)
+        if grows:
+            most = grown(space.choices["resolution"], done)
+            archs = list(dict.fromkeys(arch.replace(resolution=min(arch["resolution"], most)) for arch in archs))
+        how = pass_of_step(cfg, SharedWeights())
+        return sandwich_step(supernet, images, labels, archs, loss, how, cfg.label_share)
 
     return step
+
+
+def grown(sizes: Sequence[int], done: float) -> int:
+    """The largest size of images when a stage is so far done (0 to below 1)."""
+    return sizes[int(done * len(sizes))]
 
 
 def train_float(supernet: Network, cfg: SupernetConfig, data: Data, run_dir: Path, every_size: bool = False) -> None:
@@ -79,7 +96,7 @@ def train_float(supernet: Network, cfg: SupernetConfig, data: Data, run_dir: Pat
     sizes, loss = space.choices["resolution"], cfg.loss(data)
 
     def step(images: Tensor, labels: Tensor, rng: np.random.Generator, done: float) -> Tensor:
-        size = int(rng.choice(sizes)) if every_size else sizes[int(done * len(sizes))]
+        size = int(rng.choice(sizes)) if every_size else grown(sizes, done)
         largest = space.largest().replace(resolution=size)
         how = pass_of_step(cfg, SharedWeights())
         return sandwich_step(supernet, images, labels, [largest], loss, how)
@@ -139,7 +156,7 @@ def train_supernet(
         run_dir=run_dir,
         seed=cfg.seed,
         evaluate=evaluate,
-        subnets=min(supernet.space.size(), subnets or 2 + cfg.random_subnets),
+        subnets=min(supernet.space.size(), subnets or 1 + cfg.random_subnets + cfg.always_smallest),
         checkpoint_seconds=cfg.checkpoint_seconds,
     )
 
@@ -151,17 +168,20 @@ def sandwich_step(
     archs: list[Arch],
     loss: Loss = UNWEIGHTED,
     how: Pass = ALONE,
+    label_share: float = 0.0,
 ) -> Tensor:
     """Sandwich rule with in-place distillation (BigNAS, 2003.11142): gradients of all `archs`, averaged.
 
-    The first architecture, the largest, learns from the labels; the others learn from its soft answers. Subnets run
-    one after the other, so that memory is that of the largest alone. Where `how` has shared weights, they get the
-    gradients of all subnets before the parameters do. Returns the loss of the largest, 0-dim.
+    The first architecture, the largest, learns from the labels; the others learn from its soft answers and by
+    `label_share` from the labels. Subnets run one after the other, so that memory is that of the largest alone. Where
+    `how` has shared weights, they get the gradients of all subnets before the parameters do. Returns the loss of the
+    largest, 0-dim.
     """
     logits = net(images, archs[0], how)  # (N, classes)
     largest_loss = loss(logits, labels)
     (largest_loss / len(archs)).backward()
-    teacher = logits.detach().softmax(1)
+    teacher = (1 - label_share) * logits.detach().softmax(1)
+    teacher[torch.arange(len(labels)), labels] += label_share
     for arch in archs[1:]:
         (loss.taught(net(images, arch, how), teacher, labels) / len(archs)).backward()
     if how.shared is not None:
@@ -169,18 +189,22 @@ def sandwich_step(
     return largest_loss.detach()
 
 
-def sandwich_archs(space: SearchSpace, random_subnets: int, rng: np.random.Generator) -> list[Arch]:
-    """Largest, smallest and `random_subnets` random architectures, each once."""
-    drawn = [random_arch(space, rng) for _ in range(random_subnets)]
-    return list(dict.fromkeys([space.largest(), space.smallest(), *drawn]))
+def sandwich_archs(
+    space: SearchSpace, others: int, rng: np.random.Generator, always_smallest: bool = False
+) -> list[Arch]:
+    """The largest architecture, the smallest if that is said, and so many others, each once."""
+    smallest = [space.smallest()] if always_smallest else []
+    return list(dict.fromkeys([space.largest(), *smallest, *(other_arch(space, rng) for _ in range(others))]))
 
 
-def random_arch(space: SearchSpace, rng: np.random.Generator) -> Arch:
-    """A uniform architecture; where groups have a choice of widths, every second one has the least of all widths.
+def other_arch(space: SearchSpace, rng: np.random.Generator) -> Arch:
+    """One of the three kinds that learn from the largest: the smallest, one that has the least of all widths, and any.
 
     Few uniform ones are narrow everywhere, and the smallest alone does not train the others that are: those of larger
     images, or of more channels within their blocks (docs/log.md).
     """
-    arch = space.sample(rng)
+    kind, arch = rng.integers(3), space.sample(rng)
+    if kind == 0:
+        return space.smallest()
     widths = {name: min(space.choices[name]) for name in space.free if name.endswith(".width")}
-    return arch.replace(**widths) if widths and rng.random() < 0.5 else arch
+    return arch.replace(**widths) if kind == 1 else arch

@@ -132,6 +132,8 @@ class ModelOptions:
             elif field.name not in known and value != field.default and field.name != "preset":
                 name = f"{family_of(base)} networks (preset {self.preset})" if own is None else "networks of your own"
                 raise ValueError(f"{field.name} is not an option of {name}")
+        if "depths" in given and "max_depths" in known:
+            given["max_depths"] = ()  # what is asked for holds for every stage
         return replace(base, num_classes=num_classes, image_channels=channels, **given)
 
 

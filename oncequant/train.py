@@ -178,17 +178,19 @@ class SupernetOptions:
     """Of the quantized supernets, with optimizer muon."""
     init: PathText | None = None
     """Weights that the float stage starts from: the folder of another run, or a file (.pth, .safetensors) of OFA's
-    MobileNetV3 or of a standard residual network. Layers of other shapes start anew. The stage then learns at 0.6 of
-    its rates."""
+    MobileNetV3 or of a standard residual network. Layers of other shapes start anew. Rates are then 0.6 of usual."""
     random_subnets: int = 1
-    """Random subnets per step beside the largest and the smallest; more train larger spaces better. Where groups have
-    a choice of widths, every second one has the least of all widths."""
+    """Subnets per step beside the largest; each is the smallest, or has the least of all widths, or is any."""
+    always_smallest: bool = False
+    """Every step trains the smallest subnet, too: the sandwich rule."""
+    label_share: float = 0.5
+    """What the labels count for subnets; the soft answers of the largest count the rest."""
     float_sandwich: bool = False
     """The float stage trains subnets, too, not the largest network alone."""
     checkpoint_activations: bool = False
     """Keep only the inputs of blocks for the backward pass: less memory, more time."""
     independent_archs: bool = False
-    """With several processes: each draws its own random subnets, so that a step trains more."""
+    """With several processes: each draws its own subnets, so that a step trains more."""
     sync_batch_norm: bool = False
     """With several processes: batch norm takes its statistics from the whole batch."""
 
@@ -198,7 +200,7 @@ class SupernetOptions:
             raise ValueError(
                 "sync_batch_norm needs the same architectures in every process: not with independent_archs"
             )
-        check_ranges(self, quantized_lr=RATES, quantized_muon_lr=RATES, random_subnets=(0, 100))
+        check_ranges(self, quantized_lr=RATES, quantized_muon_lr=RATES, random_subnets=(0, 100), label_share=(0, 1))
 
     def started(self, schedule: Schedule) -> Schedule:
         """The schedule of the float stage, with lower rates if it starts from weights (docs/log.md)."""
@@ -212,11 +214,11 @@ class SupernetOptions:
         return self.sync_batch_norm
 
 
-# what folders were trained with that are older than the option
-UNSAID = {"float_sandwich": True, "precision": "float32"}
+# of folders that are older than the option
+UNSAID = {"float_sandwich": True, "precision": "float32", "always_smallest": True, "label_share": 0.0}
 # options that folders of older versions may name, with the value that has no effect: DNAS trains no supernet of subnets
-FORMER = {field.name: field.default for field in fields(SupernetOptions)}
-FORMER |= {"kurtosis": 0.0, "dampening": 0.0, "tied_steps": False, "distillation": "float"}  # of QFA, until dc8e247
+FORMER = {"kurtosis": 0.0, "dampening": 0.0, "tied_steps": False, "distillation": "float"}  # of QFA, until dc8e247
+FORMER |= {field.name: field.default for field in fields(SupernetOptions)}
 
 
 def check_shares(batch_size: int, images: int) -> None:

@@ -50,40 +50,51 @@ def test_batches_are_larger_where_there_are_many_images(images, size):
         oqat.Config(batch_size=1)
 
 
-def test_half_of_the_random_subnets_are_narrow_where_widths_can_be_chosen():
+def test_a_third_of_the_subnets_is_the_smallest_and_a_third_narrow_where_widths_can_be_chosen():
     space = space_of(PRESETS["resnet-cifar"])
-    drawn = [sandwich.random_arch(space, np.random.default_rng(step)) for step in range(200)]
+    drawn = [sandwich.other_arch(space, np.random.default_rng(step)) for step in range(300)]
+    assert 70 < drawn.count(space.smallest()) < 130
     widths = [name for name in space.choices if name.endswith(".width")]
     narrow = [arch for arch in drawn if all(arch[name] == min(space.choices[name]) for name in widths)]
-    assert 75 < len(narrow) < 135  # 104 are expected
+    assert 160 < len(narrow) < 240  # of both kinds
     for name in ("resolution", "stage1.block1.expand_ratio"):
         assert {arch[name] for arch in narrow} == set(space.choices[name])
     without = space_of(PRESETS["resnet-nano"])
-    assert sandwich.random_arch(without, np.random.default_rng(0)) == without.sample(np.random.default_rng(0))
+    assert len({sandwich.other_arch(without, np.random.default_rng(step)) for step in range(300)}) > 150
 
 
-def test_images_grow_in_float_and_end_at_the_largest(tmp_path, monkeypatch):
-    seen, forward = {True: [], False: []}, sandwich.sandwich_step
+def test_every_step_trains_the_largest_and_the_smallest_where_that_is_said():
+    space = space_of(PRESETS["resnet-cifar"])
+    archs = [sandwich.sandwich_archs(space, 2, np.random.default_rng(step), always_smallest=True) for step in range(9)]
+    assert all(drawn[:2] == [space.largest(), space.smallest()] and len(drawn) in (3, 4) for drawn in archs)
+    assert all(len(set(drawn)) == len(drawn) for drawn in archs)
+    assert sandwich.sandwich_archs(space, 0, np.random.default_rng(0)) == [space.largest()]
+
+
+def test_images_grow_in_float_and_in_the_first_quantized_stage_and_end_at_the_largest(tmp_path, monkeypatch):
+    seen: dict[int, list[list[int]]] = {}
+    forward = sandwich.sandwich_step
 
     def noted(net, images, labels, archs, *rest):
-        seen[net.config.is_float].append([arch["resolution"] for arch in archs])
+        seen.setdefault(net.config.weight_bits[0], []).append([arch["resolution"] for arch in archs])
         return forward(net, images, labels, archs, *rest)
 
     def train(name, only=None, **options):
-        seen[True], seen[False] = [], []
-        cfg = replace(CONFIG, min_steps=6, batch_size=64, bit_schedule=(4,), random_subnets=0, **options)
+        seen.clear()
+        cfg = replace(CONFIG, min_steps=6, batch_size=64, bit_schedule=(4, 2), random_subnets=0, **options)
         oqat.train(cfg, Run(tmp_path / name, model, digits(10)), only)
 
     monkeypatch.setattr(sandwich, "sandwich_step", noted)
     model = replace(TINY, resolutions=(6, 8, 10))
-    train("all")
-    assert seen[True] == [[6], [6], [8], [8], [10], [10]] and seen[False] == [[10, 6]] * 6
+    train("all", always_smallest=True)
+    assert seen[32] == [[6], [6], [8], [8], [10], [10]]
+    assert seen[4] == [[6, 6]] * 3 + [[8, 6]] * 3 + [[10, 6]] * 2 and seen[2] == [[10, 6]] * 4
     arch = space_of(model).largest().replace(resolution=8)
     only = {name: value for name, value in arch.items() if not name.endswith("_bits")}
     train("one", only)
-    assert seen[True] == [[6]] * 3 + [[8]] * 3 and seen[False] == [[8]] * 6
+    assert seen[32] == [[6]] * 3 + [[8]] * 3 and seen[4] == [[6]] * 4 + [[8]] * 4 and seen[2] == [[8]] * 4
     train("before", only, float_sandwich=True)  # as networks alone were trained then
-    assert seen[True] == seen[False] == [[8]] * 6
+    assert seen[32] == [[8]] * 6
 
 
 def test_direct_start_and_long_schedules_train(tmp_path):

@@ -10,7 +10,8 @@ Symbols.  K: bits   s: step_size   W: weight   Q_K(v; s): fake_quantize(v, s, K)
 Differences from the paper and the official evaluation code are numbered in docs/oqat.md: (1) a signed activation grid
 after linear bottlenecks; (2) 8-bit first convolution, classifier and squeeze-and-excite; (3) in float the largest
 network alone at growing resolution, where OFA shrinks progressively; (4) Muon for the weights of dense convolutions;
-(5) more than half of the quantized steps for the first bit-width, smaller learning rates for the others.
+(5) more than half of the quantized steps for the first bit-width, smaller learning rates for the others; (6) a step
+trains the largest subnet and one other, and images grow over the first bit-width, too.
 
 Run. `oncequant run --data digits`, recipes/oqat_cifar10.sh.      Results. results/README.md
 """
@@ -133,7 +134,12 @@ def stage_of(cfg: Config, run: Run, bits: int, higher: int | None, only: Mapping
     """The training of the supernet of a bit-width, which inherits from that of a `higher` one, if there is one."""
     assert isinstance(run.model, ElasticConfig)  # one of `families`
     name, config, only = stage_name(bits), with_bits(run.model, bits), dict(only or {})
-    if higher is None and "resolution" in only and not cfg.float_sandwich:  # it grows in float
+    first = higher == FLOAT_BITS  # of the quantized stages
+    is_alone = space_of(config).restrict(only).size() == 1
+    if is_alone:
+        cfg = replace(cfg, random_subnets=0, always_smallest=False)
+    grows = is_alone and first if higher is not None else not cfg.float_sandwich
+    if grows and "resolution" in only:
         only["resolution"] = tuple(size for size in sorted(config.resolutions) if size <= only["resolution"])
 
     def start(supernet: Network) -> None:
@@ -146,7 +152,7 @@ def stage_of(cfg: Config, run: Run, bits: int, higher: int | None, only: Mapping
         if higher is None:
             train_float(supernet, cfg, run.data, run.folder)
         else:
-            train_supernet(supernet, sandwich_training(supernet, cfg, run.data), cfg, run.data, run.folder, name)
+            train_supernet(supernet, sandwich_training(supernet, cfg, run.data, first), cfg, run.data, run.folder, name)
 
     return Stage(name, config, space_of(config).restrict(only), start, train)
 

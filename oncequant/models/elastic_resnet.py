@@ -49,7 +49,8 @@ PRESETS: dict[str, ElasticResNetConfig] = {
         width_quarters=(2, 3, 4),
         kernel_sizes=(3,),
         expand_ratios=(2, 4),
-        depths=(1,),
+        depths=(1, 2),
+        max_depths=(1, 2, 2),
     ),
     # 8 to 16 px greyscale images, for microcontrollers
     "resnet-nano": ElasticResNetConfig(
