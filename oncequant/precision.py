@@ -6,7 +6,6 @@ there is one, for which bfloat16 does nothing (docs/log.md).
 """
 
 import math
-import statistics
 import time
 from collections.abc import Callable
 from typing import Literal
@@ -22,7 +21,7 @@ from oncequant.progress import console
 Precision = Literal["float32", "bfloat16"]
 
 IMAGES = {"cpu": 16, "cuda": 256}  # a GPU is not busy with fewer
-REPEATS = 5
+REPEATS = 9
 GAIN = 1.2  # bfloat16 has to be so many times as fast, since it rounds
 
 
@@ -44,8 +43,9 @@ def faster(model: NetworkConfig, device: torch.device) -> Precision:
 
 
 def timed(layer: LayerSpec, dtype: torch.dtype, device: torch.device) -> float:
-    """Seconds of a convolution of `IMAGES` images, forwards and backwards: the median of several after a first one;
-    infinite where the device cannot compute it in this type."""
+    """Seconds of a convolution of `IMAGES` images, forwards and backwards, on one thread: the least of several after a
+    first one; infinite where the device cannot compute it in this type. Several threads wait for each other, and where
+    other jobs run that is all one would measure."""
     shape = IMAGES[device.type], layer.in_channels, layer.in_size, layer.in_size
     x = torch.zeros(shape, dtype=dtype, device=device).to(memory_format=torch.channels_last).requires_grad_()
     size = layer.out_channels, layer.group_channels, layer.kernel_size, layer.kernel_size
@@ -55,11 +55,15 @@ def timed(layer: LayerSpec, dtype: torch.dtype, device: torch.device) -> float:
         y = F.conv2d(x, weight, **layer.conv)
         y.backward(torch.zeros_like(y))
 
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     try:
         step()
+        return min(_seconds(step, device) for _ in range(REPEATS))
     except RuntimeError:
         return math.inf
-    return statistics.median(_seconds(step, device) for _ in range(REPEATS))
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _seconds(step: Callable[[], None], device: torch.device) -> float:
