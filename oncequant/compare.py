@@ -261,13 +261,23 @@ def hypervolumes(rows: Sequence[Deployment]) -> dict[str, dict[str, float]]:
 
 def differences(rows: Sequence[Deployment]) -> dict[str, dict[str, float]]:
     """By other way: at how many of its budgets the supernet's network is at least as accurate on the test images, and
-    its mean lead there."""
-    ours = {row.budget: row.top1_test for row in rows if row.way == "supernet"}
+    its mean lead there. Every way hands out the best that it has for a budget, see `handed_out`."""
+    ours = {row.budget: row.top1_test for row in handed_out(rows, "supernet")}
     found = {}
     for way in dict.fromkeys(row.way for row in rows if ours and row.way != "supernet"):
-        leads = [ours[row.budget] - row.top1_test for row in rows if row.way == way]
+        leads = [ours[row.budget] - row.top1_test for row in handed_out(rows, way)]
         at_least = sum(lead >= 0 for lead in leads)
         found[way] = dict(budgets=len(leads), at_least=at_least, mean_lead=float(np.mean(leads)))
+    return found
+
+
+def handed_out(rows: Sequence[Deployment], way: str) -> list[Deployment]:
+    """The network of each budget, rising: the most accurate one on validation images of those that were made for it and
+    for smaller ones. Who has made them all deploys that one."""
+    found: list[Deployment] = []
+    for row in sorted((row for row in rows if row.way == way), key=lambda row: row.budget):
+        keeps = found and found[-1].top1_validation > row.top1_validation
+        found.append(replace(found[-1], budget=row.budget) if keeps else row)
     return found
 
 

@@ -34,3 +34,4 @@ python recipes/collect_analysis.py results/five-runs $PLACE/oqat-residual $PLACE
 cp $PLACE/page/family.csv results/five-runs_networks_cpu_202611.csv
 cp $PLACE/page/runs.csv results/five-runs_cpu_202611.csv
 cp $PLACE/page/volumes.csv results/five-runs_volumes_cpu_202611.csv
+[ -z "$(command -v chromedriver)" ] || python tests/browser.py $PLACE/page/index.html docs/comparison.png

@@ -1,6 +1,8 @@
 """Pages in a real browser: Debian's chromium, driven by selenium; axe-core judges them.
 
-The pictures in docs/, of the report of `oncequant run`: python tests/browser.py runs/digits/report/index.html docs
+The pictures in docs/, of the report of `oncequant run` and of a page of several runs:
+python tests/browser.py runs/digits/report/index.html docs
+python tests/browser.py runs/five/page/index.html docs/comparison.png
 """
 
 import io
@@ -116,16 +118,23 @@ def picture(browser, selector) -> bytes:
     return small.getvalue()
 
 
-def write_pictures(page: Path, folder: Path) -> None:
-    """The first sections of a report: the advice for a budget of 8 kB, and the fronts."""
+def write_pictures(page: Path, out: Path) -> None:
+    """The first sections of a report into the folder `out`: the advice for a budget of 8 kB, and the fronts. Into a file
+    only the fronts, over packed weights."""
+    from selenium.webdriver.support.ui import Select
+
     with tempfile.TemporaryDirectory() as profile, started(profile) as browser:
         browser.get(page.resolve().as_uri())
         look(browser, 1000, height=2400)
+        if out.suffix == ".png":
+            Select(browser.find_element("id", "cost")).select_by_visible_text("Packed weights")
+            out.write_bytes(picture(browser, "#pareto"))
+            return
         field = browser.find_element("id", "budget")
         field.clear()
         field.send_keys("8 kB")
         for name in ("advice", "pareto"):
-            (folder / f"report_{name}.png").write_bytes(picture(browser, f"#{name}"))
+            (out / f"report_{name}.png").write_bytes(picture(browser, f"#{name}"))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import pytest
 from commands import call, fails
 from small_training import CONFIG, digits
 
-from oncequant.compare import Deployment, Effort, Way, allowed_ways, differences, hypervolumes, totals, uniform_archs
+from oncequant.compare import Deployment, Effort, Way, allowed_ways, differences, handed_out, hypervolumes, totals, uniform_archs
 from oncequant.cost import COSTS
 from oncequant.family import with_bits
 from oncequant.files import FileError, read_json, read_lines
@@ -134,6 +134,18 @@ def test_a_network_made_by_hand_has_the_time_that_it_is_given(tmp_path, monkeypa
     (tmp_path / "schedule.json").write_text("{}")
     with pytest.raises(FileError, match="schedule.json"):
         train_for(cfg, run, 0.5)
+
+
+def test_every_way_hands_out_the_best_on_validation_that_fits():
+    def row(way, budget, validation, test):
+        return Deployment(way, budget, budget, budget, validation, test, 64, 3.0, {"width": int(budget)})
+
+    rows = [row("hand-made", 2.0, 0.80, 0.99), row("hand-made", 1.0, 0.85, 0.84), row("hand-made", 4.0, 0.90, 0.87)]
+    assert [(one.budget, one.bitops, one.top1_test) for one in handed_out(rows, "hand-made")] == [
+        (1.0, 1.0, 0.84), (2.0, 1.0, 0.84), (4.0, 4.0, 0.87)
+    ]  # fmt: skip
+    rows += [row("supernet", 1.0, 0.84, 0.83), row("supernet", 2.0, 0.85, 0.85), row("supernet", 4.0, 0.9, 0.9)]
+    assert differences(rows)["hand-made"] == dict(budgets=3, at_least=2, mean_lead=pytest.approx(0.01))
 
 
 def test_fronts_of_known_networks():

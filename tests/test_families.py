@@ -24,6 +24,7 @@ from oncequant.models.own_weights import untrained
 from oncequant.models.trace import own_network
 from oncequant.network import elastic_layers
 from oncequant.plan import PlanBuilder, Value
+from oncequant.settings import ModelOptions
 
 SIZE = 12
 OWN = untrained(own_network(Tiny(), torch.zeros(1, 1, SIZE, SIZE)).config)
@@ -31,7 +32,7 @@ SMALL = {  # a small configuration of each family: mixed bit-widths, and everyth
     "mobilenet_v3": replace(
         PRESETS["nano"], stage_widths=(8, 16), stage_strides=(2, 2), stage_se=(False, True), stage_hswish=(False, True)
     ),
-    "elastic_resnet": replace(PRESETS["resnet-nano"], stage_widths=(8, 16), stage_strides=(1, 2)),
+    "elastic_resnet": replace(PRESETS["resnet-nano"], stage_widths=(8, 16), stage_strides=(1, 2), max_depths=(2, 1)),
     "resnet": replace(
         PRESETS["resnet20"],
         image_channels=1,
@@ -235,3 +236,15 @@ def test_descriptions_that_cannot_work_are_refused():
             replace(family, choices=choices).space(config)
     with pytest.raises(ValueError, match="needs bias=True"):
         ElasticConv(LayerSpec("classifier", 8, 10, batch_norm=False), (1,), None)
+
+
+def test_groups_can_be_less_deep_than_depths_allow():
+    config = PRESETS["resnet-cifar"]
+    space = space_of(config)
+    assert [space.choices[f"stage{s}.depth"] for s in (1, 2, 3)] == [(1,), (1, 2), (1, 2)]
+    assert "stage1.block2.expand_ratio" not in space.choices and "stage3.block2.expand_ratio" in space.choices
+    assert ModelOptions("resnet-cifar", depths=(1, 2)).config(10, 3).max_depths == ()  # what is asked for holds everywhere
+    assert ModelOptions("resnet-cifar").config(10, 3).max_depths == (1, 2, 2)
+    for wrong, message in (((1, 2), "one for each of stage_widths"), ((0, 1, 1), "at least the least of depths, 1")):
+        with pytest.raises(ValueError, match=f"max_depths = .*: use {message}"):
+            replace(config, max_depths=wrong)

@@ -88,12 +88,15 @@ function drawPareto() {
     layers[1].append(svg("path", { d: marks(stage, front.map(place), 3.6), style: fill }));
     aim(points, 0); aim(front, 4); walk.push(...front);
   });
+  const taken = []; // places of names: [left, right, height]
   for (const item of FAMILY.filter(shown)) {
     const [cx, cy] = place(item), name = item.name.replace(`${DATA.stages[item.stage].name}-`, ""); // the colour says the rest
     const right = cx < Math.max(130, 7.5 * name.length + 12), letters = Math.floor(((right ? width - cx : cx) - 12) / 7.5); // up and left of a front there is room
     layers[2].append(svg("path", { "data-name": item.name, d: marks(item.stage, [[cx, cy]], 7), style: `fill:${color(item.stage)};stroke:var(--text);stroke-width:1.5` }));
-    layers[2].append(svg("text", { class: "name", x: cx + (right ? 9 : -9), y: cy - 8, "text-anchor": right ? "start" : "end" },
-      name.length > letters ? `${name.slice(0, letters - 1)}…` : name));
+    const text = name.length > letters ? `${name.slice(0, letters - 1)}…` : name, wide = 7.5 * text.length, from = right ? cx + 9 : cx - 9 - wide;
+    if (taken.some(([low, high, y]) => from < high && from + wide > low && Math.abs(cy - y) < 13)) continue; // hint and table say it
+    taken.push([from, from + wide, cy]);
+    layers[2].append(svg("text", { class: "name", x: cx + (right ? 9 : -9), y: cy - 8, "text-anchor": right ? "start" : "end" }, text));
   }
   aim(FAMILY.filter(shown), 7);
   const ring = svg("circle", { r: 12, style: "fill:none;stroke:var(--accent);stroke-width:2.5" });

@@ -115,7 +115,7 @@ function comparedTable() {
   const c = DATA.comparison, volume = (way, cost) => (c.hypervolumes[way] ? c.hypervolumes[way][cost].toFixed(3) : "–");
   const against = (way) => { const a = c.against_supernet[way];
     return a ? `${a.at_least} of ${a.budgets} (${(100 * a.mean_lead).toFixed(2)} points)` : "–"; };
-  $("compared").append(table(`Networks of ${c.bits} bits for equal budgets of BitOPs, made in several ways; hypervolume of test error and a cost, as a share of the box up to the worst. The last column: at how many budgets the supernet's network is at least as accurate, and its mean lead.`,
+  $("compared").append(table(`Networks of ${c.bits} bits for equal budgets of BitOPs, made in several ways; hypervolume of test error and a cost, as a share of the box up to the worst. The last column: at how many budgets the supernet's network is at least as accurate, and its mean lead; every way hands out the best of its networks within a budget.`,
     ["Way", "Networks", "Training images", "Seconds of training", "Mean test top-1", "Hypervolume, BitOPs", "Hypervolume, packed weights", "Supernet at least as accurate"],
     c.totals.filter((t) => t.deployments === c.deployments.filter((d) => d.way === t.way).length).map((t) => [t.way, String(t.networks), t.images.toLocaleString("en"),
       t.seconds.toFixed(0), percent(t.top1_test), volume(t.way, "bitops"), volume(t.way, "weight_bytes"), against(t.way)])));

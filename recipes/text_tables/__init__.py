@@ -61,6 +61,8 @@ TABLES: dict[str, Table] = {
         robustness.faults,
         log.narrow_subnets,
         log.stage_lengths,
+        log.float_networks,
+        log.sandwich_laws,
         log.simplifiers,
     )
 }

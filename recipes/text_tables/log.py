@@ -32,6 +32,28 @@ def stage_lengths(read: Read) -> str:
     return markdown(["steps at 4, 3, 2 bits", "rates at 3 and 2 bits", "bits", "steps", *networks.values()], lines)
 
 
+def float_networks(read: Read) -> str:
+    """What the largest network learns in float, by its shape and its optimiser: validation top-1."""
+    lines = []
+    for row in read("cifar10-jpeg75_float-networks_typed_202611"):
+        found = fixed(row.number("validation_percent"), 1)
+        lines.append([row["network"], row["change"], row["steps"], row["cpu_seconds"], found])
+    return markdown(["channels of the groups", "otherwise", "steps", "CPU seconds", "top-1 %"], lines)
+
+
+def sandwich_laws(read: Read) -> str:
+    """What a step of the 4-bit stage trains: validation top-1 after about equal time."""
+    networks = {
+        "smallest": "smallest", "thin_24": "thin 24", "resnet8_24": "ResNet-8 24", "resnet8_32": "32",
+        "three_quarters_28": "three quarters", "largest": "largest",
+    }  # fmt: skip
+    lines = []
+    for row in read("cifar10-jpeg75_sandwich-laws_typed_202611"):
+        found = (row[f"{network}_percent"] and fixed(row.number(f"{network}_percent"), 1) for network in networks)
+        lines.append([row["step"], row["largest_network"], row["steps"], row["cpu_seconds"], *found])
+    return markdown(["a step trains", "largest network", "steps", "CPU seconds", *networks.values()], lines)
+
+
 def simplifiers(read: Read) -> str:
     """What onnxsim and onnxslim make of exported files."""
     lines = []
