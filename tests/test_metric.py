@@ -89,7 +89,7 @@ def imbalanced(seed=1):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     config = oq.oqat.Config(
-        bit_schedule=(4,), epochs=1, float_epochs=1, min_steps=30, batch_size=32, calibration_images=64, seed=1
+        bit_schedule=(4,), epochs=1, float_epochs=1, min_steps=30, batch_size=32, calibration_images=64, seed=2
     )
     folder = tmp_path_factory.mktemp("imbalanced") / "run"
     made = oq.new_run(config, (imbalanced(), None, None), folder, preset="resnet-nano", width=0.5, resolutions=[6, 8])

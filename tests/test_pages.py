@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict, replace
+from itertools import combinations
 
 import browser as window
 import numpy as np
@@ -205,9 +206,15 @@ def test_axes_can_be_switched_and_series_hidden(pages, browser):
         drawn = browser.find_element("css selector", "#pareto-chart > svg")
         assert f"Validation top-1 against {title}" in drawn.get_attribute("aria-label") and title in drawn.text
         assert window.cut_off(browser) == [], title
-    named = len(browser.find_elements("css selector", "#pareto-chart text.name"))
+    marked, named = (f"#pareto-chart {element}" for element in ("path[data-name]", "text.name"))
+    count = len(browser.find_elements("css selector", marked))
     browser.find_element("css selector", "#legend input").click()
-    assert 0 < len(browser.find_elements("css selector", "#pareto-chart text.name")) < named
+    assert 0 < len(browser.find_elements("css selector", marked)) < count
+    places = [text.rect for text in browser.find_elements("css selector", named)]
+    assert len(places) > 3
+    for one, other in combinations(places, 2):
+        shared = min(p["x"] + p["width"] for p in (one, other)) - max(p["x"] for p in (one, other))
+        assert shared < 6 or abs(one["y"] - other["y"]) > 12  # names do not cover each other
 
 
 def test_right_and_wrong_are_of_the_network_that_is_asked_for(pages, browser):
