@@ -119,8 +119,8 @@ def picture(browser, selector) -> bytes:
 
 
 def write_pictures(page: Path, out: Path) -> None:
-    """The first sections of a report into the folder `out`: the advice for a budget of 8 kB, and the fronts. Into a file
-    only the fronts, over packed weights."""
+    """The first sections of a report into the folder `out`: the advice for a budget of 8 kB, and the fronts. If `out`
+    is a file, only the fronts, over packed weights."""
     from selenium.webdriver.support.ui import Select
 
     with tempfile.TemporaryDirectory() as profile, started(profile) as browser:

@@ -9,7 +9,17 @@ import pytest
 from commands import call, fails
 from small_training import CONFIG, digits
 
-from oncequant.compare import Deployment, Effort, Way, allowed_ways, differences, handed_out, hypervolumes, totals, uniform_archs
+from oncequant.compare import (
+    Deployment,
+    Effort,
+    Way,
+    allowed_ways,
+    differences,
+    handed_out,
+    hypervolumes,
+    totals,
+    uniform_archs,
+)
 from oncequant.cost import COSTS
 from oncequant.family import with_bits
 from oncequant.files import FileError, read_json, read_lines

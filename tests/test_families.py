@@ -239,12 +239,13 @@ def test_descriptions_that_cannot_work_are_refused():
 
 
 def test_groups_can_be_less_deep_than_depths_allow():
-    config = PRESETS["resnet-cifar"]
+    config = PRESETS["resnet-cifar-deep"]
     space = space_of(config)
     assert [space.choices[f"stage{s}.depth"] for s in (1, 2, 3)] == [(1,), (1, 2), (1, 2)]
     assert "stage1.block2.expand_ratio" not in space.choices and "stage3.block2.expand_ratio" in space.choices
-    assert ModelOptions("resnet-cifar", depths=(1, 2)).config(10, 3).max_depths == ()  # what is asked for holds everywhere
-    assert ModelOptions("resnet-cifar").config(10, 3).max_depths == (1, 2, 2)
+    # depths that are asked for hold for all groups
+    assert ModelOptions("resnet-cifar-deep", depths=(1, 2)).config(10, 3).max_depths == ()
+    assert ModelOptions("resnet-cifar-deep").config(10, 3).max_depths == (1, 2, 2)
     for wrong, message in (((1, 2), "one for each of stage_widths"), ((0, 1, 1), "at least the least of depths, 1")):
         with pytest.raises(ValueError, match=f"max_depths = .*: use {message}"):
             replace(config, max_depths=wrong)

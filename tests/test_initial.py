@@ -17,7 +17,7 @@ from oncequant.run_folder import Run
 from oncequant.supernet_file import save_supernet
 from oncequant.tensor_files import read_tensors
 
-SMALL = replace(PRESETS["resnet-cifar"], stage_widths=(16, 32, 64), width_quarters=(4,), expand_ratios=(4,), max_depths=(1, 1, 1))
+SMALL = replace(PRESETS["resnet-cifar"], stage_widths=(16, 32, 64), width_quarters=(4,), expand_ratios=(4,))
 
 
 def network(config, seed=0):

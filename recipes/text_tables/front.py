@@ -19,7 +19,7 @@ def figures(rows: Sequence[Row], top1: str = "top1_deployed", cost: Callable[[Ro
 
 def what_came_out(read: Read) -> str:
     """A line for each method, bit-width and data set."""
-    default, hour = (read(f"cifar10-jpeg75_oqat-{name}_cpu_202611") for name in ("default", "hour"))
+    default, hour, deep = (read(f"cifar10-jpeg75_oqat-{name}_cpu_202611") for name in ("default", "hour", "deep"))
     dnas = one(read("cifar10-jpeg75_dnas-weight_bytes_cpu_202611"), network="MA")
     qfa, board = read("cifar10-jpeg75_qfa_cpu_202611"), read("cifar10-jpeg75_oqat-cortex-m4_cpu_202611")
     made = [row for row in read("cifar10-jpeg75_hand-made_cpu_202611") if row["way"] == "supernet"]
@@ -42,6 +42,9 @@ def what_came_out(read: Read) -> str:
          "`recipes/oqat_cifar10_hour.sh`"],
         [f"OQAT, defaults, {sml}", "3", cifar, *figures(sizes_of(hour, "3bit")), "for ten networks", ""],
         [f"OQAT, defaults, {sml}", "2", cifar, *figures(sizes_of(hour, "2bit")), "", ""],
+        ["OQAT, `resnet-cifar-deep`, L", "4 / 3 / 2", cifar,
+         *figures([one(deep, network=f"{stage}-L") for stage in BITS]), "54 min for ten networks",
+         "`recipes/oqat_cifar10_hour.sh`"],
         ["OQAT, residual, for 64 kB of RAM and 128 kB of flash, in C", joined(row["bits"] for row in board), cifar,
          *figures(board, "top1_c"), "107 min of one core", "`recipes/oqat_cifar10_hours.sh`"],
         [f"OQAT, residual, under {budgets} M BitOPs", "4", cifar, *figures(some, "top1_test"), "57 min of one core",
