@@ -9,6 +9,7 @@ from commands import call
 from small_training import CONFIG, digits
 
 from oncequant import precision, runs
+from oncequant.arch import LayerSpec
 from oncequant.files import read_json
 from oncequant.methods import dnas, oqat, qfa
 from oncequant.models import PRESETS, space_of
@@ -65,3 +66,23 @@ def test_precision_of_python_and_of_old_folders(method):
     assert method.Config(precision="bfloat16").schedule("float", digits()).compute == "bfloat16"
     with pytest.raises(ValueError, match="precision 'half': use one of auto, float32, bfloat16"):
         replace(CONFIG, precision="half")
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_convolutions_are_timed_on_one_thread(works, monkeypatch):
+    seen, threads, conv = [], torch.get_num_threads(), torch.nn.functional.conv2d
+
+    def noted(*args, **kwargs):
+        seen.append(torch.get_num_threads())
+        if not works:
+            raise RuntimeError("not in this type")
+        return conv(*args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "conv2d", noted)
+    torch.set_num_threads(2)
+    try:
+        seconds = precision.timed(LayerSpec("conv", 8, 8, in_size=4, out_size=4), torch.float32, torch.device("cpu"))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    assert set(seen) == {1} and (0 < seconds < 60 if works else seconds == float("inf"))

@@ -7,7 +7,7 @@ network is integer arithmetic from the pixels to the logits.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from oncequant.arch import Number
 from oncequant.family import (
@@ -41,27 +41,20 @@ class ElasticResNetConfig(ElasticConfig):
     resolutions: tuple[int, ...] = (20, 24, 28, 32)
 
 
+CIFAR = ElasticResNetConfig(
+    stem_width=0,
+    stage_widths=(32, 64, 128),
+    width_quarters=(2, 3, 4),
+    kernel_sizes=(3,),
+    expand_ratios=(2, 4),
+    depths=(1,),
+)
 PRESETS: dict[str, ElasticResNetConfig] = {
     # 32 px images; MLPerf Tiny's ResNet-8 is among its architectures
-    "resnet-cifar": ElasticResNetConfig(
-        stem_width=0,
-        stage_widths=(32, 64, 128),
-        width_quarters=(2, 3, 4),
-        kernel_sizes=(3,),
-        expand_ratios=(2, 4),
-        depths=(1,),
-    ),
+    "resnet-cifar": CIFAR,
     # the same with up to two blocks where maps are small: larger networks, two points more accurate; those of less than
     # 160 kB at 4 bits are a point less accurate than above (results/README.md)
-    "resnet-cifar-deep": ElasticResNetConfig(
-        stem_width=0,
-        stage_widths=(32, 64, 128),
-        width_quarters=(2, 3, 4),
-        kernel_sizes=(3,),
-        expand_ratios=(2, 4),
-        depths=(1, 2),
-        max_depths=(1, 2, 2),
-    ),
+    "resnet-cifar-deep": replace(CIFAR, depths=(1, 2), max_depths=(1, 2, 2)),
     # 8 to 16 px greyscale images, for microcontrollers
     "resnet-nano": ElasticResNetConfig(
         image_channels=1, stage_widths=(16, 24, 32), depths=(1, 2), resolutions=(8, 10, 12)

@@ -53,21 +53,3 @@ def cifar10_hand_made_bytes(read: Read) -> str:
         [("supernet: kB of packed weights", kb), *shown],
         [("by hand: kB of packed weights", kb), *shown],
     )
-
-
-def cifar10_hand_made_hour(read: Read) -> str:
-    """Budgets of bytes, beside the default run; and what one hands out who has made all of them by hand."""
-    rows = read("cifar10-jpeg75_hand-made-hour_cpu_202611")
-    shown = [("M BitOPs", bitops), ("test top-1 %", top1)]
-    made = where(rows, way="hand-made")
-
-    def best(row: Row) -> str:
-        fitting = [one for one in made if one.number("budget") <= row.number("budget")]
-        return top1(max(fitting, key=lambda one: one.number("top1_validation")))
-
-    return by_budget(
-        rows,
-        ("budget, kB", lambda row: kb(row, "budget")),
-        [("supernet: kB of packed weights", kb), *shown],
-        [("by hand: kB of packed weights", kb), *shown, ("the best on validation that fits: test top-1 %", best)],
-    )

@@ -1,6 +1,22 @@
 """Tables of docs/log.md and docs/export.md whose figures no recipe has written to a file."""
 
-from .cells import Read, fixed, markdown
+from collections.abc import Iterable
+
+from .cells import Read, Row, fixed, markdown
+
+
+def percents(row: Row, networks: Iterable[str]) -> list[str]:
+    """Top-1 of some networks, a cell each, empty where one was not measured."""
+    return [row[f"{network}_percent"] and fixed(row.number(f"{network}_percent"), 1) for network in networks]
+
+
+def six_networks(pixels: int) -> dict[str, str]:
+    """The networks that recipes were compared by: name in a file, and in text; three quarters of the widths at so many
+    pixels."""
+    return {
+        "smallest": "smallest", "thin_24": "thin 24", "resnet8_24": "ResNet-8 24", "resnet8_32": "32",
+        f"three_quarters_{pixels}": "three quarters", "largest": "largest",
+    }  # fmt: skip
 
 
 def narrow_subnets(read: Read) -> str:
@@ -12,23 +28,18 @@ def narrow_subnets(read: Read) -> str:
     lines: list[list[str]] = []
     before = ""
     for row in read("cifar10-jpeg75_narrow-subnets_typed_202611"):
-        found = (row[f"{network}_percent"] and fixed(row.number(f"{network}_percent"), 1) for network in networks)
         name = f"**{row['subnets']}**" if row["subnets"].endswith("(now)") else row["subnets"]
-        lines.append(["" if name == before else name, row["seed"], row["steps"], *found])
+        lines.append(["" if name == before else name, row["seed"], row["steps"], *percents(row, networks)])
         before = name
     return markdown(["third subnet of a step, and others", "seed", "steps", *networks.values()], lines)
 
 
 def stage_lengths(read: Read) -> str:
     """How the quantized steps are shared among 4, 3 and 2 bits: validation top-1."""
-    networks = {
-        "smallest": "smallest", "thin_24": "thin 24", "resnet8_24": "ResNet-8 24", "resnet8_32": "32",
-        "three_quarters_32": "three quarters", "largest": "largest",
-    }  # fmt: skip
+    networks = six_networks(32)
     lines = []
     for row in read("cifar10-jpeg75_stage-lengths_typed_202611"):
-        found = (fixed(row.number(f"{network}_percent"), 1) for network in networks)
-        lines.append([row["stages"], row["later_rates"], row["bits"], row["steps"], *found])
+        lines.append([row["stages"], row["later_rates"], row["bits"], row["steps"], *percents(row, networks)])
     return markdown(["steps at 4, 3, 2 bits", "rates at 3 and 2 bits", "bits", "steps", *networks.values()], lines)
 
 
@@ -43,14 +54,10 @@ def float_networks(read: Read) -> str:
 
 def sandwich_laws(read: Read) -> str:
     """What a step of the 4-bit stage trains: validation top-1 after about equal time."""
-    networks = {
-        "smallest": "smallest", "thin_24": "thin 24", "resnet8_24": "ResNet-8 24", "resnet8_32": "32",
-        "three_quarters_28": "three quarters", "largest": "largest",
-    }  # fmt: skip
+    networks = six_networks(28)
     lines = []
     for row in read("cifar10-jpeg75_sandwich-laws_typed_202611"):
-        found = (row[f"{network}_percent"] and fixed(row.number(f"{network}_percent"), 1) for network in networks)
-        lines.append([row["step"], row["largest_network"], row["steps"], row["cpu_seconds"], *found])
+        lines.append([row["step"], row["largest_network"], row["steps"], row["cpu_seconds"], *percents(row, networks)])
     return markdown(["a step trains", "largest network", "steps", "CPU seconds", *networks.values()], lines)
 
 
