@@ -104,9 +104,10 @@ def _end(error: Exception) -> None:
 def run(options: Run) -> None:
     """`oncequant run`."""
     options.train.training.check_files()
-    formats = (*DEFAULT_FORMATS, "c") if any(budget.target for budget in options.search.budgets) else DEFAULT_FORMATS
-    check_tools(formats)
-    _check_packages(*needed_packages(formats), "matplotlib")
+    usual = (*DEFAULT_FORMATS, "c") if any(budget.target for budget in options.search.budgets) else DEFAULT_FORMATS
+    formats = usual if options.output.formats is None else options.output.formats
+    _check_formats(formats)
+    _check_packages("matplotlib")
     start = time.monotonic()
     cfg, found = _prepare(options.train, options.search)
     searching = fitted_search(options.search, options.train.machine.hours, found.folder)
@@ -162,9 +163,7 @@ def evaluate(options: Evaluate) -> None:
 def export(options: Export) -> None:
     """`oncequant export`."""
     formats = options.export.formats
-    if not formats:
-        raise ValueError(f"--formats: give at least one of {', '.join(FORMATS)}")
-    _check_packages(*needed_packages(formats))
+    _check_formats(formats)
     cfg, found = _open(options.source)
     with writing(found.folder, called_as(), found.data.device):
         problems = _export(cfg, found, options.export.names, options.export.stage, formats)
@@ -324,6 +323,14 @@ def _tell_chosen(found: RunValue, chosen: Sequence[Member]) -> None:
             f"{', '.join(old)}: still the networks of an earlier search, until `oncequant export` replaces them",
             soft_wrap=True,
         )
+
+
+def _check_formats(formats: Sequence[str]) -> None:
+    """Raise ValueError if there is none, or if this machine lacks what one needs."""
+    if not formats:
+        raise ValueError(f"--formats: give at least one of {', '.join(FORMATS)}")
+    check_tools(formats)
+    _check_packages(*needed_packages(formats))
 
 
 def _export(

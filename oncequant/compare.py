@@ -290,7 +290,8 @@ def allowed_ways(cfg: oqat.Config, cost: Cost = COSTS["bitops"]) -> tuple[Way, .
 
 
 def totals(rows: Sequence[Deployment], shared: Mapping[str, Effort]) -> list[dict[str, Any]]:
-    """For 1, 10, 40 deployments, as far as there are so many: mean accuracy, and what training took in all.
+    """For 1, 10, 40 deployments, as far as there are so many: mean accuracy of what is handed out (`handed_out`), and
+    what training took in all.
 
     One deployment is that of the middle budget, ten are spread evenly. An architecture that wins under several budgets
     is trained once. Networks made by hand are counted all together, since each has its share of one time. `shared` is
@@ -306,8 +307,10 @@ def totals(rows: Sequence[Deployment], shared: Mapping[str, Effort]) -> list[dic
             alone = {tuple(row.arch.items()): Effort(row.images, row.seconds) for row in some}
             whole = sum(alone.values(), shared[way])
             entry = dict(way=way, deployments=count, **asdict(whole), networks=len(alone))
+            deployed = handed_out(some, way)
             for key in ("top1_validation", "top1_test", "bitops"):
-                entry["mean_bitops" if key == "bitops" else key] = float(np.mean([getattr(row, key) for row in some]))
+                mean = float(np.mean([getattr(row, key) for row in deployed]))
+                entry["mean_bitops" if key == "bitops" else key] = mean
             table.append(entry)
     return table
 

@@ -142,7 +142,7 @@ def needs_grid(graph: Sequence[AnyNode]) -> set[str]:
     def in_float(node: AnyNode) -> bool:
         """Whether a layer in float reads it, the classifier perhaps."""
         ends = graph[-1].op == "linear"
-        return any(r.op in ("conv", "linear") or r.op == "flatten" and ends for r in readers[node.name])
+        return any(r.op in ("conv", "avgpool", "linear") or r.op == "flatten" and ends for r in readers[node.name])
 
     integer: set[str] = set()  # nodes that come out of integer kernels or of an activation between two of them
     needed: set[str] = set()
@@ -158,7 +158,7 @@ def needs_grid(graph: Sequence[AnyNode]) -> set[str]:
                     needed.add(node.name)
             case _ if node.op in (*ELEMENTWISE, *MOVES, "flatten") and sources[0]:
                 integer.add(node.name)
-            case "conv" if node.is_integer:
+            case "conv" | "avgpool" if node.is_integer:
                 integer.add(node.name)
                 needed |= off_grid(node)  # of an average pooling: the others have their quantizer
                 needed |= behind(node)

@@ -6,7 +6,7 @@ group have the same calls. Its numbers are one product of two matrices, how ofte
 that in every architecture.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from oncequant.arch import FLOAT_BITS, LayerSpec, Number
-from oncequant.plan import Node, Plan
+from oncequant.plan import POOL, Node, Plan
 from oncequant.structure import CannotRun, Shape, blank_calls, lives
 
 Specs = Mapping[str, LayerSpec]
@@ -23,17 +23,17 @@ ALIGNMENT = 16  # bytes, of maps
 COLUMNS = 4  # output pixels that a convolution computes together, at most: bytes of scratch
 LANES = 8  # output channels whose words lie side by side
 WIDTHS = (8, 4, 2, 1)  # of the parts that bit-widths are split into: 3 bits are 2 + 1, 6 are 4 + 2
-LAYER_STRUCT = 4 * 17  # bytes of what holds the tables and numbers of a layer together
+LAYER_STRUCT = 4 * 18  # bytes of what holds the tables and numbers of a layer together
 
 # Bytes of code on a Cortex-M4, an upper bound by parts: `benchmarks/flash.py` fits them to random networks of all
 # families, here 296, compiled by gcc 12.2 with the flags of `oncequant/export/cortex_m.py`. It was 0 to 540 bytes above
 # all of them, before 250 were added to the base. Fit again when kernels or flags change: tests/test_memory.py tells.
 CODE = 2600 + 250  # also of 8 bits, which edges have
 CODE_OF_BITS = {1: 1790, 2: 1170, 3: 2960, 4: 840, 5: 3180, 6: 1900, 7: 4760}  # if a layer has such weights
-DEPTHWISE_CODE = 1350
+KIND_CODE = {"depthwise": 1350, "average": 1150, "grouped": 500, "dilated": 300}  # if any layer is
 DEPTHWISE_CODE_OF_BITS = {1: 1140, 2: 610, 3: 1340, 4: 330, 5: 1310, 6: 720, 7: 1340}  # if any layer is depthwise
 OPERATION_CODE = {  # those of other operations are in the base
-    "maxpool": 180, "pool": 240, "subsample": 180, "concat": 120, "slice": 100, "shuffle": 120,
+    "maxpool": 180, "pool": 240, "subsample": 180, "concat": 120, "slice": 100, "shuffle": 120, "pad": 120,
 }  # fmt: skip
 CALL_CODE = {"conv": 14, "linear": 14, "lookup": 30}
 OTHER_CALL_CODE = 40
@@ -72,6 +72,11 @@ def layer_scratch(inputs: Number, channels: Number, bits: Number, depthwise: boo
     return aligned(inputs) + COLUMNS * padded_inputs(inputs, bits)
 
 
+def group_scratch(inputs: Number, outputs: Number) -> Number:
+    """Bytes that a grouped convolution needs beside those of one group: the maps of this group."""
+    return aligned(inputs) + aligned(outputs)
+
+
 def mean_scratch(channels: Number) -> Number:
     """Bytes of a mean's sums."""
     return 4 * channels
@@ -103,7 +108,24 @@ def scratch_of_layer(specs: Specs, value: Number, layer: str) -> Number:
     spec = specs[layer]
     inputs = spec.kernel_size * spec.kernel_size * spec.group_channels
     bits = spec.weight_bits + (spec.weight_bits == 0)  # of a layer that is absent from some of a batch
-    return aligned(layer_scratch(inputs, spec.in_channels, bits, spec.depthwise))
+    own = layer_scratch(inputs, spec.in_channels, bits, spec.depthwise)
+    if spec.grouped > 1:
+        before, after = spec.in_size**2 * spec.in_channels, spec.out_size**2 * spec.out_channels
+        own = own + group_scratch(before * value // spec.grouped, after * value // spec.grouped)
+    return aligned(own)
+
+
+def scratch_of_average(specs: Specs, value: Number, part: tuple[Shape, int]) -> Number:
+    """Aligned: of an average pooling of a map with a kernel, a depthwise convolution of ones."""
+    channels, kernel = _shape(part[0], specs)[1], part[1]
+    one, many = (layer_scratch(kernel * kernel, channels, 8, depthwise) for depthwise in (False, True))
+    return aligned(one + (many - one) * (channels > 1))
+
+
+def average_constants(specs: Specs, value: Number, part: tuple[Shape, int]) -> Number:
+    """Those of an average pooling, as of a layer."""
+    channels, kernel = _shape(part[0], specs)[1], part[1]
+    return 4 * packed_words(1, kernel * kernel * channels, 8) + 8 * channels + LAYER_STRUCT
 
 
 def scratch_of_mean(specs: Specs, value: Number, shape: Shape) -> Number:
@@ -115,8 +137,9 @@ def layer_constants(specs: Specs, value: Number, layer: str) -> Number:
     """Packed weights, biases, ratios, and what holds them together; weights in float have four bytes each."""
     spec = specs[layer]
     inputs, outputs = spec.kernel_size * spec.kernel_size * spec.group_channels, spec.out_channels
-    rows, columns = (1, inputs * outputs) if spec.depthwise else (outputs, inputs)
-    words = packed_words(rows, columns, spec.weight_bits) + inputs * outputs * (spec.weight_bits == FLOAT_BITS)
+    rows, columns = (1, inputs * outputs) if spec.depthwise else (outputs // spec.grouped, inputs)
+    words = spec.grouped * packed_words(rows, columns, spec.weight_bits)
+    words = words + inputs * outputs * (spec.weight_bits == FLOAT_BITS)
     return 4 * words + 8 * outputs + LAYER_STRUCT
 
 
@@ -190,8 +213,8 @@ class Needs:
 
 
 @lru_cache(maxsize=2_000)  # up to 200 kB each
-def needs(nodes: tuple[Node, ...], depthwise: bool) -> Needs:
-    """What the calls of the nodes of a Plan need; `depthwise` if any layer is."""
+def needs(nodes: tuple[Node, ...], kinds: frozenset[str]) -> Needs:
+    """What the calls of the nodes of a Plan need, which have layers of these `kinds` of KIND_CODE."""
     calls, quantizers = blank_calls(nodes)
     constant, code = len(calls), len(calls) + 1
     count: dict[Term, np.ndarray] = {}  # during each call, among constants, and among code
@@ -199,13 +222,17 @@ def needs(nodes: tuple[Node, ...], depthwise: bool) -> Needs:
     def add(term: Term, first: int, last: int, times: int = 1) -> None:
         count.setdefault(term, np.zeros(len(calls) + 2))[first : last + 1] += times
 
-    shapes = {call.output: call.shape for call in calls}
+    shapes, windows = {call.output: call.shape for call in calls}, {node.name: node.window for node in nodes}
     for name, (first, last) in lives(calls).spans.items():
         add(Term(map_bytes, shapes[name]), first, last)
     for i, call in enumerate(calls):
         if call.op in ("conv", "linear"):
             add(Term(scratch_of_layer, call.name), i, i)
             add(Term(layer_constants, call.name), constant, constant)
+        elif call.op == "avgpool":
+            of = shapes[call.inputs[0]], (windows[call.name] or POOL)[0]
+            add(Term(scratch_of_average, of), i, i)
+            add(Term(average_constants, of), constant, constant)
         elif call.op == "mean":
             add(Term(scratch_of_mean, call.shape), i, i)
         elif call.op == "pixels":
@@ -215,13 +242,32 @@ def needs(nodes: tuple[Node, ...], depthwise: bool) -> Needs:
                 grid = quantizers[name].grid
                 add(Term(table_bytes, None if grid.endswith(".q") else grid), constant, constant)
     ops = [call.op for call in calls]
-    fixed = CODE + DEPTHWISE_CODE * depthwise + sum(CALL_CODE.get(op, OTHER_CALL_CODE) for op in ops)
+    fixed = CODE + sum(KIND_CODE[kind] for kind in kinds) + sum(CALL_CODE.get(op, OTHER_CALL_CODE) for op in ops)
     fixed += sum(OPERATION_CODE.get(op, 0) for op in set(ops))
     fixed += sum(OTHER_CALL_CODE * (len(call.inputs) - 1) for call in calls if call.op == "concat")
-    for term, times in ((Term(code_of_bits, depthwise), 1), (Term(class_names), 1), (Term(one_byte), fixed)):
+    for term, times in ((Term(code_of_bits, "depthwise" in kinds), 1), (Term(class_names), 1), (Term(one_byte), fixed)):
         add(term, code, code, times)
     table = np.stack(list(count.values()), axis=1)
     return Needs(tuple(count), table[:constant], table[constant:code], table[code:])
+
+
+def _kinds(nodes: Sequence[Node], specs: Specs) -> frozenset[str]:
+    """Of KIND_CODE."""
+    layers = [specs[node.name] for node in nodes if node.op == "layer"]
+    is_deep = any(spec.depthwise for spec in layers)
+    found = {
+        "depthwise": is_deep,
+        "average": not is_deep and any(node.op == "avgpool" for node in nodes),  # a depthwise one of 8 bits
+        "grouped": any(spec.grouped > 1 for spec in layers),
+        "dilated": any(spec.dilation > 1 for spec in layers),
+    }
+    return frozenset(kind for kind, is_there in found.items() if is_there)
+
+
+def check_kernel(name: str, kernel: int, padding: int, dilation: int) -> None:
+    """Raise CannotRun for a convolution for which there is no kernel."""
+    if padding > dilation * (kernel - 1):
+        raise CannotRun(f"{name}: no kernel for convolutions of {kernel} x {kernel} with padding {padding}")
 
 
 def _evaluate(specs: Specs, what: Callable[[Needs], np.ndarray]) -> Number:
@@ -229,13 +275,9 @@ def _evaluate(specs: Specs, what: Callable[[Needs], np.ndarray]) -> Number:
     if not isinstance(specs, Plan):
         raise ValueError("costs of memory read the operations between layers: give them what space.layers returns")
     for name, spec in specs.items():
-        unusual = [f"{spec.grouped} groups"] * (spec.grouped > 1) + [f"dilation {spec.dilation}"] * (spec.dilation > 1)
-        if spec.padding is not None:
-            unusual.append(f"padding {spec.padding}")
-        if unusual:
-            raise CannotRun(f"{name}: no kernel for convolutions with {', '.join(unusual)}")
-    deep = {name for name, spec in specs.items() if spec.depthwise}
-    groups = [(places, needs(nodes, any(node.name in deep for node in nodes))) for places, nodes in specs.groups()]
+        kernel = int(np.max(spec.kernel_size))
+        check_kernel(name, kernel, kernel // 2 if spec.padding is None else spec.padding, spec.dilation)
+    groups = [(places, needs(nodes, _kinds(nodes, specs))) for places, nodes in specs.groups()]
     terms = list(dict.fromkeys(term for _, each in groups for term in each.terms))
     place = {term: i for i, term in enumerate(terms)}
     count = specs.rows.count if specs.rows else 1

@@ -65,6 +65,14 @@ class Train:
 
 
 @dataclass(frozen=True)
+class OutputOptions(ReportOptions):
+    """What a run writes at its end."""
+
+    formats: tuple[str, ...] | None = None
+    """Files of the chosen networks; c needs a C compiler. Default: onnx and package, with --target c, too."""
+
+
+@dataclass(frozen=True)
 class Run:
     """Everything: train, search, export, report. Without --data on digits.
 
@@ -73,7 +81,7 @@ class Run:
 
     train: Train
     search: BudgetOptions
-    output: ReportOptions = field(default_factory=ReportOptions)
+    output: OutputOptions = field(default_factory=OutputOptions)
 
 
 @dataclass(frozen=True)
@@ -241,7 +249,7 @@ COMMANDS = {  # in the order of use
 }  # fmt: skip
 TITLES = {  # of groups, in the help
     "data": "Images", "model": "Network", "training": "Training", "tables": "Search", "search": "Search",
-    "machine": "Machine", "source": "Run", "report": "Arguments", "analyse": "Arguments", "output": "Report",
+    "machine": "Machine", "source": "Run", "report": "Arguments", "analyse": "Arguments", "output": "Files and report",
     "card": "Arguments", "push": "Arguments", "cost": "Options", "info": "Options",
     "evaluate": "Measurement", "export": "Files", "compare": "Comparison", "profile": "Table",
 }  # fmt: skip
@@ -304,7 +312,7 @@ def _parse_training(command: str, words: Sequence[str]) -> Run | Train:
     method = METHODS[name]
     parts = dict(data=DataOptions, model=ModelOptions, training=method.Config, tables=TableOptions, machine=Machine)
     if command == "run":
-        parts["search"], parts["output"] = method.SearchOptions, ReportOptions
+        parts["search"], parts["output"] = method.SearchOptions, OutputOptions
     known = {"preset"}.union(*(field_names(FAMILIES[family].Config) for family in method.families))
     hidden = field_names(ModelOptions) - (known - field_names(method.Config))
     others = ", ".join(f"oncequant {command} {other} --help" for other in METHODS if other != name)

@@ -22,8 +22,8 @@ from oncequant.grids import (
     with_quantizers,
 )
 
-FUSED = ("conv", "add", "multiply", "mean", "concat")  # with the one quantizer that reads them
-KNOWN_MOVES = ("maxpool", "subsample", "pad_channels", "slice", "shuffle")  # which there are kernels for
+FUSED = ("conv", "avgpool", "add", "multiply", "mean", "concat")  # with the one quantizer that reads them
+KNOWN_MOVES = ("maxpool", "subsample", "pad", "pad_channels", "slice", "shuffle")  # which there are kernels for
 EVERY_SECOND: planned.Window = (1, 2, 0, 0)
 PIXELS, LOGITS = "pixels", "logits"
 
@@ -63,7 +63,7 @@ class Call:
 
     op: str
     """pixels, lookup, linear, pool (a maxpool with another window), or an operation of a graph: conv, add, multiply,
-    mean, concat, maxpool, subsample, pad_channels, slice, shuffle."""
+    mean, concat, maxpool, subsample, pad, pad_channels, slice, shuffle; avgpool, which a graph has as a conv."""
     name: str
     """Of the node."""
     inputs: tuple[str, ...]
@@ -157,6 +157,11 @@ class _Calls:
                 op = "pool"
             if move.op == "pad_channels":
                 shape = shape._replace(added=shape.added + sum(move.channels))
+            elif move.op == "pad":
+                left, right, above, below = window
+                if left + right != above + below:
+                    raise CannotRun(f"{move.name}: no kernel for a map that is not square")
+                shape = shape._replace(windows=(*shape.windows, (1, 1, left, right)))
             elif move.op == "slice":
                 shape = shape._replace(added=0, kept=move.channels[1] - move.channels[0])
             elif move.op != "shuffle":
@@ -185,6 +190,8 @@ class _Calls:
         shape = self.shapes[inputs[0].name]
         if source.op == "conv":
             shape = Shape(source.name)
+        elif source.op == "avgpool":
+            shape = shape._replace(windows=(*shape.windows, source.window or planned.POOL))
         elif source.op == "concat":
             shape = Shape("", parts=tuple(self.shapes[each.name] for each in inputs))
         else:

@@ -90,5 +90,27 @@ def dense():
     return Dense()
 
 
+class AllConvolutions(nn.Module):
+    """Ends with a pooling."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.last = conv(1, 8, stride=2), nn.Conv2d(8, 10, 3)
+
+    def forward(self, x):
+        return F.relu(self.last(self.one(x))).mean((2, 3))
+
+
+def all_convolutions():
+    return AllConvolutions()
+
+
+def first_network():
+    """As in many a tutorial: no padding, and linear layers behind a flattened map."""
+    return nn.Sequential(
+        nn.Conv2d(1, 6, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(54, 20), nn.ReLU(), nn.Linear(20, 10)
+    )
+
+
 def with_gelu():
     return nn.Sequential(nn.Conv2d(1, 4, 3), nn.GELU(), nn.Flatten(), nn.Linear(144, 10))

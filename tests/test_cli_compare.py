@@ -156,6 +156,9 @@ def test_every_way_hands_out_the_best_on_validation_that_fits():
     ]  # fmt: skip
     rows += [row("supernet", 1.0, 0.84, 0.83), row("supernet", 2.0, 0.85, 0.85), row("supernet", 4.0, 0.9, 0.9)]
     assert differences(rows)["hand-made"] == dict(budgets=3, at_least=2, mean_lead=pytest.approx(0.01))
+    (whole,) = (entry for entry in totals(rows[:3], {"hand-made": Effort()}))
+    assert whole["networks"] == 3 and whole["seconds"] == 9.0  # all were trained, two are handed out
+    assert whole["top1_test"] == pytest.approx((0.84 + 0.84 + 0.87) / 3) and whole["mean_bitops"] == 2.0
 
 
 def test_fronts_of_known_networks():

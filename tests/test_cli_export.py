@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from commands import call, fails, model_of
+from commands import DIGITS, call, fails, model_of
 
 from oncequant import progress
 from oncequant.family import with_bits
@@ -35,6 +35,16 @@ def test_verifying_files_shows_how_many_images_are_done(digits_run, monkeypatch,
     assert (
         len(shown) > 2 and shown[0] == f"verify files: 64/{images}" and shown[-1] == f"verify files: {images}/{images}"
     )
+
+
+def test_a_run_writes_the_formats_that_are_asked_for(digits_run, tmp_path, monkeypatch):
+    run = shutil.copytree(digits_run, tmp_path / "run")
+    call(monkeypatch, "run", "--run", run, *DIGITS, "--formats", "package")
+    names = [entry["name"] for entry in read_json(run / "family.json")]
+    assert names == [row["name"] for row in read_json(run / "exports.json")]
+    for name in names:
+        files = {path.name for path in (run / "exports" / name).iterdir()}
+        assert "model.safetensors" in files and "model.onnx" not in files
 
 
 def test_evaluate_prints_one_json_line(digits_run, monkeypatch, capsys):

@@ -103,6 +103,7 @@ def test_yes_and_no_can_be_written_in_several_ways(words, flip):
         (["run", "--epochs"], "--epochs"),
         (["export"], "RUN is missing"),
         (["export", "RUN", "--formats", "onnx", "hex"], "--formats hex: use onnx, package, c"),
+        (["run", "--formats", "hex"], "--formats hex: use onnx, package, c"),
         (["info", "RUN", "more"], "knows no more"),
     ],
 )

@@ -228,17 +228,28 @@ def test_another_network_in_the_same_folder_is_refused(file, monkeypatch, capsys
 
 
 def test_networks_without_kernels_in_c_have_no_costs_there(file, monkeypatch, capsys):
-    own = ["--network", "mine.py:dense", "--run", "run", *FAST]
+    own = ["--network", "mine.py:all_convolutions", "--run", "run", *FAST]
     text = fails(monkeypatch, capsys, "run", "qfa", *own, "--budget", "ram_bytes<=100k")
-    assert "three.0: no kernel for convolutions with 4 groups" in text and not Path("run").exists()
+    assert "mean: no kernel for a network that does not end with a linear layer" in text and not Path("run").exists()
     call(monkeypatch, "run", "qfa", *own, "--searcher", "random", "--evaluations", "5")
     assert all(not {"ram_bytes", "flash_bytes"} & row["costs"].keys() for row in of_run("run", "family.json"))
     assert not any(row["problems"] for row in of_run("run", "exports.json"))
     capsys.readouterr()
     call(monkeypatch, "export", "run", "mixed-L", "--formats", "package", "c")
-    assert "mixed-L is not written as c: net.avgpool: no kernel for convolutions with padding 0" in " ".join(
-        capsys.readouterr().out.split()
-    )
+    said = " ".join(capsys.readouterr().out.split())
+    assert "mixed-L is not written as c" in said and "that does not end with a linear layer" in said
+
+
+@pytest.mark.compiler
+@pytest.mark.parametrize("name", ["dense", "first_network"])
+def test_a_network_of_ones_own_becomes_c(name, file, monkeypatch):
+    own = ["--network", f"mine.py:{name}", "--run", "run", "--searcher", "random", "--evaluations", "5", *FAST]
+    call(monkeypatch, "run", "qfa", *own, "--budget", "ram_bytes<=100k", "--formats", "package", "c")
+    rows = [row for row in of_run("run", "exports.json") if row["name"] != "float-max"]
+    assert rows and not any(row["problems"] for row in rows)
+    for row in rows:
+        costs = next(entry["costs"] for entry in of_run("run", "family.json") if entry["name"] == row["name"])
+        assert row["c_arena_bytes"] <= costs["ram_bytes"] and row["c_different_images"] == 0
 
 
 def test_the_network_needs_images_of_its_channels():

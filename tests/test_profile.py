@@ -118,7 +118,6 @@ def test_command_line(tmp_path, monkeypatch, capsys):
         (["--bits", "1"], "inputs of one bit have no kernel in C"),
         (["--out", "macs.csv"], "is none of macs"),
         (["--out", "table.txt"], "ends with .csv or .json"),
-        (["--kernel-sizes", "3", "9"], "kernels of more than 7 x 7 have none in C: conv 16 > 8, kernel 9"),
         (["--out", "table.json"], "a profile is CSV"),
         (["--rounds", "0"], "--rounds 0: use 1 to 100,000"),
         (["--num-classes", "0"], "--num-classes 0: use 2 to 1,000,000"),

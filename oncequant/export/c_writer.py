@@ -13,7 +13,7 @@ from torch import Tensor
 
 from oncequant.export.graph import Graph, Grid, Weights
 from oncequant.export.packing import pack_words
-from oncequant.export.program import Placement, Program, Step
+from oncequant.export.program import Placement, Program, Step, geometry, is_depthwise
 from oncequant.export.simulate import addition, bias_scale, run_integer
 from oncequant.export.stack import Sizes, stack_constants
 from oncequant.plan import POOL
@@ -23,17 +23,7 @@ TESTED = 20  # pictures of the self-test
 MOST = 2**31 - 1  # of a sum
 PER_LINE = 12
 
-KERNELS = (
-    "common.h",
-    "portable.h",
-    "avx2.h",
-    "neon.h",
-    "cortex_m.h",
-    "vnni.h",
-    "amx.h",
-    "vnni_maps.h",
-    "layers.h",
-)  # in this order
+KERNELS = [f"{name}.h" for name in "common portable avx2 neon cortex_m vnni amx vnni_maps layers".split()]  # in order
 
 
 class Constants:
@@ -55,10 +45,10 @@ class Constants:
         return name
 
     def add_layer(self, name: str, tables: Sequence[str], numbers: Sequence[int], comment: str) -> str:
-        """What holds a layer's tables and numbers together, four bytes each on a microcontroller; returns its name."""
+        """What holds a layer together, on a microcontroller four bytes each, the last two in four; returns its name."""
         values = ", ".join(map(str, [*tables, *numbers]))
         self.text.append(f"static const network_layer {name} = {{{values}}}; /* {comment} */\n")
-        self.bytes += 4 * (len(tables) + len(numbers))
+        self.bytes += 4 * (len(tables) + len(numbers) - 1)
         return name
 
 
@@ -95,6 +85,9 @@ def _call(step: Step, i: int, program: Program, placement: Placement, constants:
         name = _layer(step, i, program, constants)
         if step.is_depthwise:
             return f"depthwise(&{name}, {sources[0]}, {target}, {scratch});"
+        if step.groups > 1:
+            words = len(_words(step.weights, step.groups)) // step.groups
+            return f"grouped(&{name}, {step.groups}, {words}, {sources[0]}, {target}, {scratch});"
         codes, logits = ("memory", LOGITS) if step.output == LOGITS else (target, "0")
         return f"layer(&{name}, {sources[0]}, {codes}, {logits}, {scratch});"
     pixels, channels, grid = before.size * before.size, before.channels, step.grid
@@ -113,7 +106,8 @@ def _call(step: Step, i: int, program: Program, placement: Placement, constants:
         case "multiply":
             a, b = step.grids
             ratio = torch.tensor(a.step) * torch.tensor(b.step) / torch.tensor(grid.step)
-            sizes = f"{pixels}, {channels}, {a.zero_point}, {b.zero_point}"
+            shape = (1, before.bytes) if maps[step.inputs[1]].size == before.size else (pixels, channels)
+            sizes = f"{shape[0]}, {shape[1]}, {a.zero_point}, {b.zero_point}"
             return f"multiply({sources[0]}, {sources[1]}, {target}, {sizes}, {_float(ratio)}, {last});"
         case "mean":
             ratio = torch.tensor(step.grids[0].step) / (torch.tensor(grid.step) * pixels)
@@ -138,6 +132,10 @@ def _call(step: Step, i: int, program: Program, placement: Placement, constants:
             first, second = step.channels
             sizes = f"{pixels}, {channels}, {first}, {second - first if step.op == 'slice' else second}"
             return f"{step.op}_channels({sources[0]}, {target}, {sizes});"
+        case "pad":
+            left, _, above, _ = step.window or POOL
+            sizes = f"{before.size}, {channels}, {above}, {left}, {maps[step.output].size}, {step.grids[0].zero_point}"
+            return f"pad_map({sources[0]}, {target}, {sizes});"
         case "pad_channels":
             assert step.channels is not None
             sizes = f"{pixels}, {channels}, {step.channels[0]}, {step.channels[1]}, {step.grids[0].zero_point}"
@@ -149,28 +147,31 @@ def _layer(step: Step, i: int, program: Program, constants: Constants) -> str:
     """The constants of a layer; returns the name of what holds them together."""
     weights, (before,) = step.weights, step.grids
     assert weights is not None
-    codes = weights.unsigned_codes().numpy().astype(np.uint8)
-    outputs, of_map = len(codes), program.maps[step.inputs[0]]
-    kernel = codes.shape[-1] if codes.ndim == 4 else 1
-    reach = codes[0].size * (2**before.bits - 1) * (2**weights.bits - 1)
-    if reach * (1 + weights.odd) > MOST:
-        raise CannotRun(f"{step.name}: {codes[0].size} inputs per output overflow a 32-bit accumulator")
-    if codes.ndim == 4:
-        codes = codes.transpose(0, 2, 3, 1)  # channels last
-    if step.is_depthwise:
-        codes = codes.reshape(outputs, -1).T.reshape(1, -1)  # one kernel position after the other
-    packed = pack_words(codes.reshape(len(codes), -1), weights.bits)
-    size, out_size = (of_map.size, program.maps[step.output].size) if step.op == "conv" else (1, 1)
+    inputs = weights.weight[0].numel()
+    if inputs * (2**before.bits - 1) * (2**weights.bits - 1) * (1 + weights.odd) > MOST:
+        raise CannotRun(f"{step.name}: {inputs} inputs per output overflow a 32-bit accumulator")
+    size, channels, kernel, pad, out_size = geometry(step, program.maps)
     zero, most = (step.grid.zero_point, step.grid.top) if step.grid else (0, 0)
     factor, offset = (2, 2**weights.bits - 1) if weights.odd else (1, 2 ** (weights.bits - 1))
     names = [
-        constants.add("uint32_t", f"weights_{i}", packed),
+        constants.add("uint32_t", f"weights_{i}", _words(weights, step.groups)),
         constants.add("int32_t", f"bias_{i}", _bias(weights, before)),
         constants.add("float", f"ratio_{i}", _ratio(weights, before, step.grid)),
     ]
-    numbers = [weights.bits, factor, offset, weights.shift, size, of_map.channels, kernel, weights.stride, out_size]
-    numbers += [outputs, before.zero_point, 2**before.bits - 1, zero, most]
+    numbers = [weights.bits, factor, offset, weights.shift, size, channels, kernel, weights.stride, out_size]
+    numbers += [len(weights.weight), before.zero_point, 2**before.bits - 1, zero, most, pad, weights.dilation]
     return constants.add_layer(f"layer_{i}", names, numbers, step.name)
+
+
+def _words(weights: Weights, groups: int) -> np.ndarray:
+    """The packed codes of a layer, group by group."""
+    codes = weights.unsigned_codes().numpy().astype(np.uint8)
+    if codes.ndim == 4:
+        codes = codes.transpose(0, 2, 3, 1)  # channels last
+    rows = codes.reshape(len(codes), -1)
+    if is_depthwise(weights):
+        rows = rows.T.reshape(1, -1)  # one kernel position after the other
+    return np.concatenate([pack_words(group, weights.bits) for group in np.split(rows, groups)])
 
 
 def _bias(weights: Weights, grid: Grid) -> np.ndarray:
@@ -203,6 +204,7 @@ def _float(value: Tensor) -> str:
 
 def _network_c(program: Program, constants: Constants, calls: Sequence[str]) -> str:
     bits = sorted({step.weights.bits for step in program.steps if step.weights is not None})
+    dilated = "\n#define NETWORK_DILATED" * any(s.weights.dilation > 1 for s in program.steps if s.weights is not None)
     classes = ", ".join(_string(name) for name in program.graph.classes)
     body = "\n".join(f"    {call}" for call in calls)
     return f"""\
@@ -213,7 +215,7 @@ def _network_c(program: Program, constants: Constants, calls: Sequence[str]) -> 
 
 #include "network.h"
 
-#define NETWORK_BITS(CASE) {" ".join(f"CASE({b})" for b in bits)}
+#define NETWORK_BITS(CASE) {" ".join(f"CASE({b})" for b in bits)}{dilated}
 {stack_constants(_sizes(program))}
 
 {kernel_text()}
@@ -238,10 +240,10 @@ int network_run(const uint8_t *pixels, float *logits, void *arena)
 def _sizes(program: Program) -> Iterator[Sizes]:
     for step in program.steps:
         if step.weights is not None:
-            weights, before = step.weights, program.maps[step.inputs[0]]
-            kernel, out_size = (weights.weight.shape[-1], program.maps[step.output].size) if step.grid else (1, 1)
-            shape = weights.stride, before.size, before.channels, out_size, weights.bits
-            yield Sizes(kernel, *shape, step.is_depthwise, weights.weight.shape[0])
+            weights, own = step.weights, geometry(step, program.maps)
+            channels, outputs = own.channels // step.groups, len(weights.weight) // step.groups
+            shape = own.pad, weights.stride, own.size, channels, own.out_size, weights.bits
+            yield Sizes(own.kernel, *shape, step.is_depthwise, outputs)
 
 
 def kernel_text() -> str:

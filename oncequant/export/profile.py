@@ -27,7 +27,6 @@ from oncequant.export.c import write_c
 from oncequant.export.compiled import FLAGS, CompiledNetwork, load_compiled
 from oncequant.export.graph import Graph
 from oncequant.export.lower import lower
-from oncequant.export.program import MOST_KERNEL
 from oncequant.export.timing import ROUNDS, Call, Kernels, Visit, microseconds, network_visit
 from oncequant.family import NetworkConfig
 from oncequant.files import FileError
@@ -146,5 +145,3 @@ def _check_integer(keys: Iterable[Key]) -> None:
             raise ValueError(f"layers in float have no kernel in C: {describe(key)}; use 8 bits or less for all layers")
         if key[-1] < 2:
             raise ValueError(f"inputs of one bit have no kernel in C: {describe(key)}; use --bits from 2")
-        if key[3] > MOST_KERNEL:
-            raise ValueError(f"kernels of more than {MOST_KERNEL} x {MOST_KERNEL} have none in C: {describe(key)}")

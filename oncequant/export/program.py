@@ -8,6 +8,7 @@ code (`c.py`) does no more than these steps at these offsets.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,11 +16,10 @@ from torch import Tensor
 from oncequant.export.graph import Graph, Grid, Node, Weights, grid_of
 from oncequant.export.simulate import elementwise
 from oncequant.grids import ELEMENTWISE
-from oncequant.memory import aligned, layer_scratch, mean_scratch
+from oncequant.memory import aligned, check_kernel, group_scratch, layer_scratch, mean_scratch
 from oncequant.plan import Window
 from oncequant.structure import PIXELS, Call, CannotRun, calls_of, lives
 
-MOST_KERNEL = 7
 TRIES = 30  # of an order, each with what lay too high before placed first
 
 
@@ -60,12 +60,35 @@ class Step:
     channels: tuple[int, int] | None = None
     """Of pad_channels, slice and shuffle."""
     window: Window | None = None
-    """Of pool."""
+    """Of pool and pad."""
 
     @property
     def is_depthwise(self) -> bool:
-        """Each channel has its own kernel."""
-        return self.op == "conv" and self.weights is not None and self.weights.groups > 1
+        """Each channel has its own kernel, and makes one."""
+        return self.weights is not None and is_depthwise(self.weights)
+
+    @property
+    def groups(self) -> int:
+        """Of a convolution that is computed group by group."""
+        return 1 if self.weights is None or self.is_depthwise else self.weights.groups
+
+
+class Geometry(NamedTuple):
+    """A layer's maps as its kernel sees them."""
+
+    size: int
+    """Height = width of the input."""
+    channels: int
+    """Of the input."""
+    kernel: int
+    pad: int
+    """Pixels around the input."""
+    out_size: int
+
+
+def is_depthwise(weights: Weights) -> bool:
+    """Each channel has its own kernel, and makes one."""
+    return weights.groups > 1 and weights.weight.shape[:2] == (weights.groups, 1)
 
 
 @dataclass(frozen=True)
@@ -141,7 +164,7 @@ def _table(before: Grid, moves: Sequence[Node], grid: Grid) -> Tensor:
     for move in moves:
         if move.op in ELEMENTWISE:
             values, zero = elementwise(move.op, values), elementwise(move.op, zero)
-        elif move.op == "maxpool" and (values.diff() < 0).any() or move.op == "pad_channels" and zero.item() != 0:
+        elif move.op == "maxpool" and (values.diff() < 0).any() or move.op.startswith("pad") and zero.item() != 0:
             raise CannotRun(f"{move.name}: {move.op} behind an activation that is not monotone, or not 0 at 0")
     return grid.quantize(values).to(torch.uint8)
 
@@ -151,22 +174,28 @@ def _output(name: str, weights: Weights, before: Map) -> tuple[int, int]:
     shape, kernel = weights.weight.shape, weights.weight.shape[-1]
     if shape[2] != kernel or shape[1] * weights.groups != before.channels:
         raise CannotRun(f"{name}: no kernel for weights of shape {tuple(shape)}")
-    if kernel > MOST_KERNEL:
-        raise CannotRun(f"{name}: no kernel for convolutions of {kernel} x {kernel}")
-    if weights.pad != kernel // 2 or weights.dilation > 1:
-        raise CannotRun(f"{name}: no kernel for convolutions with padding {weights.pad}, dilation {weights.dilation}")
-    if weights.groups > 1 and not weights.groups == shape[0] == before.channels:
-        raise CannotRun(f"{name}: no kernel for convolutions of {weights.groups} groups")
-    return (before.size + 2 * (kernel // 2) - kernel) // weights.stride + 1, shape[0]
+    check_kernel(name, kernel, weights.pad, weights.dilation)
+    reach = weights.dilation * (kernel - 1) + 1
+    return (before.size + 2 * weights.pad - reach) // weights.stride + 1, shape[0]
+
+
+def geometry(step: Step, maps: Mapping[str, Map]) -> Geometry:
+    """How the kernel of a layer sees its maps: what reads a whole map at once reads one pixel of many channels."""
+    before, weights = maps[step.inputs[0]], step.weights
+    assert weights is not None
+    if step.op == "linear":
+        return Geometry(1, before.channels, 1, 0, 1)
+    kernel, is_plain = weights.weight.shape[-1], weights.groups == weights.dilation == 1 and weights.pad == 0
+    if is_plain and kernel == before.size:
+        return Geometry(1, before.bytes, 1, 0, 1)
+    return Geometry(before.size, before.channels, kernel, weights.pad, maps[step.output].size)
 
 
 def _check_shapes(call: Call, before: Sequence[Map]) -> None:
     """Raise CannotRun for sums and products of maps that do not go together."""
-    if call.op == "multiply" and before[1].size != 1:
-        raise CannotRun(f"{call.name}: no kernel for products of two maps")
     if call.op in ("add", "multiply"):
         a, b = ((each.size, each.channels) for each in before)
-        if a[1] != b[1] or call.op == "add" and a != b:
+        if a != b and (call.op == "add" or b != (1, a[1])):
             raise CannotRun(f"{call.name}: no kernel for maps of different shapes")
 
 
@@ -177,8 +206,12 @@ def scratch_bytes(step: Step, maps: Mapping[str, Map]) -> int:
     """What a kernel needs for itself."""
     if step.weights is None:
         return mean_scratch(maps[step.output].channels) if step.op == "mean" else 0
-    channels, weight = maps[step.inputs[0]].channels, step.weights.weight
-    return layer_scratch(weight[0].numel(), channels, step.weights.bits, step.is_depthwise)
+    before, weight = maps[step.inputs[0]], step.weights.weight
+    own = layer_scratch(weight[0].numel(), before.channels, step.weights.bits, step.is_depthwise)
+    if step.groups == 1:
+        return own
+    after = maps[step.output]
+    return own + group_scratch(before.bytes // step.groups, after.bytes // step.groups)
 
 
 def place(program: Program) -> Placement:

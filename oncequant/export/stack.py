@@ -18,6 +18,7 @@ class Sizes(NamedTuple):
     """Those of a layer."""
 
     kernel: int
+    pad: int
     stride: int
     size: int
     """Height = width of the input."""
@@ -31,13 +32,14 @@ class Sizes(NamedTuple):
 
 
 def stack_constants(layers: Iterable[Sizes]) -> str:
-    """An enum, in bytes but for the largest kernel."""
+    """An enum, in bytes but for the largest kernel of depthwise convolutions."""
     most = dict(KERNEL=1, INPUTS=64, ROWS=64, TAPS=64, FOURS=64, TOGETHER=64, CHANNELS=64, TILES=64)
     for layer in layers:
         kernel, channels = layer.kernel, layer.channels
-        size = layer.size + kernel // 2 * 2
-        needs = dict(KERNEL=kernel)
+        size = layer.size + 2 * layer.pad
+        needs = {}
         if layer.is_depthwise:
+            needs["KERNEL"] = kernel
             fours = -(-kernel // 4)  # of taps side by side
             needs["TAPS"] = kernel * kernel * channels
             needs["FOURS"] = kernel * fours * -(-channels // 16) * 64

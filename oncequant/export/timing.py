@@ -69,7 +69,17 @@ class Kernels:
         bits = sorted({call.bits for call in calls})  # those alone, as in networks
         source = PREAMBLE + f"#define NETWORK_BITS(CASE) {' '.join(f'CASE({b})' for b in bits)}\n"
         sizes = [
-            Sizes(c.kernel, c.stride, c.size, c.channels, c.out_size, c.bits, c.op == "depthwise", c.out_channels)
+            Sizes(
+                c.kernel,
+                c.kernel // 2,
+                c.stride,
+                c.size,
+                c.channels,
+                c.out_size,
+                c.bits,
+                c.op == "depthwise",
+                c.out_channels,
+            )
             for c in calls
         ]
         source += f"{stack_constants(sizes)}\n{kernel_text()}\n{_profile_c()}"

@@ -173,7 +173,7 @@ KERNEL void amx_output(const network_layer *l, const uint8_t *x, int32_t pitch, 
 KERNEL int amx_layer(const network_layer *l, const uint8_t *x, uint8_t *y)
 {
     const int32_t kernel = l->kernel, inputs = kernel * kernel * l->channels, outputs = l->out_channels, size = l->out_size;
-    const int32_t pitch = (l->size + kernel / 2 * 2) * l->channels, tiles = (inputs + AMX_INPUTS - 1) / AMX_INPUTS;
+    const int32_t pitch = (l->size + 2 * l->pad) * l->channels, tiles = (inputs + AMX_INPUTS - 1) / AMX_INPUTS;
     const int32_t width = size % AMX_PIXELS ? 0 : amx_width(kernel * l->channels);
     if (!amx_is_there || vnni_refuses(l) || outputs % AMX_CHANNELS || inputs < 2 * AMX_INPUTS) return 0;
     int8_t weights[NETWORK_MOST_TILES];
@@ -187,7 +187,7 @@ KERNEL int amx_layer(const network_layer *l, const uint8_t *x, uint8_t *y)
         while (rows * size < AMX_PIXELS) row--, rows++; /* some once more */
         const uint8_t *in = x + row * l->stride * pitch;
         if (kernel > 1) {
-            vnni_rows(l, x, row * l->stride - kernel / 2, (rows - 1) * l->stride + kernel, memory);
+            vnni_rows(l, x, row * l->stride - l->pad, (rows - 1) * l->stride + kernel, memory);
             in = memory;
         }
         amx_output(l, in, pitch, rows, width, weights, y + row * size * outputs);

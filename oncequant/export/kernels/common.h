@@ -74,6 +74,12 @@ __attribute__((constructor)) static void amx_ask(void)
 #define NETWORK_INTEGER
 #endif
 
+#ifdef NETWORK_DILATED /* any layer of this network */
+#define DILATION(LAYER) (LAYER)->dilation
+#else
+#define DILATION(LAYER) 1
+#endif
+
 enum { LANES = 8 }; /* output channels whose words lie side by side */
 
 typedef struct {
@@ -85,6 +91,7 @@ typedef struct {
     int32_t size, channels, kernel, stride, out_size, out_channels;
     int32_t in_zero, in_max;       /* of the input's codes */
     int32_t zero, max;             /* of the output's codes */
+    int16_t pad, dilation;         /* pixels of zero points around the map; pixels from one tap to the next */
 } network_layer;
 
 /* The code of a value in steps: round half to even, as adding 1.5 * 2^23 does; add the zero point; clamp. */

@@ -14,10 +14,31 @@ INLINE void fill_bytes(uint8_t *to, uint8_t value, int32_t count)
     while (count-- > 0) *to++ = value;
 }
 
+#ifdef NETWORK_DILATED
+/* As `gather`, tap by tap. */
+KERNEL void gather_apart(const network_layer *l, const uint8_t *x, int32_t top, int32_t left, uint8_t *column)
+{
+    const int32_t channels = l->channels, dilation = l->dilation, reach = l->kernel * dilation;
+    for (int32_t row = top; row < top + reach; row += dilation)
+        for (int32_t at = left; at < left + reach; at += dilation, column += channels) {
+            if (row >= 0 && row < l->size && at >= 0 && at < l->size)
+                copy_bytes(column, x + (row * l->size + at) * channels, channels);
+            else
+                fill_bytes(column, (uint8_t)l->in_zero, channels);
+        }
+}
+#endif
+
 /* What an output pixel reads, kernel row by kernel row, from `top` and `left` on; outside the map the zero point. */
 KERNEL void gather(const network_layer *l, const uint8_t *x, int32_t top, int32_t left, uint8_t *column)
 {
     const int32_t kernel = l->kernel, channels = l->channels, pitch = l->size * channels;
+#ifdef NETWORK_DILATED
+    if (l->dilation > 1) {
+        gather_apart(l, x, top, left, column);
+        return;
+    }
+#endif
     if (top >= 0 && left >= 0 && top + kernel <= l->size && left + kernel <= l->size) {
         const uint8_t *in = x + top * pitch + left * channels;
         for (int32_t row = 0; row < kernel; row++, in += pitch, column += kernel * channels)
@@ -136,7 +157,7 @@ KERNEL void layer(const network_layer *l, const uint8_t *x, uint8_t *y, float *l
     const int32_t inputs = l->kernel * l->kernel * l->channels, stride = padded_inputs(inputs, l->bits);
     const int32_t pixels = l->out_size * l->out_size;
     network_column *const columns = (network_column *)(void *)(scratch + (inputs + 15) / 16 * 16);
-    int32_t top = -(l->kernel / 2), left = top, done = 0; /* channels */
+    int32_t top = -l->pad, left = top, done = 0; /* channels */
     const int32_t right = left + l->out_size * l->stride;
     IF_AMX(if (!logits && amx_layer(l, x, y)) return;)
     IF_VNNI(done = vnni_layer(l, x, y, logits);)
@@ -148,7 +169,7 @@ KERNEL void layer(const network_layer *l, const uint8_t *x, uint8_t *y, float *l
             inputs_sum[p] = make_column(l, x, top, left, scratch, columns, p, stride, inputs);
             left += l->stride;
             if (left < right) continue;
-            left = -(l->kernel / 2); /* the next row */
+            left = -l->pad; /* the next row */
             top += l->stride;
         }
         for (int32_t channel = done; channel < l->out_channels; channel += LANES) {
@@ -175,8 +196,6 @@ KERNEL void layer(const network_layer *l, const uint8_t *x, uint8_t *y, float *l
 }
 
 /* ---- depthwise convolutions: two taps at once, of LANES channels */
-
-enum { MOST_TAPS = 50 }; /* of 7 x 7, and one more to make pairs */
 
 /* Weights of block by block of channels, in a block pair by pair of taps, in a pair channel by channel. */
 KERNEL void unpack_weights(const network_layer *l, int16_t *weights)
@@ -250,16 +269,16 @@ KERNEL void depthwise(const network_layer *l, const uint8_t *x, uint8_t *y, uint
     const int32_t channels = l->channels, taps = l->kernel * l->kernel, pairs = (taps + 1) / 2;
     int16_t *const weights = (int16_t *)(void *)scratch;
     uint8_t *const outside = scratch + (channels + LANES - 1) / LANES * pairs * LANES * 4;
-    const uint8_t *rows[MOST_TAPS];
+    const uint8_t *rows[NETWORK_MOST_KERNEL * NETWORK_MOST_KERNEL + 1]; /* one more to make pairs */
     IF_VNNI({ if (vnni_depthwise(l, x, y)) return; })
     unpack_weights(l, weights);
     fill_bytes(outside, (uint8_t)l->in_zero, channels);
     rows[taps] = outside; /* its weights are zero */
     for (int32_t pixel = 0; pixel < l->out_size * l->out_size; pixel++, y += channels) {
-        const int32_t top = pixel / l->out_size * l->stride - l->kernel / 2;
-        const int32_t left = pixel % l->out_size * l->stride - l->kernel / 2;
-        for (int32_t tap = 0, row = top; row < top + l->kernel; row++)
-            for (int32_t column = left; column < left + l->kernel; column++) {
+        const int32_t top = pixel / l->out_size * l->stride - l->pad, step = DILATION(l);
+        const int32_t left = pixel % l->out_size * l->stride - l->pad, reach = l->kernel * step;
+        for (int32_t tap = 0, row = top; row < top + reach; row += step)
+            for (int32_t column = left; column < left + reach; column += step) {
                 const int inside = row >= 0 && row < l->size && column >= 0 && column < l->size;
                 rows[tap++] = inside ? x + (row * l->size + column) * channels : outside;
             }
@@ -415,6 +434,36 @@ KERNEL void subsample(const uint8_t *x, uint8_t *y, int32_t size, int32_t channe
 {
     for (int32_t i = 0; i < size; i += 2)
         for (int32_t j = 0; j < size; j += 2, y += channels) copy_bytes(y, x + (i * size + j) * channels, channels);
+}
+
+/* More pixels, all zero, on each side. */
+KERNEL void pad_map(const uint8_t *x, uint8_t *y, int32_t size, int32_t channels, int32_t top, int32_t left,
+                    int32_t out_size, int32_t zero)
+{
+    const int32_t before = left * channels, inside = size * channels, pitch = out_size * channels;
+    for (int32_t row = -top; row < out_size - top; row++, y += pitch) {
+        fill_bytes(y, (uint8_t)zero, pitch);
+        if (row >= 0 && row < size) copy_bytes(y + before, x + row * inside, inside);
+    }
+}
+
+/* A convolution of which each of `groups` groups of channels reads only its own, which are brought together first. Weights
+ * of a group have so many words. */
+KERNEL void grouped(const network_layer *l, int32_t groups, int32_t words, const uint8_t *x, uint8_t *y, uint8_t *scratch)
+{
+    const int32_t pixels = l->size * l->size, out_pixels = l->out_size * l->out_size;
+    const int32_t channels = l->channels / groups, outputs = l->out_channels / groups;
+    uint8_t *const in = scratch, *const out = in + (pixels * channels + 15) / 16 * 16;
+    uint8_t *const rest = out + (out_pixels * outputs + 15) / 16 * 16;
+    network_layer one = *l;
+    one.channels = channels;
+    one.out_channels = outputs;
+    for (int32_t g = 0; g < groups; g++, one.weights += words, one.bias += outputs, one.ratio += outputs) {
+        slice_channels(x, in, pixels, l->channels, g * channels, channels);
+        layer(&one, in, out, 0, rest);
+        for (int32_t i = 0; i < out_pixels; i++)
+            copy_bytes(y + i * l->out_channels + g * outputs, out + i * outputs, outputs);
+    }
 }
 
 /* More channels, all zero, before and after. */

@@ -49,6 +49,8 @@ int64_t profile_time(const profile_call *c, const profile_memory *m, int32_t rep
     l.in_max = (1 << c->in_bits) - 1;
     l.zero = 3;
     l.max = 255;
+    l.pad = (int16_t)(c->kernel / 2);
+    l.dilation = 1;
     call_once(c, &l, m);
     clock_gettime(CLOCK_THREAD_CPUTIME_ID, &start);
     for (int32_t i = 0; i < repeats; i++) call_once(c, &l, m);

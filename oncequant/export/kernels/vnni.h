@@ -35,8 +35,8 @@ typedef struct {
     vnni_range range;
 } vnni_codes;
 
-/* Whether signed bytes cannot hold weights, such as odd ones of 8 bits. */
-INLINE int vnni_refuses(const network_layer *l) { return l->bits + l->factor - 1 + l->shift > 8; }
+/* Whether signed bytes cannot hold weights, such as odd ones of 8 bits; or inputs of a kernel row are apart. */
+INLINE int vnni_refuses(const network_layer *l) { return l->bits + l->factor - 1 + l->shift > 8 || DILATION(l) > 1; }
 
 INLINE vnni_codes vnni_codes_of(const int bits, const network_layer *l)
 {
@@ -195,7 +195,7 @@ INLINE void vnni_fill(uint8_t *to, uint8_t value, int32_t count)
  * more. */
 KERNEL void vnni_rows(const network_layer *l, const uint8_t *x, int32_t top, int32_t count, uint8_t *to)
 {
-    const int32_t border = l->kernel / 2 * l->channels, inside = l->size * l->channels, pitch = inside + 2 * border;
+    const int32_t border = l->pad * l->channels, inside = l->size * l->channels, pitch = inside + 2 * border;
     for (int32_t row = top; row < top + count; row++, to += pitch) {
         if (row < 0 || row >= l->size) {
             vnni_fill(to, (uint8_t)l->in_zero, pitch);
@@ -284,9 +284,9 @@ KERNEL void vnni_output(const network_layer *l, const uint8_t *x, int32_t pitch,
 /* As `layer`, for whole blocks of channels; returns how many channels these are. */
 KERNEL int32_t vnni_layer(const network_layer *l, const uint8_t *x, uint8_t *y, float *logits)
 {
-    const int32_t kernel = l->kernel, pitch = (l->size + kernel / 2 * 2) * l->channels;
+    const int32_t kernel = l->kernel, pitch = (l->size + 2 * l->pad) * l->channels;
     if (vnni_refuses(l)) return 0;
-    if (kernel == 1) {
+    if (kernel == 1) { /* without a border */
         vnni_output(l, x, pitch, l->out_size, y, logits);
         return l->out_channels / LANES * LANES;
     }
@@ -294,7 +294,7 @@ KERNEL int32_t vnni_layer(const network_layer *l, const uint8_t *x, uint8_t *y, 
     const int32_t most = (NETWORK_MOST_ROWS / pitch - kernel) / l->stride + 1;
     for (int32_t row = 0, rows; row < l->out_size; row += rows) {
         rows = least(most, l->out_size - row);
-        vnni_rows(l, x, row * l->stride - kernel / 2, (rows - 1) * l->stride + kernel, memory);
+        vnni_rows(l, x, row * l->stride - l->pad, (rows - 1) * l->stride + kernel, memory);
         vnni_output(l, memory, pitch, rows, y + row * l->out_size * l->out_channels, logits);
     }
     return l->out_channels / LANES * LANES;

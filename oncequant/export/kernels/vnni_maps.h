@@ -97,19 +97,19 @@ INLINE void vnni_taps(const network_layer *l, const int kernel, const uint8_t *t
 KERNEL int vnni_depthwise(const network_layer *l, const uint8_t *x, uint8_t *y)
 {
     const int32_t channels = l->channels, kernel = l->kernel, stride = l->stride, blocks = (channels + 15) / 16;
-    const int32_t size = l->size + kernel / 2 * 2, pitch = size * channels;
+    const int32_t size = l->size + 2 * l->pad, pitch = size * channels;
     const int32_t width = l->out_size + (kernel - 1) / 4 * 4 / stride; /* places in a row that are needed */
     const int32_t fit = least(NETWORK_MOST_ROWS / pitch, NETWORK_MOST_TOGETHER / (64 * width));
     int8_t flat[NETWORK_MOST_TAPS];
     uint8_t taps[NETWORK_MOST_FOURS], together[NETWORK_MOST_TOGETHER];
     uint8_t memory[NETWORK_MOST_ROWS + 4 * NETWORK_MOST_CHANNELS + 64];
-    if (vnni_refuses(l) || stride > 2) return 0;
+    if (vnni_refuses(l) || stride > 2 || kernel > 7) return 0; /* more taps than registers */
     vnni_unpack(l, kernel * kernel * channels, flat);
     vnni_order_taps(l, flat, taps);
     for (int32_t row = 0, rows; row < l->out_size; row += rows, y += rows * l->out_size * channels) {
         rows = least((fit - kernel) / stride + 1, l->out_size - row);
         const int32_t in_rows = (rows - 1) * stride + kernel;
-        vnni_rows(l, x, row * stride - kernel / 2, in_rows, memory);
+        vnni_rows(l, x, row * stride - l->pad, in_rows, memory);
         for (int32_t block = 0; block < blocks; block++) {
             const __mmask16 there = vnni_there(channels - 16 * block);
             for (int32_t i = 0; i < in_rows; i++)
