@@ -4,7 +4,8 @@
 
 Networks have random weights and calibrated grids. C, the integer ONNX file and the float file of the same architecture
 take turns, one image and one thread; medians. On processors with AMX so does C without it. What a call from Python
-costs is in all of them. Where OpenVINO is installed it runs both files too. On processors with VNNI, `peak_share` is
+costs is in all of them. Where OpenVINO is installed it runs both files too, and LiteRT its own of the same architecture
+(`litert.py`). On processors with VNNI, `peak_share` is
 the MACs of a second over those of a loop of nothing but VNNI instructions. A Cortex-M's instructions are counted under
 emulation (`oncequant/export/cortex_m.py`), where its tools are installed.
 """
@@ -89,17 +90,17 @@ def graphs(config: Any, which: str) -> tuple[Network, Arch, Graph, Graph]:
     return subnet, arch, *written
 
 
-def calls_of(folder: Path, graph: Graph) -> dict[str, Callable[[], Any]]:
+def calls_of(folder: Path, graph: Graph, in_float: Graph) -> dict[str, Callable[[], Any]]:
     """One image by C, and by the integer and the float file in every runtime that is installed."""
     image = torch.full((1, graph.channels, graph.resolution, graph.resolution), 127, dtype=torch.uint8)
-    integer, in_float = (session(folder / f"{kind}.onnx") for kind in ("integer", "float"))
+    integer, floating = (session(folder / f"{kind}.onnx") for kind in ("integer", "float"))
     feed = {"pixels": image.numpy().astype(np.float32)}
     calls: dict[str, Callable[[], Any]] = {"c": load_compiled(folder, 1).prepared(image)}
     if "amx_int8" in processor():
         with patch.object(compiled, "FLAGS", (*compiled.FLAGS, "-DNETWORK_NO_AMX")):
             calls["c_without_amx"] = load_compiled(folder, 1).prepared(image)
     calls["onnx_integer"] = lambda: integer.run(None, feed)
-    calls["onnx_float"] = lambda: in_float.run(None, feed)
+    calls["onnx_float"] = lambda: floating.run(None, feed)
     if find_spec("openvino"):
         import openvino
 
@@ -108,6 +109,10 @@ def calls_of(folder: Path, graph: Graph) -> dict[str, Callable[[], Any]]:
             options = {"INFERENCE_NUM_THREADS": 1, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
             request = core.compile_model(folder / f"{kind}.onnx", "CPU", options).create_infer_request()
             calls[f"openvino_{kind}"] = partial(request.infer, feed)
+    if find_spec("tensorflow") and find_spec("ai_edge_litert"):
+        from litert import litert_calls
+
+        calls |= litert_calls(in_float)
     return calls
 
 
@@ -179,7 +184,7 @@ def main(options: Options) -> None:
                 write_c(graph, folder)
                 write_onnx(graph, folder / "integer.onnx")
                 write_onnx(in_float, folder / "float.onnx")
-                peak, times = peak_macs(), latencies(calls_of(folder, graph))
+                peak, times = peak_macs(), latencies(calls_of(folder, graph, in_float))
                 row |= {f"{kind}_ms": round(ms, 4) for kind, ms in times.items()}
                 row["float_over_c"] = round(times["onnx_float"] / times["c"], 2)
                 if peak:

@@ -23,7 +23,9 @@ TESTED = 20  # pictures of the self-test
 MOST = 2**31 - 1  # of a sum
 PER_LINE = 12
 
-KERNELS = [f"{name}.h" for name in "common portable avx2 neon cortex_m vnni amx vnni_maps layers".split()]  # in order
+KERNELS = [  # in order
+    f"{name}.h" for name in "common portable neon cortex_m vnni amx vnni_maps columns avx2 layers".split()
+]
 
 
 class Constants:
@@ -382,10 +384,10 @@ pictures are first cut to a square and resized. The interface is `network.h`; th
 It is C99 for GCC and clang, without heap and, but for AMX, without variables of its own; of libraries it needs what
 compilers take for granted, such as memcpy. It has {constants} bytes of constants and works in an arena of
 {placement.bytes} bytes.
-Kernels for AVX2, aarch64 with dot products and Cortex-M with DSP are chosen when it is compiled, for example by
-`-mcpu=cortex-m4 -mthumb -mfloat-abi=hard -mfpu=fpv4-sp-d16`; those for AVX512-VNNI by any x86-64 processor that has it
-and VBMI, when it runs (`-DNETWORK_NO_VNNI` leaves them out), and those for AMX on Linux (`-DNETWORK_NO_AMX`), with one
-variable that is set before `main`. They take more stack. Cores without a
+Kernels for aarch64 with dot products and Cortex-M with DSP are chosen when it is compiled, for example by
+`-mcpu=cortex-m4 -mthumb -mfloat-abi=hard -mfpu=fpv4-sp-d16`. An x86-64 processor chooses when it runs: AVX2
+(`-DNETWORK_NO_AVX2` leaves out all of these), AVX512-VNNI with VBMI (`-DNETWORK_NO_VNNI`), and on Linux AMX
+(`-DNETWORK_NO_AMX`), with one variable that is set before `main`. The last two take more stack. Cores without a
 floating-point unit scale by whole numbers, with the same results. Compile with `-std=c99
 -ffp-contract=off`, never with `-ffast-math`: then logits are equal to the last bit on every machine.
 `sha256sum -c network.sha256` tells whether the files are as they were.

@@ -15,9 +15,6 @@
 
 /* The backend, by what the compiler is told of the target. */
 #if defined(NETWORK_PORTABLE)
-#elif defined(__AVX2__)
-#define NETWORK_AVX2
-#include <immintrin.h>
 #elif defined(__ARM_FEATURE_DOTPROD)
 #define NETWORK_NEON
 #include <arm_neon.h>
@@ -35,10 +32,21 @@
 #define UNROLL _Pragma("GCC unroll 8")
 #endif
 
-/* Whether this processor has what vnni.h needs: known when compiled for it, else asked. */
-#if defined(__x86_64__) && !defined(NETWORK_PORTABLE) && !defined(NETWORK_NO_VNNI) && !defined(NETWORK_INTEGER)
-#define NETWORK_VNNI
+/* Whether this processor has what avx2.h and vnni.h need: known when compiled for it, else asked when it runs. */
+#if defined(__x86_64__) && !defined(NETWORK_PORTABLE) && !defined(NETWORK_NO_AVX2) && !defined(NETWORK_INTEGER)
+#define NETWORK_AVX2
 #include <immintrin.h>
+#ifdef __AVX2__
+#define NETWORK_HAS_AVX2 1
+#else
+#define NETWORK_HAS_AVX2 __builtin_cpu_supports("avx2")
+#endif
+#define IF_AVX2(...) __VA_ARGS__
+#else
+#define IF_AVX2(...)
+#endif
+#if defined(NETWORK_AVX2) && !defined(NETWORK_NO_VNNI)
+#define NETWORK_VNNI
 #if defined(__AVX512VNNI__) && defined(__AVX512VBMI__)
 #define NETWORK_HAS_VNNI 1
 #else

@@ -1,60 +1,5 @@
 /* Convolutions and linear layers: the inputs of a few output pixels are gathered in columns, then multiplied. */
 
-INLINE void copy_bytes(uint8_t *to, const uint8_t *from, int32_t count)
-{
-#if defined(NETWORK_AVX2) || defined(NETWORK_NEON)
-    for (; count >= 16; count -= 16, to += 16, from += 16) memcpy(to, from, 16);
-#endif
-    for (; count >= 4; count -= 4, to += 4, from += 4) memcpy(to, from, 4);
-    for (; count > 0; count--) *to++ = *from++;
-}
-
-INLINE void fill_bytes(uint8_t *to, uint8_t value, int32_t count)
-{
-    while (count-- > 0) *to++ = value;
-}
-
-#ifdef NETWORK_DILATED
-/* As `gather`, tap by tap. */
-KERNEL void gather_apart(const network_layer *l, const uint8_t *x, int32_t top, int32_t left, uint8_t *column)
-{
-    const int32_t channels = l->channels, dilation = l->dilation, reach = l->kernel * dilation;
-    for (int32_t row = top; row < top + reach; row += dilation)
-        for (int32_t at = left; at < left + reach; at += dilation, column += channels) {
-            if (row >= 0 && row < l->size && at >= 0 && at < l->size)
-                copy_bytes(column, x + (row * l->size + at) * channels, channels);
-            else
-                fill_bytes(column, (uint8_t)l->in_zero, channels);
-        }
-}
-#endif
-
-/* What an output pixel reads, kernel row by kernel row, from `top` and `left` on; outside the map the zero point. */
-KERNEL void gather(const network_layer *l, const uint8_t *x, int32_t top, int32_t left, uint8_t *column)
-{
-    const int32_t kernel = l->kernel, channels = l->channels, pitch = l->size * channels;
-#ifdef NETWORK_DILATED
-    if (l->dilation > 1) {
-        gather_apart(l, x, top, left, column);
-        return;
-    }
-#endif
-    if (top >= 0 && left >= 0 && top + kernel <= l->size && left + kernel <= l->size) {
-        const uint8_t *in = x + top * pitch + left * channels;
-        for (int32_t row = 0; row < kernel; row++, in += pitch, column += kernel * channels)
-            copy_bytes(column, in, kernel * channels);
-        return;
-    }
-    const int32_t before = left < 0 ? -left : 0, until = least(kernel, l->size - left);
-    for (int32_t row = top; row < top + kernel; row++, column += kernel * channels) {
-        const int inside = row >= 0 && row < l->size;
-        const int32_t first = inside ? before * channels : kernel * channels, last = inside ? until * channels : first;
-        fill_bytes(column, (uint8_t)l->in_zero, first);
-        if (inside) copy_bytes(column + first, x + row * pitch + (left + before) * channels, last - first);
-        fill_bytes(column + last, (uint8_t)l->in_zero, kernel * channels - last);
-    }
-}
-
 /* Column `p`, of the output pixel that reads from `top` and `left` on, zero up to `stride`; returns the sum of its codes. */
 KERNEL int32_t make_column(const network_layer *l, const uint8_t *x, int32_t top, int32_t left, uint8_t *scratch,
                            network_column *columns, int32_t p, int32_t stride, int32_t inputs)
@@ -77,21 +22,7 @@ KERNEL int32_t make_column(const network_layer *l, const uint8_t *x, int32_t top
     (void)scratch;
     gather(l, x, top, left, column);
     fill_bytes(column + inputs, 0, stride - inputs);
-    int32_t i = 0;
-#ifdef NETWORK_AVX2
-    __m256i parts = _mm256_setzero_si256();
-    for (; i + 32 <= inputs; i += 32) {
-        const __m256i bytes = _mm256_loadu_si256((const __m256i *)(const void *)(column + i));
-        parts = _mm256_add_epi64(parts, _mm256_sad_epu8(bytes, _mm256_setzero_si256()));
-    }
-    __m128i halves = _mm_add_epi64(_mm256_castsi256_si128(parts), _mm256_extracti128_si256(parts, 1));
-    for (; i + 8 <= inputs; i += 8) {
-        const __m128i bytes = _mm_loadl_epi64((const __m128i *)(const void *)(column + i));
-        halves = _mm_add_epi64(halves, _mm_sad_epu8(bytes, _mm_setzero_si128()));
-    }
-    sum = _mm_cvtsi128_si32(_mm_add_epi64(halves, _mm_unpackhi_epi64(halves, halves)));
-#endif
-    for (; i < inputs; i++) sum += column[i];
+    for (int32_t i = 0; i < inputs; i++) sum += column[i];
 #endif
     return sum;
 }
@@ -102,23 +33,8 @@ INLINE void eight_codes(const network_layer *l, const int32_t *sums, int32_t fac
 {
     const int32_t *const bias = l->bias + channel;
     const float *const ratio = l->ratio + channel;
-#if defined(NETWORK_AVX2) && !defined(NETWORK_INTEGER)
-    const float zero = (float)l->zero, max = (float)l->max;
-    const __m256 big = _mm256_set1_ps(12582912.0f);
-    __m256i sum = _mm256_loadu_si256((const __m256i *)(const void *)sums);
-    if (factor != 1) sum = _mm256_add_epi32(sum, sum);
-    sum = _mm256_slli_epi32(_mm256_sub_epi32(sum, _mm256_set1_epi32(subtracted)), l->shift);
-    sum = _mm256_add_epi32(sum, _mm256_loadu_si256((const __m256i *)(const void *)bias));
-    __m256 value = _mm256_mul_ps(_mm256_cvtepi32_ps(sum), _mm256_loadu_ps(ratio));
-    value = _mm256_add_ps(_mm256_sub_ps(_mm256_add_ps(value, big), big), _mm256_set1_ps(zero));
-    value = _mm256_min_ps(_mm256_max_ps(value, _mm256_setzero_ps()), _mm256_set1_ps(max));
-    const __m256i code = _mm256_cvttps_epi32(value);
-    const __m128i words = _mm_packus_epi32(_mm256_castsi256_si128(code), _mm256_extracti128_si256(code, 1));
-    _mm_storel_epi64((__m128i *)(void *)codes, _mm_packus_epi16(words, words));
-#else
     for (int32_t i = 0; i < LANES; i++)
         codes[i] = scaled(accumulator(sums[i] * factor - subtracted, l->shift, bias[i]), ratio[i], l->zero, l->max);
-#endif
 }
 
 /* Sums of `count` columns (COLUMNS, or 1) for one block of channels; returns its words. */
@@ -145,12 +61,6 @@ INLINE int32_t words_before(const network_layer *l, int32_t channels, int32_t in
     return channels ? block_words(l->bits, channels, (inputs + 3) / 4) : 0;
 }
 
-INLINE int32_t padded_inputs(int32_t inputs, int32_t bits)
-{
-    const int32_t together = 4 * chunk_steps(bits);
-    return (inputs + together - 1) / together * together;
-}
-
 /* A convolution to codes, or, with `logits`, a linear layer. */
 KERNEL void layer(const network_layer *l, const uint8_t *x, uint8_t *y, float *logits, uint8_t *scratch)
 {
@@ -161,6 +71,7 @@ KERNEL void layer(const network_layer *l, const uint8_t *x, uint8_t *y, float *l
     const int32_t right = left + l->out_size * l->stride;
     IF_AMX(if (!logits && amx_layer(l, x, y)) return;)
     IF_VNNI(done = vnni_layer(l, x, y, logits);)
+    IF_AVX2(if (!done) done = avx2_layer(l, x, y, logits, scratch);)
     for (int32_t first = 0, count; first < pixels && done < l->out_channels; first += count) {
         int32_t inputs_sum[COLUMNS], sums[COLUMNS][LANES];
         const uint32_t *words = l->weights + words_before(l, done, inputs);
@@ -195,50 +106,12 @@ KERNEL void layer(const network_layer *l, const uint8_t *x, uint8_t *y, float *l
     }
 }
 
-/* ---- depthwise convolutions: two taps at once, of LANES channels */
-
-/* Weights of block by block of channels, in a block pair by pair of taps, in a pair channel by channel. */
-KERNEL void unpack_weights(const network_layer *l, int16_t *weights)
-{
-    const int32_t channels = l->channels, taps = l->kernel * l->kernel, pairs = (taps + 1) / 2, count = taps * channels;
-    int32_t tap = 0, channel = 0;
-    memset(weights, 0, (size_t)((channels + LANES - 1) / LANES * pairs * LANES * 4));
-    switch (l->bits) {
-#define CASE(BITS)                                                                                                 \
-    case BITS: {                                                                                                   \
-        network_words part = first_words(BITS, l->weights, 1, (count + 3) / 4);                                    \
-        for (int32_t at = 0; at < count; at += 4 * chunk_steps(BITS)) {                                            \
-            UNROLL for (int s = 0; s < chunk_steps(BITS); s++) {                                                   \
-                uint32_t code = codes_of_word(BITS, part, 1, s, 0, 0x01010101u);                                   \
-                for (int32_t j = at + 4 * s; j < least(count, at + 4 * s + 4); j++, code >>= 8) {                  \
-                    const int32_t block = (channel / LANES * pairs + tap / 2) * LANES + channel % LANES;           \
-                    weights[2 * block + tap % 2] = (int16_t)((int32_t)(code & 255) * l->factor - l->offset);       \
-                    if (++channel == channels) channel = 0, tap++;                                                 \
-                }                                                                                                  \
-            }                                                                                                      \
-            part = next_words(BITS, part, 1);                                                                      \
-        }                                                                                                          \
-        break;                                                                                                     \
-    }
-        NETWORK_BITS(CASE)
-#undef CASE
-    }
-}
+/* ---- depthwise convolutions */
 
 /* Sums of one output pixel over the rows that its taps read, for LANES channels. */
 INLINE void tap_dots(const uint8_t *const *rows, int32_t channel, int32_t pairs, const int16_t *weights, int32_t *sums)
 {
-#if defined(NETWORK_AVX2)
-    __m256i sum = _mm256_setzero_si256();
-    for (int32_t i = 0; i < pairs; i++, weights += 2 * LANES) {
-        const __m128i first = _mm_loadl_epi64((const __m128i *)(const void *)(rows[2 * i] + channel));
-        const __m128i second = _mm_loadl_epi64((const __m128i *)(const void *)(rows[2 * i + 1] + channel));
-        const __m256i x = _mm256_cvtepu8_epi16(_mm_unpacklo_epi8(first, second));
-        const __m256i w = _mm256_loadu_si256((const __m256i *)(const void *)weights);
-        sum = _mm256_add_epi32(sum, _mm256_madd_epi16(x, w));
-    }
-    _mm256_storeu_si256((__m256i *)(void *)sums, sum);
-#elif defined(NETWORK_CORTEX_M)
+#if defined(NETWORK_CORTEX_M)
     for (int32_t half = 0; half < LANES; half += 4, channel += 4) {
         int32_t s0 = 0, s1 = 0, s2 = 0, s3 = 0;
         const int16_t *w = weights + 2 * half;
@@ -273,16 +146,11 @@ KERNEL void depthwise(const network_layer *l, const uint8_t *x, uint8_t *y, uint
     IF_VNNI({ if (vnni_depthwise(l, x, y)) return; })
     unpack_weights(l, weights);
     fill_bytes(outside, (uint8_t)l->in_zero, channels);
-    rows[taps] = outside; /* its weights are zero */
-    for (int32_t pixel = 0; pixel < l->out_size * l->out_size; pixel++, y += channels) {
-        const int32_t top = pixel / l->out_size * l->stride - l->pad, step = DILATION(l);
-        const int32_t left = pixel % l->out_size * l->stride - l->pad, reach = l->kernel * step;
-        for (int32_t tap = 0, row = top; row < top + reach; row += step)
-            for (int32_t column = left; column < left + reach; column += step) {
-                const int inside = row >= 0 && row < l->size && column >= 0 && column < l->size;
-                rows[tap++] = inside ? x + (row * l->size + column) * channels : outside;
-            }
-        for (int32_t channel = 0; channel < channels; channel += LANES) {
+    int32_t done = 0; /* channels */
+    IF_AVX2(done = avx2_depthwise(l, x, y, weights, outside);)
+    for (int32_t pixel = 0; pixel < l->out_size * l->out_size && done < channels; pixel++, y += channels) {
+        tap_rows(l, x, pixel, outside, rows);
+        for (int32_t channel = done; channel < channels; channel += LANES) {
             const int16_t *const block = weights + 2 * channel * pairs;
             int32_t sums[LANES];
             if (channel + LANES <= channels) {

@@ -29,7 +29,7 @@ KERNEL void leftover_dots(int bits, int count, const uint8_t *columns, int32_t s
     plain_dots(bits, count, columns, stride, inputs, words, lanes, sums);
 }
 
-#if !defined(NETWORK_AVX2) && !defined(NETWORK_NEON) && !defined(NETWORK_CORTEX_M)
+#if !defined(NETWORK_NEON) && !defined(NETWORK_CORTEX_M)
 enum { COLUMNS = 4 };
 typedef uint8_t network_column;
 
