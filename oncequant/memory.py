@@ -26,12 +26,14 @@ WIDTHS = (8, 4, 2, 1)  # of the parts that bit-widths are split into: 3 bits are
 LAYER_STRUCT = 4 * 18  # bytes of what holds the tables and numbers of a layer together
 
 # Bytes of code on a Cortex-M4, an upper bound by parts: `benchmarks/flash.py` fits them to random networks of all
-# families, here 296, compiled by gcc 12.2 with the flags of `oncequant/export/cortex_m.py`. It was 0 to 540 bytes above
-# all of them, before 250 were added to the base. Fit again when kernels or flags change: tests/test_memory.py tells.
+# families, here 150, compiled by gcc 12.2 with the flags of `oncequant/export/cortex_m.py`. It was 0 to 332 bytes above
+# all of them, before some hundred were added to the base. Fit again when kernels or flags change; tests tell.
 CODE = 2600 + 250  # also of 8 bits, which edges have
 CODE_OF_BITS = {1: 1790, 2: 1170, 3: 2960, 4: 840, 5: 3180, 6: 1900, 7: 4760}  # if a layer has such weights
-KIND_CODE = {"depthwise": 1350, "average": 1150, "grouped": 500, "dilated": 300}  # if any layer is
-DEPTHWISE_CODE_OF_BITS = {1: 1140, 2: 610, 3: 1340, 4: 330, 5: 1310, 6: 720, 7: 1340}  # if any layer is depthwise
+KIND_CODE = {"depthwise": 1200, "average": 1900, "grouped": 500, "dilated": 300}  # if any layer is
+DEPTHWISE_CODE_OF_BITS = {1: 800, 2: 360, 3: 1040, 4: 270, 5: 830, 6: 540, 7: 1220}  # if any layer is depthwise
+UNEVEN_CODE = 1350  # if any depthwise layer has channels that are no multiple of four
+UNEVEN_CODE_OF_BITS = {1: 1140, 2: 610, 3: 1340, 4: 330, 5: 1310, 6: 720, 7: 1340}
 OPERATION_CODE = {  # those of other operations are in the base
     "maxpool": 180, "pool": 240, "subsample": 180, "concat": 120, "slice": 100, "shuffle": 120, "pad": 120,
 }  # fmt: skip
@@ -154,13 +156,17 @@ def pixel_tables(specs: Specs, value: Number, part: None) -> Number:
 
 
 def code_of_bits(specs: Specs, value: Number, depthwise: bool) -> Number:
-    """Code for the bit-widths of weights; `depthwise` if any layer is."""
+    """Code for the bit-widths of weights, `depthwise` if any layer is, and for channels that are no multiple of 4."""
     found: Number = 0
+    uneven: Number = 0
     for spec in specs.values():
         found = found | spec.present << spec.weight_bits
-    total: Number = 0
+        if spec.depthwise:
+            uneven = uneven | spec.present * (spec.out_channels % 4 > 0)
+    total: Number = uneven * UNEVEN_CODE
     for bits, code in CODE_OF_BITS.items():
-        total = total + (found >> bits & 1) * (code + depthwise * DEPTHWISE_CODE_OF_BITS[bits])
+        own = code + depthwise * DEPTHWISE_CODE_OF_BITS[bits] + uneven * UNEVEN_CODE_OF_BITS[bits]
+        total = total + (found >> bits & 1) * own
     return total
 
 

@@ -249,13 +249,13 @@ COMMANDS = {  # in the order of use
 }  # fmt: skip
 TITLES = {  # of groups, in the help
     "data": "Images", "model": "Network", "training": "Training", "tables": "Search", "search": "Search",
-    "machine": "Machine", "source": "Run", "report": "Arguments", "analyse": "Arguments", "output": "Files and report",
+    "machine": "Machine", "source": "Run", "report": "Arguments", "analyse": "Arguments", "output": "Output",
     "card": "Arguments", "push": "Arguments", "cost": "Options", "info": "Options",
     "evaluate": "Measurement", "export": "Files", "compare": "Comparison", "profile": "Table",
 }  # fmt: skip
 COMMON = {  # what `run --help` and `train --help` explain at once
     "data", "run", "flip", "max_train", "preset", "width", "resolutions", "epochs", "float_epochs", "budgets", "target",
-    "device", "devices", "hours", "pictures",
+    "device", "devices", "hours", "formats",
 }  # fmt: skip
 CHOICES = {
     "preset": tuple(presets_of(DEFAULT_METHOD)), "searcher": tuple(SEARCHERS),

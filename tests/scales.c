@@ -22,7 +22,7 @@ int main(void)
             const int32_t value = round % 5 ? i : far + i;
             int32_t steps;
             clear += product_steps(value, ratio, &steps);
-            wrong += scaled(value, ratio, zero, max) != code_of((float)value * ratio, (float)zero, (float)max);
+            wrong += scaled(value, ratio, zero, max) != code_of((float)value * ratio, zero, max);
         }
     }
     static uint8_t a[65536], b[65536], sums[65536];
@@ -34,7 +34,7 @@ int main(void)
         if (round % 2) offset *= 0.3f;
         add(a, b, sums, 65536, of_a, of_b, offset, 255);
         for (int i = 0; i < 65536; i++)
-            wrong += sums[i] != code_of(fused(of_a, a[i], fused(of_b, b[i], offset)), 0.0f, 255.0f);
+            wrong += sums[i] != code_of(fused(of_a, a[i], fused(of_b, b[i], offset)), 0, 255);
     }
     for (int round = 0; round < 200; round++) {
         const float ratio = ratio_of(round);
@@ -43,7 +43,7 @@ int main(void)
         multiply(a, b + round % 256 * 256, sums, 256, 1, zero_a, gate_zero, ratio, zero, 255);
         for (int i = 0; i < 256; i++) {
             const float product = (float)((a[i] - zero_a) * (b[round % 256 * 256] - gate_zero)) * ratio;
-            wrong += sums[i] != code_of(product + (float)zero, 0.0f, 255.0f);
+            wrong += sums[i] != code_of(product + (float)zero, 0, 255);
         }
     }
     printf("%ld wrong, %.4f clear\n", wrong, (double)clear / (double)all);

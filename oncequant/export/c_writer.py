@@ -205,8 +205,10 @@ def _float(value: Tensor) -> str:
 
 
 def _network_c(program: Program, constants: Constants, calls: Sequence[str]) -> str:
-    bits = sorted({step.weights.bits for step in program.steps if step.weights is not None})
-    dilated = "\n#define NETWORK_DILATED" * any(s.weights.dilation > 1 for s in program.steps if s.weights is not None)
+    layers = [(step, step.weights) for step in program.steps if step.weights is not None]
+    rare = "\n#define NETWORK_DILATED" * any(weights.dilation > 1 for _, weights in layers)
+    rare += "\n#define NETWORK_UNEVEN" * any(step.is_depthwise and weights.groups % 4 for step, weights in layers)
+    bits = sorted({weights.bits for _, weights in layers})
     classes = ", ".join(_string(name) for name in program.graph.classes)
     body = "\n".join(f"    {call}" for call in calls)
     return f"""\
@@ -217,7 +219,7 @@ def _network_c(program: Program, constants: Constants, calls: Sequence[str]) -> 
 
 #include "network.h"
 
-#define NETWORK_BITS(CASE) {" ".join(f"CASE({b})" for b in bits)}{dilated}
+#define NETWORK_BITS(CASE) {" ".join(f"CASE({b})" for b in bits)}{rare}
 {stack_constants(_sizes(program))}
 
 {kernel_text()}

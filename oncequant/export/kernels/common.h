@@ -22,6 +22,11 @@
 #define NETWORK_CORTEX_M
 #include <arm_acle.h>
 #endif
+#ifdef NETWORK_CORTEX_M
+#define IF_CORTEX_M(...) __VA_ARGS__
+#else
+#define IF_CORTEX_M(...)
+#endif
 
 #define INLINE static inline __attribute__((always_inline))
 #define UNUSED __attribute__((unused))
@@ -82,6 +87,11 @@ __attribute__((constructor)) static void amx_ask(void)
 #define NETWORK_INTEGER
 #endif
 
+#ifdef NETWORK_UNEVEN /* any depthwise layer of this network */
+#define IS_EVEN(CHANNELS) ((CHANNELS) % 4 == 0)
+#else
+#define IS_EVEN(CHANNELS) 1
+#endif
 #ifdef NETWORK_DILATED /* any layer of this network */
 #define DILATION(LAYER) (LAYER)->dilation
 #else
@@ -102,15 +112,27 @@ typedef struct {
     int16_t pad, dilation;         /* pixels of zero points around the map; pixels from one tap to the next */
 } network_layer;
 
+INLINE int32_t least(int32_t a, int32_t b) { return a < b ? a : b; }
+
 /* The code of a value in steps: round half to even, as adding 1.5 * 2^23 does; add the zero point; clamp. */
-INLINE uint8_t code_of(float value, float zero, float max)
+#if defined(NETWORK_CORTEX_M) && defined(__ARM_FP)
+INLINE uint8_t code_of(float value, int32_t zero, int32_t max)
 {
-    const float big = 12582912.0f;
-    float code = (value + big) - big + zero;
+    int32_t steps;
+    __asm__("vcvtr.s32.f32 %0, %0" : "+t"(value)); /* half to even, too; what is too large is clamped either way */
+    memcpy(&steps, &value, 4);
+    return (uint8_t)least((int32_t)__usat(__qadd(steps, zero), 8), max);
+}
+#else
+INLINE uint8_t code_of(float value, int32_t zero, int32_t max)
+{
+    const float big = 12582912.0f, most = (float)max;
+    float code = (value + big) - big + (float)zero;
     code = code < 0.0f ? 0.0f : code;
-    code = code > max ? max : code;
+    code = code > most ? most : code;
     return (uint8_t)(int32_t)code;
 }
+#endif
 
 /* a * code + c with one rounding; in double the product is exact, and so is the sum of numbers this close */
 INLINE float fused(float a, uint8_t code, float c)
@@ -160,16 +182,14 @@ KERNEL uint8_t scaled(int32_t value, float ratio, int32_t zero, int32_t max)
 {
     int32_t steps;
     if (product_steps(value, ratio, &steps)) return clamped(steps + zero, max);
-    return code_of((float)value * ratio, (float)zero, (float)max);
+    return code_of((float)value * ratio, zero, max);
 }
 #else
 INLINE uint8_t scaled(int32_t value, float ratio, int32_t zero, int32_t max)
 {
-    return code_of((float)value * ratio, (float)zero, (float)max);
+    return code_of((float)value * ratio, zero, max);
 }
 #endif
-
-INLINE int32_t least(int32_t a, int32_t b) { return a < b ? a : b; }
 
 /* ---- codes of weights */
 

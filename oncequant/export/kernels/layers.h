@@ -111,30 +111,10 @@ KERNEL void layer(const network_layer *l, const uint8_t *x, uint8_t *y, float *l
 /* Sums of one output pixel over the rows that its taps read, for LANES channels. */
 INLINE void tap_dots(const uint8_t *const *rows, int32_t channel, int32_t pairs, const int16_t *weights, int32_t *sums)
 {
-#if defined(NETWORK_CORTEX_M)
-    for (int32_t half = 0; half < LANES; half += 4, channel += 4) {
-        int32_t s0 = 0, s1 = 0, s2 = 0, s3 = 0;
-        const int16_t *w = weights + 2 * half;
-        for (int32_t i = 0; i < pairs; i++, w += 2 * LANES) {
-            const uint32_t first = load_word(rows[2 * i] + channel), second = load_word(rows[2 * i + 1] + channel);
-            const uint32_t even = (uint32_t)__uxtb16(first), odd = (uint32_t)__uxtb16(first >> 8);
-            const uint32_t even2 = (uint32_t)__uxtb16(second), odd2 = (uint32_t)__uxtb16(second >> 8);
-            s0 = __smlad((int16x2_t)((even & 0xffffu) | even2 << 16), (int16x2_t)load_word(w), s0);
-            s1 = __smlad((int16x2_t)((odd & 0xffffu) | odd2 << 16), (int16x2_t)load_word(w + 2), s1);
-            s2 = __smlad((int16x2_t)(even >> 16 | (even2 & 0xffff0000u)), (int16x2_t)load_word(w + 4), s2);
-            s3 = __smlad((int16x2_t)(odd >> 16 | (odd2 & 0xffff0000u)), (int16x2_t)load_word(w + 6), s3);
-        }
-        sums[half] = s0;
-        sums[half + 1] = s1;
-        sums[half + 2] = s2;
-        sums[half + 3] = s3;
-    }
-#else
     for (int32_t i = 0; i < LANES; i++) sums[i] = 0;
     for (int32_t i = 0; i < pairs; i++, weights += 2 * LANES)
         for (int32_t j = 0; j < LANES; j++)
             sums[j] += rows[2 * i][channel + j] * weights[2 * j] + rows[2 * i + 1][channel + j] * weights[2 * j + 1];
-#endif
 }
 
 KERNEL void depthwise(const network_layer *l, const uint8_t *x, uint8_t *y, uint8_t *scratch)
@@ -144,6 +124,10 @@ KERNEL void depthwise(const network_layer *l, const uint8_t *x, uint8_t *y, uint
     uint8_t *const outside = scratch + (channels + LANES - 1) / LANES * pairs * LANES * 4;
     const uint8_t *rows[NETWORK_MOST_KERNEL * NETWORK_MOST_KERNEL + 1]; /* one more to make pairs */
     IF_VNNI({ if (vnni_depthwise(l, x, y)) return; })
+    IF_CORTEX_M(if (IS_EVEN(channels)) {
+        quad_depthwise(l, x, y, scratch);
+        return;
+    })
     unpack_weights(l, weights);
     fill_bytes(outside, (uint8_t)l->in_zero, channels);
     int32_t done = 0; /* channels */
@@ -206,7 +190,7 @@ KERNEL void add(const uint8_t *a, const uint8_t *b, uint8_t *y, int32_t count, f
             continue;
         }
 #endif
-        y[i] = code_of(fused(ratio_a, a[i], fused(ratio_b, b[i], offset)), 0.0f, (float)max);
+        y[i] = code_of(fused(ratio_a, a[i], fused(ratio_b, b[i], offset)), 0, max);
     }
 }
 
@@ -228,7 +212,7 @@ KERNEL void multiply(const uint8_t *x, const uint8_t *gate, uint8_t *y, int32_t 
                 continue;
             }
 #endif
-            *y++ = code_of((float)product * ratio + (float)zero, 0.0f, (float)max);
+            *y++ = code_of((float)product * ratio + (float)zero, 0, max);
         }
 }
 
