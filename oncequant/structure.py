@@ -62,8 +62,9 @@ class Call:
     """One kernel call, from maps of codes to one."""
 
     op: str
-    """pixels, lookup, linear, pool (a maxpool with another window), or an operation of a graph: conv, add, multiply,
-    mean, concat, maxpool, subsample, pad, pad_channels, slice, shuffle; avgpool, which a graph has as a conv."""
+    """pixels, lookup, linear, logits of codes, pool (a maxpool with another window), or an operation of a graph: conv,
+    add, multiply, mean, concat, maxpool, subsample, pad, pad_channels, slice, shuffle; avgpool, which a graph has as a
+    conv."""
     name: str
     """Of the node."""
     inputs: tuple[str, ...]
@@ -108,13 +109,12 @@ class _Calls:
                 self.quantized(node)
         last = self.graph[-1]
         source = self.nodes[last.inputs[0]]
-        if last.op != "linear":
-            raise CannotRun(f"{source.inputs[0]}: no kernel for a network that does not end with a linear layer")
-        if source.op != "quantize" or not last.is_integer:
+        if source.op != "quantize" or last.op == "linear" and not last.is_integer:
             raise CannotRun(f"{last.name} has weights or inputs in float")
-        self.found.append(
-            Call("linear", last.name, (self.codes(source.name),), LOGITS, Shape(last.name), (source.name,))
-        )
+        codes = self.codes(source.name)
+        shape = Shape(last.name) if last.op == "linear" else self.shapes[codes]
+        op = "linear" if last.op == "linear" else "logits"
+        self.found.append(Call(op, last.name, (codes,), LOGITS, shape, (source.name,)))
         return self.found
 
     def codes(self, name: str) -> str:

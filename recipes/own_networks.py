@@ -3,8 +3,8 @@
 Every network has random weights and batch norms that are not neutral, images of 64 px (Inception 96), 1,000 classes.
 Each layer but the first and the last gets random bit-widths of weights and inputs; step sizes start from the weights
 and one batch. A row says how far the float logits are from the module's, as a part of the largest, and on how many
-images ONNX Runtime with all optimisations gives the logits of the integer simulator, bit for bit. Nothing is trained or
-downloaded.
+images ONNX Runtime with all optimisations, and the compiled C, give the logits of the integer simulator, bit for bit.
+Nothing is trained or downloaded.
 
 torchvision needs the torch that it was built for, so this runs in an environment of its own:
 
@@ -15,7 +15,7 @@ torchvision needs the torch that it was built for, so this runs in an environmen
         onnx onnxruntime
     OMP_NUM_THREADS=1 .venv-others/bin/python recipes/own_networks.py results/own-networks_cpu_202611.csv
 
-Ten minutes of one core. Result: results/README.md#networks-of-others
+A quarter of an hour of one core. Result: results/README.md#networks-of-others
 """
 
 import sys
@@ -30,6 +30,9 @@ import torch
 import torchvision
 from torch import nn
 
+from oncequant.export.c import write_c
+from oncequant.export.compiled import load_compiled
+from oncequant.export.graph import Graph
 from oncequant.export.lower import lower, network_input
 from oncequant.export.onnx_runtime import kernel_counts, run_onnx, session
 from oncequant.export.onnx_writer import write_onnx
@@ -44,6 +47,7 @@ from oncequant.models.trace import TraceError, float_network, own_network
 from oncequant.structure import CannotRun
 
 SIZE, IMAGES = 64, 16
+COMPILED = 13_000_000  # parameters, at most: a file in C has its weights as text
 LARGER = {"inception_v3": 96}  # which does not take images of 64 px
 BITS = dict(weight_bits=(2, 3, 4, 6, 8), act_bits=(2, 3, 4, 6, 8), steps_per_bits=True)
 TORCHVISION = (
@@ -114,18 +118,23 @@ def row(library: str, name: str) -> dict[str, object]:
         found["package_equal"] = torch.equal(load_package(folder)(pixels), run_float(graph, pixels))
         found["onnx_kb"] = round(path.stat().st_size / 1000)
     found["float_kb"] = round(4 * int(found["parameters"]) / 1000)
-    found["in_c"] = in_c(graph)
+    found |= in_c(graph, pixels.round().to(torch.uint8), int(found["parameters"]) <= COMPILED)
     found["seconds"] = round(time.monotonic() - start, 1)
     return found
 
 
-def in_c(graph) -> str:
-    """Whether kernels in C run it, or why not."""
+def in_c(graph: Graph, pixels: torch.Tensor, compiles: bool) -> dict[str, object]:
+    """Whether kernels in C run it, or why not; if compiled, on how many images it gives the simulator's logits."""
     try:
         program(graph)
     except CannotRun as error:
-        return str(error)
-    return "yes"
+        return {"in_c": str(error), "c_equal_images": ""}
+    if not compiles:
+        return {"in_c": "yes", "c_equal_images": ""}
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        write_c(graph, Path(folder))
+        equal = (load_compiled(folder, 1)(pixels) == run_integer(graph, pixels.float())).all(1)
+    return {"in_c": "yes", "c_equal_images": int(equal.sum())}
 
 
 def main(out: Path) -> None:

@@ -93,16 +93,20 @@ def dense():
 class AllConvolutions(nn.Module):
     """Ends with a pooling."""
 
-    def __init__(self):
+    def __init__(self, padding):
         super().__init__()
-        self.one, self.last = conv(1, 8, stride=2), nn.Conv2d(8, 10, 3)
+        self.one, self.last = conv(1, 8, stride=2), nn.Conv2d(8, 10, 3, padding=padding)
 
     def forward(self, x):
         return F.relu(self.last(self.one(x))).mean((2, 3))
 
 
 def all_convolutions():
-    return AllConvolutions()
+    return AllConvolutions(padding=0)
+
+
+def widely_padded():
+    return AllConvolutions(padding=3)
 
 
 def first_network():

@@ -228,20 +228,20 @@ def test_another_network_in_the_same_folder_is_refused(file, monkeypatch, capsys
 
 
 def test_networks_without_kernels_in_c_have_no_costs_there(file, monkeypatch, capsys):
-    own = ["--network", "mine.py:all_convolutions", "--run", "run", *FAST]
+    own = ["--network", "mine.py:widely_padded", "--run", "run", *FAST]
     text = fails(monkeypatch, capsys, "run", "qfa", *own, "--budget", "ram_bytes<=100k")
-    assert "mean: no kernel for a network that does not end with a linear layer" in text and not Path("run").exists()
+    assert "last: no kernel for convolutions of 3 x 3 with padding 3" in text and not Path("run").exists()
     call(monkeypatch, "run", "qfa", *own, "--searcher", "random", "--evaluations", "5")
     assert all(not {"ram_bytes", "flash_bytes"} & row["costs"].keys() for row in of_run("run", "family.json"))
     assert not any(row["problems"] for row in of_run("run", "exports.json"))
     capsys.readouterr()
     call(monkeypatch, "export", "run", "mixed-L", "--formats", "package", "c")
     said = " ".join(capsys.readouterr().out.split())
-    assert "mixed-L is not written as c" in said and "that does not end with a linear layer" in said
+    assert "mixed-L is not written as c" in said and "no kernel for convolutions of 3 x 3 with padding 3" in said
 
 
 @pytest.mark.compiler
-@pytest.mark.parametrize("name", ["dense", "first_network"])
+@pytest.mark.parametrize("name", ["dense", "first_network", "all_convolutions"])
 def test_a_network_of_ones_own_becomes_c(name, file, monkeypatch):
     own = ["--network", f"mine.py:{name}", "--run", "run", "--searcher", "random", "--evaluations", "5", *FAST]
     call(monkeypatch, "run", "qfa", *own, "--budget", "ram_bytes<=100k", "--formats", "package", "c")

@@ -92,6 +92,9 @@ def _call(step: Step, i: int, program: Program, placement: Placement, constants:
             return f"grouped(&{name}, {step.groups}, {words}, {sources[0]}, {target}, {scratch});"
         codes, logits = ("memory", LOGITS) if step.output == LOGITS else (target, "0")
         return f"layer(&{name}, {sources[0]}, {codes}, {logits}, {scratch});"
+    if step.op == "logits":
+        (of,) = step.grids
+        return f"dequantize({sources[0]}, logits, {before.channels}, {of.zero_point}, {_float(torch.tensor(of.step))});"
     pixels, channels, grid = before.size * before.size, before.channels, step.grid
     assert grid is not None
     most, last = grid.top, f"{grid.zero_point}, {grid.top}"

@@ -137,7 +137,7 @@ def program(graph: Graph) -> Program:
         if call.op == "conv":
             assert weights is not None
             outputs[call.name] = _output(call.name, weights, before[0])
-        elif call.op == "linear" and before[0].size != 1:
+        elif call.op in ("linear", "logits") and before[0].size != 1:
             raise CannotRun(f"{call.name} reads a map of more than one pixel")
         _check_shapes(call, before)
         if call.op == "pixels":

@@ -19,6 +19,7 @@ TABLES: dict[str, Table] = {
         networks.cifar10_oqat_hours,
         networks.cifar10_oqat_hour,
         networks.cifar10_oqat_hour_budgets,
+        networks.cifar10_oqat_longer,
         networks.cifar10_oqat_deep,
         networks.cifar10_qfa_networks,
         oqat.digits_oqat_options,

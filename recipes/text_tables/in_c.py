@@ -94,6 +94,22 @@ def c_amx(read: Read) -> str:
     ], lines)  # fmt: skip
 
 
+def c_litert(read: Read) -> str:
+    """Beside LiteRT, with the instructions of a Cortex-M4."""
+    lines = []
+    for row in read("c-litert_cpu_202611"):
+        times = [fixed(row.number("c_ms"), 4)]
+        for runtime in ("onnx", "litert"):
+            times.append(joined(fixed(row.number(f"{runtime}_{kind}_ms"), 4) for kind in ("float", "integer")))
+        ratios = [fixed(row.number(f"litert_{kind}_ms") / row.number("c_ms")) for kind in ("float", "integer")]
+        macs, of_m4 = f"{millions(row, 'macs', 2)} M", fixed(row.number("m4_per_mac"))
+        lines.append([row["network"], row["bits"], macs, *times, joined(ratios), of_m4, kb(row, "m4_flash_bytes", 1)])
+    return markdown([
+        "network", "bits", "MACs", "C (ms)", "ONNX Runtime float / integer", "LiteRT float / 8 bits",
+        "LiteRT over C", "M4: instructions per MAC", "M4: flash kB",
+    ], lines)  # fmt: skip
+
+
 def c_avx2(read: Read) -> str:
     """With AVX2, and on an emulated Cortex-M4."""
     lines = []

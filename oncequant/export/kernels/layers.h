@@ -161,6 +161,11 @@ KERNEL void from_pixels(const uint8_t *x, uint8_t *y, int32_t pixels, int32_t ch
         for (int32_t c = 0; c < channels; c++, x++) *y++ = table[256 * c + *x];
 }
 
+KERNEL void dequantize(const uint8_t *x, float *logits, int32_t count, int32_t zero, float step)
+{
+    for (int32_t i = 0; i < count; i++) logits[i] = (float)(x[i] - zero) * step;
+}
+
 KERNEL void lookup(const uint8_t *x, uint8_t *y, int32_t count, const uint8_t *table, int32_t entries UNUSED)
 {
     IF_VNNI({
