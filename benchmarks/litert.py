@@ -41,7 +41,7 @@ def converted(graph: Graph, is_integer: bool) -> bytes:
     """The file."""
     shape = 1, graph.resolution, graph.resolution, graph.channels
 
-    @tf.function(input_signature=[tf.TensorSpec(shape, tf.float32)])
+    @tf.function(autograph=False, input_signature=[tf.TensorSpec(shape, tf.float32)])
     def network(pixels: Any) -> Any:
         values: dict[str, Any] = {}
         for node in graph.nodes:
