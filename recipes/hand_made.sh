@@ -4,8 +4,8 @@
 # packed weights and of BitOPs, from the default run of recipes/oqat_cifar10_hour.sh. DATA is a folder with the train and
 # test parquet files. Nothing else may run, since time is what is shared. Digits on one core 20 minutes a seed; CIFAR-10
 # on two cores an hour a seed, and three for the networks by hand.
-# Not run as a whole yet. What results/README.md#made-by-hand has is of this file at 7a52845 and 1dd4c08: other stages, one
-# block, one seed.
+# Not run as a whole yet: on CIFAR-10 bytes, nine budgets, one seed (results/README.md#made-by-hand-from-a-run-of-an-hour).
+# What results/README.md#made-by-hand has is of this file at 7a52845 and 1dd4c08: other stages, one block, one seed.
 set -e
 : "${DATA:?set DATA to the folder of parquet files}" "${SEEDS:=0 1 2}" "${COUNTS:=9 40}" "${FRONTS:=weight_bytes bitops}"
 : "${DIGITS:=yes}"

@@ -33,6 +33,7 @@ TABLES: dict[str, Table] = {
         oqat.oqat_precision,
         hand_made.cifar10_hand_made,
         hand_made.cifar10_hand_made_bytes,
+        hand_made.cifar10_hand_made_hour,
         qfa.digits_qfa_quantizers,
         qfa.digits_qfa_uniform,
         qfa.digits_qfa_stabilisers,
