@@ -55,6 +55,7 @@ TABLES: dict[str, Table] = {
         in_c.mlperf_tiny,
         in_c.digits_c_backends,
         in_c.c_amx,
+        in_c.c_litert,
         in_c.c_vnni,
         in_c.c_avx2,
         lessons.five_runs,
