@@ -52,6 +52,7 @@ TABLES: dict[str, Table] = {
         speed.step_xeon,
         speed.profile,
         in_c.cifar10_cortex_m4,
+        in_c.cifar10_cortex_m4_hour,
         in_c.mlperf_tiny,
         in_c.digits_c_backends,
         in_c.c_amx,
