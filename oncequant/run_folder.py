@@ -130,7 +130,8 @@ class RunSettings:
             return False
         names = "seed", "validation_fraction", "test_fraction", "max_train", "reading"
         before = read_settings(run_dir)
-        return all(getattr(before, name) == getattr(self, name) for name in names)
+        mine = {name: value for name in names if (value := getattr(self, name)) is not None}  # others are left open
+        return all(getattr(before, name) == value for name, value in mine.items())
 
     def to_json(self) -> dict[str, Any]:
         """As run.json keeps them."""

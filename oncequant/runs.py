@@ -97,7 +97,7 @@ def prepare(
     asked = where.validation_fraction, where.test_fraction
     how: dict[str, Any]
     how = {"seed": cfg.seed, "flip": where.flip, "max_train": where.max_train, "resident_gib": where.resident_gib}
-    how |= {**asdict(where.reading), **dict(zip(("validation_fraction", "test_fraction"), where.fractions))}
+    how |= asdict(where.reading)
     place = place_of(where.data) if data is None else None
     if isinstance(data, Data):
         images, how, pixels = data, loading_settings(data, cfg.seed), 0
@@ -107,6 +107,9 @@ def prepare(
         check_memory(cfg, settings.model, device_of(device))
     if not isinstance(data, Data):
         images = settings.load_data(device_of(device), opened, asked, where.cache, folder)
+        assert images.loading is not None  # `load_data` says how
+        parts = {split: getattr(images.loading, split) for split in ("validation_fraction", "test_fraction")}
+        settings = replace(settings, **parts)
     settings = replace(settings, model=options.config(len(images.classes), images.channels, own))
     settings = _checked(settings, images, folder, search, costs)
     tell_run(images, settings.preset, pixels, folder)

@@ -35,6 +35,8 @@ class SupernetConfig(Protocol):
     @property
     def always_smallest(self) -> bool: ...
     @property
+    def largest_share(self) -> float | None: ...
+    @property
     def label_share(self) -> float: ...
     @property
     def float_sandwich(self) -> bool: ...
@@ -71,7 +73,7 @@ def sandwich_training(supernet: Network, cfg: SupernetConfig, data: Data, grows:
             most = grown(space.choices["resolution"], done)
             archs = list(dict.fromkeys(arch.replace(resolution=min(arch["resolution"], most)) for arch in archs))
         how = pass_of_step(cfg, SharedWeights())
-        return sandwich_step(supernet, images, labels, archs, loss, how, cfg.label_share)
+        return sandwich_step(supernet, images, labels, archs, loss, how, cfg.label_share, cfg.largest_share)
 
     return step
 
@@ -169,21 +171,25 @@ def sandwich_step(
     loss: Loss = UNWEIGHTED,
     how: Pass = ALONE,
     label_share: float = 0.0,
+    largest_share: float | None = None,
 ) -> Tensor:
-    """Sandwich rule with in-place distillation (BigNAS, 2003.11142): gradients of all `archs`, averaged.
+    """Sandwich rule with in-place distillation (BigNAS, 2003.11142): the gradients of all `archs`, their mean or the
+    first by `largest_share`.
 
     The first architecture, the largest, learns from the labels; the others learn from its soft answers and by
     `label_share` from the labels. Subnets run one after the other, so that memory is that of the largest alone. Where
     `how` has shared weights, they get the gradients of all subnets before the parameters do. Returns the loss of the
     largest, 0-dim.
     """
+    others = len(archs) - 1
+    share = 1 / len(archs) if largest_share is None or not others else largest_share
     logits = net(images, archs[0], how)  # (N, classes)
     largest_loss = loss(logits, labels)
-    (largest_loss / len(archs)).backward()
+    (share * largest_loss).backward()
     teacher = (1 - label_share) * logits.detach().softmax(1)
     teacher[torch.arange(len(labels)), labels] += label_share
     for arch in archs[1:]:
-        (loss.taught(net(images, arch, how), teacher, labels) / len(archs)).backward()
+        ((1 - share) / others * loss.taught(net(images, arch, how), teacher, labels)).backward()
     if how.shared is not None:
         how.shared.backward()
     return largest_loss.detach()

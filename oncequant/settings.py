@@ -10,7 +10,7 @@ from rich.table import Table
 
 from oncequant import distributed
 from oncequant.arch import FLOAT_BITS, SKIP, pair
-from oncequant.data import FRACTIONS, Reading
+from oncequant.data import Reading
 from oncequant.export.formats import DEFAULT_FORMATS
 from oncequant.family import WIDTHS, NetworkConfig, check_numbers
 from oncequant.files import PathText, user_path
@@ -45,7 +45,8 @@ class DataOptions:
     run: Path | None = None
     """Folder of this run. Default: runs/<data>; of qfa and dnas runs/<data>-<method>."""
     validation_fraction: float | None = None
-    """Part of the training images held out for search, where the data has no validation split. Default: 0.15."""
+    """Part of the training images held out for search, where the data has no validation split. Default: 0.15, at most
+    5,000 images."""
     test_fraction: float | None = None
     """Part of the images held out for the final test, where the data has no test split. Default: 0.2."""
     flip: bool | None = None
@@ -65,13 +66,6 @@ class DataOptions:
         """Refuse impossible numbers before any work."""
         check_ranges(self, validation_fraction=(1e-4, 0.99), test_fraction=(1e-4, 0.99))
         check_ranges(self, max_train=(2, 1_000_000_000), resident_gib=(0, 1_000_000))
-
-    @property
-    def fractions(self) -> tuple[float, float]:
-        """Of validation and test images, also where they are left open."""
-        given = self.validation_fraction, self.test_fraction
-        validation, test = (FRACTIONS[split] if value is None else value for split, value in zip(FRACTIONS, given))
-        return validation, test
 
     @property
     def reading(self) -> Reading:

@@ -223,6 +223,18 @@ def test_carved_splits_are_disjoint_stratified_and_a_function_of_the_seed():
     assert data.fingerprint == again.fingerprint != other.fingerprint
 
 
+def test_validation_is_no_larger_than_choosing_needs(monkeypatch):
+    """Beyond MOST_VALIDATION images training has the rest; how large it was is kept, so that it stays."""
+    monkeypatch.setattr("oncequant.data.splits.MOST_VALIDATION", 20)
+    labels = torch.arange(2).repeat_interleave(torch.tensor([300, 100]))
+    source = (TensorDataset(arrays(400, size=4).tensors[0], labels), None, None)
+    data, asked = load_data(source, size=4), load_data(source, size=4, validation_fraction=0.15)
+    assert data.validation.labels.bincount().tolist() == [15, 5] and len(asked.validation) == 60
+    assert set(rows_of(data.validation)) < set(rows_of(asked.validation))
+    assert rows_of(data.test) == rows_of(asked.test)
+    assert data.loading.validation_fraction == 0.05 and asked.loading.validation_fraction == 0.15
+
+
 def test_max_train_keeps_a_stratified_part_and_leaves_the_other_splits_alone():
     labels = torch.arange(3).repeat_interleave(torch.tensor([100, 50, 5]))
     source = (TensorDataset(arrays(155, size=4).tensors[0], labels), None, None)

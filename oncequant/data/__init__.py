@@ -19,12 +19,11 @@ from oncequant.data.pictures import (
     write_pictures,
 )
 from oncequant.data.sources import open_source
-from oncequant.data.splits import FRACTIONS, Data, ResidentSplit, Split, StreamingSplit, load_data, native_size
+from oncequant.data.splits import Data, ResidentSplit, Split, StreamingSplit, load_data, native_size
 from oncequant.data.summary import summary
 from oncequant.images import DataError
 
 __all__ = [
-    "FRACTIONS",
     "SPLITS",
     "Changes",
     "Data",

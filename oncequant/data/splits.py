@@ -34,6 +34,7 @@ from oncequant.progress import console
 HEADER_SAMPLE = 256  # images whose headers decide between 1 and 3 channels when reading all headers costs too much
 STATISTICS_SAMPLE = 2048  # training images behind mean and std
 FRACTIONS = {"validation": 0.15, "test": 0.2}  # of the training images, held out where a source has no such split
+MOST_VALIDATION = 5000  # images, of those: more choose hardly better, and training needs them
 SECONDS_OF_PATIENCE = 300  # of processes that wait for the main one
 
 
@@ -176,8 +177,9 @@ def load_data(
     label), whose `__getitem__` must be deterministic, or one of these that `open_source` has opened; `reading` tells
     how, where it leaves a choice.
     Splits that exist are kept; carved ones are stratified and depend on `seed` alone. Fractions count the training
-    images of the source, by default FRACTIONS; one for a split that exists is refused, or without `refuse_fractions`
-    ignored. `max_train` then keeps a stratified part of the training split.
+    images of the source, by default FRACTIONS, for validation at most MOST_VALIDATION images; one for a split that
+    exists is refused, or without `refuse_fractions` ignored. `max_train` then keeps a stratified part of the training
+    split.
     `flip` defaults to true except for digits. A split whose labels are all negative hides them and counts as missing.
 
     Every image is decoded once, whether it stays in memory or not, so that a broken one is found here. With `cache`
@@ -195,6 +197,8 @@ def load_data(
     for note in opened.notes:
         console.print(note, soft_wrap=True)
     classes, labels = _classes(name, splits)
+    if validation_fraction is None:
+        fractions["validation"] = min(FRACTIONS["validation"], MOST_VALIDATION / len(labels["train"]))
     for split, fraction in asked.items():
         if fraction is not None and split in labels and refuse_fractions:
             raise DataError(f"{split}_fraction {fraction:g}: {name} has a {split} split; leave the option out")

@@ -58,7 +58,7 @@ class Config(SupernetOptions, TrainingOptions):
 
     bit_schedule: tuple[int, ...] = (4, 3, 2)
     """Bit-widths in training order, each inherits from the one before, the first from the float supernet."""
-    epochs: int = 12
+    epochs: int = 14
     """Epochs of a quantized stage in the mean: the first trains longer than this, the others less."""
     min_steps: int = 250
     """Least steps per stage, quantized ones in the mean: small data sets need more epochs."""
