@@ -215,8 +215,7 @@ class SupernetOptions:
 
 
 # of folders that are older than the option
-UNSAID = {"float_sandwich": True, "precision": "float32", "always_smallest": True}
-UNSAID |= {"label_share": 0.0, "largest_share": None}
+UNSAID = dict(float_sandwich=True, precision="float32", always_smallest=True, label_share=0.0, largest_share=None)
 # options that folders of older versions may name, with the value that has no effect: DNAS trains no supernet of subnets
 FORMER = {"kurtosis": 0.0, "dampening": 0.0, "tied_steps": False, "distillation": "float"}  # of QFA, until dc8e247
 FORMER |= {field.name: field.default for field in fields(SupernetOptions)}

@@ -131,19 +131,20 @@ def test_metrics_are_complete(trained):
         assert [r["step"] for r in mine] == sorted({r["step"] for r in mine})
 
 
-@pytest.mark.parametrize("label_share", [0.0, 0.25, 1.0])
-def test_sandwich_step_accumulates_the_average_gradient(label_share):
+@pytest.mark.parametrize("label_share, largest_share", [(0.0, None), (0.25, None), (1.0, None), (0.5, 0.25), (0.5, 1.0)])
+def test_sandwich_step_accumulates_the_average_gradient(label_share, largest_share):
     net = build_network(replace(TINY, dropout=0.0))
     images, labels = torch.randn(8, 1, 8, 8), torch.arange(8)
     archs = [net.space.largest(), net.space.smallest()]
-    sandwich_step(net, images, labels, archs, label_share=label_share)
+    sandwich_step(net, images, labels, archs, label_share=label_share, largest_share=largest_share)
     got = {n: p.grad.clone() for n, p in net.named_parameters() if p.grad is not None}
     net.zero_grad()
     logits = [net(images, arch) for arch in archs]
     loss = torch.nn.functional.cross_entropy(logits[0], labels)
     soft = torch.nn.functional.cross_entropy(logits[1], logits[0].detach().softmax(1))
-    loss = loss + (1 - label_share) * soft + label_share * torch.nn.functional.cross_entropy(logits[1], labels)
-    (loss / 2).backward()
+    other = (1 - label_share) * soft + label_share * torch.nn.functional.cross_entropy(logits[1], labels)
+    share = 0.5 if largest_share is None else largest_share
+    (share * loss + (1 - share) * other).backward()
     for name, p in net.named_parameters():
         if p.grad is not None:
             torch.testing.assert_close(got[name], p.grad, atol=1e-6, rtol=1e-4)

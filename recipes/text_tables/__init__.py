@@ -68,6 +68,7 @@ TABLES: dict[str, Table] = {
         log.stage_lengths,
         log.float_networks,
         log.sandwich_laws,
+        log.full_length_laws,
         log.simplifiers,
     )
 }

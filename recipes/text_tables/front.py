@@ -38,7 +38,7 @@ def what_came_out(read: Read) -> str:
         ["DNAS at 16 px, most accurate", "0 to 32, mixed", cifar, fixed(dnas.number("top1_percent"), 1), kb(dnas),
          "0.5 h", "`recipes/dnas_cifar10.sh`"],
         [mixed, "2 to 4, mixed", cifar, *figures(sizes_of(qfa, "mixed")), "short", "`recipes/qfa_cifar10.sh`"],
-        [f"OQAT, defaults, {sml}", "4", cifar, *figures(sizes_of(hour, "4bit")), "57 min",
+        [f"OQAT, defaults, {sml}", "4", cifar, *figures(sizes_of(hour, "4bit")), "54 min",
          "`recipes/oqat_cifar10_hour.sh`"],
         [f"OQAT, defaults, {sml}", "3", cifar, *figures(sizes_of(hour, "3bit")), "for ten networks", ""],
         [f"OQAT, defaults, {sml}", "2", cifar, *figures(sizes_of(hour, "2bit")), "", ""],

@@ -61,6 +61,23 @@ def sandwich_laws(read: Read) -> str:
     return markdown(["a step trains", "largest network", "steps", "CPU seconds", *networks.values()], lines)
 
 
+def full_length_laws(read: Read) -> str:
+    """What the end of a 4-bit stage of full length trains: validation top-1."""
+    columns = {
+        "largest_percent": "largest",
+        "smallest_percent": "smallest",
+        "smallest_kb": "its kB",
+        "within_45_kb_percent": "within 45 kB",
+        "within_25_kb_percent": "within 25 kB",
+        "front_mean_percent": "mean of 16 on the front",
+    }
+    lines = []
+    for row in read("cifar10-jpeg75_full-length-laws_typed_202611"):
+        numbers = [fixed(row.number(name), 1) if row[name] else "" for name in columns]
+        lines.append([row["space"], row["last_steps"], *numbers])
+    return markdown(["largest network", "steps", *columns.values()], lines)
+
+
 def simplifiers(read: Read) -> str:
     """What onnxsim and onnxslim make of exported files."""
     lines = []

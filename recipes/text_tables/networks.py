@@ -71,7 +71,7 @@ def cifar10_oqat_hour(read: Read) -> str:
 
 
 def cifar10_oqat_longer(read: Read) -> str:
-    """The same with the steps of today, a third longer."""
+    """Before groups had two blocks and the largest counted a quarter, a third longer."""
     return by_size(read("cifar10-jpeg75_oqat-longer_cpu_202611"), BITS)
 
 
