@@ -133,11 +133,14 @@ def test_upload_and_back(run, name, hub):
     assert done.stdout.strip().endswith("/me/net")
     folder = run / "exports" / name
     assert files == {path.name: path.read_bytes() for path in folder.iterdir()} and "README.md" in files
-    image = torch.arange(100.0).view(1, 1, 10, 10)
-    code = "from oncequant import load_package; import torch; torch.set_printoptions(precision=8); print(load_package('hf://me/net@main')(torch.arange(100.0).view(1, 1, 10, 10)))"  # noqa: E501
+    package = load_package(folder)
+    size = package.graph.resolution
+    image = f"torch.arange({size}.0**2).view(1, 1, {size}, {size})"
+    code = "import torch; from oncequant import load_package; torch.set_printoptions(precision=8)\n"
+    code += f"print(load_package('hf://me/net@main')({image}))"
     back = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     with torch.no_grad():
-        expected = load_package(folder)(image)
+        expected = package(torch.arange(size**2.0).view(1, 1, size, size))
     values = [float(value) for value in re.findall(r"-?\d+\.\d+(?:e-?\d+)?", back.stdout)]
     assert values == pytest.approx(expected.flatten().tolist(), abs=1e-4), back.stderr
     files["model.safetensors"] = files["model.safetensors"][:-8] + bytes(8)

@@ -13,6 +13,7 @@ from small_export import lowered, preset, subnet_of
 from oncequant.answers import Accuracy
 from oncequant.arch import SKIP, Arch
 from oncequant.cost import COSTS, Budget
+from oncequant.export import cortex_m
 from oncequant.export.c_writer import sources
 from oncequant.export.cortex_m import CORES, FLAGS
 from oncequant.export.program import place, program
@@ -217,8 +218,11 @@ def test_networks_in_float_fit_no_board(tmp_path, monkeypatch, capsys):
     assert "cannot run in C" in fails(monkeypatch, capsys, "run", *words) and not (tmp_path / "run").exists()
 
 
-def test_a_run_for_a_target_fits_it(tmp_path, monkeypatch):
-    """The board's RAM, and less flash than it has."""
+@pytest.mark.parametrize("emulated", [True, False])
+def test_a_run_for_a_target_fits_it(tmp_path, monkeypatch, emulated):
+    """The board's RAM, and less flash than it has; also where the tools to compile for it are missing."""
+    if not emulated:
+        monkeypatch.setattr("oncequant.export.c.missing_tools", lambda: ["arm-none-eabi-gcc"])
     small = "--max-train", "200", "--preset", "resnet-nano", "--resolutions", "8", "10", *TRAINING
     folder, wanted = tmp_path / "run", ("--target", "stm32f103", "--budget", "flash_bytes<=28k")
     call(monkeypatch, "run", "--run", folder, *small, "--evaluations", "6", *wanted)
@@ -229,4 +233,6 @@ def test_a_run_for_a_target_fits_it(tmp_path, monkeypatch):
     costs = chosen[0]["costs"]
     assert row["c_arena_bytes"] <= costs["ram_bytes"] <= 16 * 1024
     assert row["c_constant_bytes"] < costs["flash_bytes"] <= 28_000
-    assert row["cortex_m4_flash_bytes"] is None or row["cortex_m4_flash_bytes"] <= costs["flash_bytes"]
+    assert row.get("cortex_m4_flash_bytes", 0) <= costs["flash_bytes"]
+    assert ("cortex_m4_flash_bytes" in row) == (emulated and not cortex_m.missing_tools())
+    call(monkeypatch, "info", folder)

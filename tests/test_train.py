@@ -131,7 +131,10 @@ def test_metrics_are_complete(trained):
         assert [r["step"] for r in mine] == sorted({r["step"] for r in mine})
 
 
-@pytest.mark.parametrize("label_share, largest_share", [(0.0, None), (0.25, None), (1.0, None), (0.5, 0.25), (0.5, 1.0)])
+SHARES = [(0.0, None), (0.25, None), (1.0, None), (0.5, 0.25), (0.5, 1.0)]
+
+
+@pytest.mark.parametrize("label_share, largest_share", SHARES)
 def test_sandwich_step_accumulates_the_average_gradient(label_share, largest_share):
     net = build_network(replace(TINY, dropout=0.0))
     images, labels = torch.randn(8, 1, 8, 8), torch.arange(8)

@@ -123,8 +123,9 @@ class Format:
     """Written where no formats are named."""
 
     def flat(self, judgement: Judgement) -> dict[str, float]:
-        """A judgement as files have it, without its problems."""
-        return {key: getattr(judgement, name) for name, key in self.keys.items()}
+        """A judgement as files have it, without its problems and what was not measured."""
+        found = {key: getattr(judgement, name) for name, key in self.keys.items()}
+        return {key: value for key, value in found.items() if value is not None}
 
 
 def text(value: Any, form: Callable[[Any], str]) -> str:
