@@ -35,7 +35,7 @@ class SupernetConfig(Protocol):
     @property
     def always_smallest(self) -> bool: ...
     @property
-    def largest_share(self) -> float | None: ...
+    def largest_share(self) -> float: ...
     @property
     def label_share(self) -> float: ...
     @property
@@ -171,10 +171,10 @@ def sandwich_step(
     loss: Loss = UNWEIGHTED,
     how: Pass = ALONE,
     label_share: float = 0.0,
-    largest_share: float | None = None,
+    largest_share: float = 0.0,
 ) -> Tensor:
-    """Sandwich rule with in-place distillation (BigNAS, 2003.11142): the gradients of all `archs`, their mean or the
-    first by `largest_share`.
+    """Sandwich rule with in-place distillation (BigNAS, 2003.11142): the gradients of all `archs`, in the mean, or with
+    a `largest_share` above 0 the first by that and the others by what it leaves.
 
     The first architecture, the largest, learns from the labels; the others learn from its soft answers and by
     `label_share` from the labels. Subnets run one after the other, so that memory is that of the largest alone. Where
@@ -182,7 +182,7 @@ def sandwich_step(
     largest, 0-dim.
     """
     others = len(archs) - 1
-    share = 1 / len(archs) if largest_share is None or not others else largest_share
+    share = largest_share if largest_share and others else 1 / len(archs)
     logits = net(images, archs[0], how)  # (N, classes)
     largest_loss = loss(logits, labels)
     (share * largest_loss).backward()

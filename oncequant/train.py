@@ -183,8 +183,8 @@ class SupernetOptions:
     """Subnets per step beside the largest; each is the smallest, or has the least of all widths, or is any."""
     always_smallest: bool = False
     """Every step trains the smallest subnet, too: the sandwich rule."""
-    largest_share: float | None = 0.25
-    """What the largest counts in a step's loss; the others share the rest. None: as much as each of the others."""
+    largest_share: float = 0.25
+    """What the largest counts in a step's loss; the others share the rest. 0: as much as each of the others."""
     label_share: float = 0.5
     """What the labels count for subnets; the soft answers of the largest count the rest."""
     float_sandwich: bool = False
@@ -200,7 +200,7 @@ class SupernetOptions:
         """Refuse impossible options before any training."""
         if self.independent_archs and self.sync_batch_norm:
             raise ValueError("sync_batch_norm needs equal architectures in every process: not with independent_archs")
-        shares = dict(label_share=(0, 1), largest_share=(0.01, 1))
+        shares = dict(label_share=(0, 1), largest_share=(0, 1))
         check_ranges(self, quantized_lr=RATES, quantized_muon_lr=RATES, random_subnets=(0, 100), **shares)
 
     def started(self, schedule: Schedule) -> Schedule:
@@ -215,7 +215,7 @@ class SupernetOptions:
 
 
 # of folders that are older than the option
-UNSAID = dict(float_sandwich=True, precision="float32", always_smallest=True, label_share=0.0, largest_share=None)
+UNSAID = dict(float_sandwich=True, precision="float32", always_smallest=True, label_share=0.0, largest_share=0.0)
 # options that folders of older versions may name, with the value that has no effect: DNAS trains no supernet of subnets
 FORMER = {"kurtosis": 0.0, "dampening": 0.0, "tied_steps": False, "distillation": "float"}  # of QFA, until dc8e247
 FORMER |= {field.name: field.default for field in fields(SupernetOptions)}

@@ -6,7 +6,7 @@
 set -e
 : "${DATA:?set DATA to the folder of parquet files}"
 SCALE="--preset cifar --width 0.5 --resolutions 16 20 --depths 1 2 --kernel-sizes 3 5 --expand-ratios 2 3 4
-       --batch-size 128 --float-epochs 4 --epochs 2 --quantized-lr 4e-3 --random-subnets 1 --always-smallest --label-share 0 --label-smoothing 0 --max-train 45000"
+       --batch-size 128 --float-epochs 4 --epochs 2 --quantized-lr 4e-3 --random-subnets 1 --always-smallest --label-share 0 --largest-share 0 --validation-fraction 0.15 --label-smoothing 0 --max-train 45000"
 for seed in 0 1 2; do
     python recipes/oqat_claims.py --data "$DATA" --out runs/cifar10-claims --seed $seed --random-archs 5 $SCALE
 done

@@ -14,7 +14,7 @@ QUANTIZED_LR=$(awk "BEGIN {print 0.0025 * $DEVICES}")
 torchrun --standalone --nproc-per-node "$DEVICES" -m oncequant -- train --data "$DATA" --run "$RUN" \
     --preset imagenet --edge-bits 32 --se-bits 32 --optimizer sgd --float-sandwich --batch-size $((64 * DEVICES)) --lr "$LR" \
     --quantized-lr "$QUANTIZED_LR" --weight-decay 3e-5 --label-smoothing 0.1 --float-epochs 120 --epochs 25 \
-    --random-subnets 2 --always-smallest --label-share 0 --validation-fraction 0.0078 $OPTIONS
+    --random-subnets 2 --always-smallest --label-share 0 --largest-share 0 --validation-fraction 0.0078 $OPTIONS
 oncequant search "$RUN" --devices "$DEVICES" --evaluations "$EVALUATIONS"
 oncequant export "$RUN"
 oncequant report "$RUN"

@@ -17,7 +17,8 @@ from oncequant.run_folder import Run
 from oncequant.supernet_file import save_supernet
 from oncequant.tensor_files import read_tensors
 
-SMALL = replace(PRESETS["resnet-cifar"], stage_widths=(16, 32, 64), width_quarters=(4,), expand_ratios=(4,))
+ONE_BLOCK = dict(stage_widths=(16, 32, 64), width_quarters=(4,), expand_ratios=(4,), depths=(1,), max_depths=())
+SMALL = replace(PRESETS["resnet-cifar"], **ONE_BLOCK)
 
 
 def network(config, seed=0):

@@ -131,7 +131,7 @@ def test_metrics_are_complete(trained):
         assert [r["step"] for r in mine] == sorted({r["step"] for r in mine})
 
 
-SHARES = [(0.0, None), (0.25, None), (1.0, None), (0.5, 0.25), (0.5, 1.0)]
+SHARES = [(0.0, 0.0), (0.25, 0.0), (1.0, 0.0), (0.5, 0.25), (0.5, 1.0)]
 
 
 @pytest.mark.parametrize("label_share, largest_share", SHARES)
@@ -146,7 +146,7 @@ def test_sandwich_step_accumulates_the_average_gradient(label_share, largest_sha
     loss = torch.nn.functional.cross_entropy(logits[0], labels)
     soft = torch.nn.functional.cross_entropy(logits[1], logits[0].detach().softmax(1))
     other = (1 - label_share) * soft + label_share * torch.nn.functional.cross_entropy(logits[1], labels)
-    share = 0.5 if largest_share is None else largest_share
+    share = largest_share or 0.5
     (share * loss + (1 - share) * other).backward()
     for name, p in net.named_parameters():
         if p.grad is not None:
