@@ -117,6 +117,8 @@ class ElasticConfig:
     """Bit-widths of the inputs of the same layers."""
     edge_bits: int = FLOAT_BITS
     """Weights and inputs of the first convolution and the classifier in a quantized network: 8 or 32."""
+    stem_bits: int = 8
+    """Weights of the first convolution where edges are quantized, 2 to 8. Its inputs are pixels, of 8 bits."""
     steps_per_bits: bool = False
     """Quantizer parameters of their own for each bit-width and kernel size, as QFA; else one for all, as OQAT."""
     weight_quantizer: str = "lsq"
@@ -172,7 +174,7 @@ def check_numbers(options: Any) -> None:
     """Raise ValueError, naming the field, for numbers that no elastic family allows. `options` has these fields of
     ElasticConfig; None is left open."""
     ranges: dict[str, Range] = dict(kernel_sizes=(1, 31), expand_ratios=(1, 32), depths=(1, 9), resolutions=RESOLUTIONS)
-    check_ranges(options, width=WIDTHS, **ranges)
+    check_ranges(options, width=WIDTHS, stem_bits=(2, 8), **ranges)
     for name in ranges:
         values = getattr(options, name)
         if values is not None and (not values or len(set(values)) < len(values)):
@@ -217,7 +219,8 @@ def with_bits(config: AnyElastic, bits: int) -> AnyElastic:
 def elastic_choices(config: ElasticConfig, layers: Iterable[str]) -> dict[str, tuple[int, ...]]:
     """The choices of a family of elastic groups of blocks.
 
-    `layers` are those whose bits are choices, in network order. The edges, stem and classifier, have `edge_bits`.
+    `layers` are those whose bits are choices, in network order. The edges, stem and classifier, have `edge_bits`, the
+    stem's weights `stem_bits`.
     """
     choices: dict[str, tuple[int, ...]] = {"resolution": tuple(sorted(config.resolutions))}
     blocks = [block for blocks in elastic_blocks(config).values() for block in blocks]
@@ -226,9 +229,11 @@ def elastic_choices(config: ElasticConfig, layers: Iterable[str]) -> dict[str, t
     choices |= {f"{block}.kernel_size": tuple(sorted(config.kernel_sizes)) for block in blocks}
     choices |= {f"{block}.expand_ratio": tuple(sorted(config.expand_ratios)) for block in blocks}
     edge = (FLOAT_BITS if config.is_float else config.edge_bits,)
+    stem = edge if edge == (FLOAT_BITS,) else (config.stem_bits,)
     for layer in ["stem", *layers, "classifier"]:
         is_edge = layer in ("stem", "classifier")
-        choices[f"{layer}.weight_bits"] = edge if is_edge else tuple(sorted(config.weight_bits))
+        edge_weights = stem if layer == "stem" else edge
+        choices[f"{layer}.weight_bits"] = edge_weights if is_edge else tuple(sorted(config.weight_bits))
         choices[f"{layer}.act_bits"] = edge if is_edge else tuple(sorted(config.act_bits))
     return choices
 

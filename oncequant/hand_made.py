@@ -63,6 +63,7 @@ def hand_made(model: ElasticConfig, bits: int, cost: Cost) -> list[HandMade]:
             depths=(1,),
             resolutions=model.resolutions,
             edge_bits=model.edge_bits,
+            stem_bits=model.stem_bits,
             weight_quantizer=model.weight_quantizer,
         )
         space = space_of(with_bits(config, bits))

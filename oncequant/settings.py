@@ -91,6 +91,8 @@ class ModelOptions:
     """Expand ratios to choose from."""
     edge_bits: Literal[8, 32] = 8
     """First convolution and classifier of quantized networks; 32 leaves them in float, as the paper."""
+    stem_bits: int | None = None
+    """Weights of the first convolution where edges have 8 bits."""
     se_bits: Literal[8, 32] = 8
     """Squeeze-and-excite of quantized networks; 32 leaves it in float, as the paper."""
     signed_activations: bool = True
@@ -350,6 +352,8 @@ def space_of_all_bits(of: AllBits) -> tuple[SearchSpace, dict[str, int]]:
     config = replace(base, num_classes=of.num_classes or base.num_classes, weight_bits=every, act_bits=every, **own)
     space = space_of(config)
     edges = {name: of.edge_bits for name, bits in space.choices.items() if name.endswith("_bits") and len(bits) == 1}
+    if of.edge_bits != FLOAT_BITS and "stem_bits" in known:
+        edges["stem.weight_bits"] = min(of.edge_bits, base.stem_bits)
     space = replace(space, choices={**space.choices, **{name: every for name in edges}})
     return space, {name: of.bits for name in space.choices if name.endswith("_bits")} | edges
 

@@ -11,13 +11,16 @@ from hypothesis import strategies as st
 from own_networks import Tiny
 from torch.testing import assert_close
 
-from oncequant.arch import FLOAT_PAIR, SKIP, LayerSpec
+from oncequant.arch import FLOAT_BITS, FLOAT_PAIR, SKIP, LayerSpec
 from oncequant.cost import COSTS, macs, params
+from oncequant.data import load_data
 from oncequant.elastic import ElasticConv, Pass, SharedWeights
 from oncequant.export.graph import OPS
 from oncequant.export.verify import export_network
 from oncequant.family import ElasticConfig, with_bits
+from oncequant.hand_made import hand_made
 from oncequant.measure import calibrated_subnet, initialise_quantizers
+from oncequant.methods import oqat
 from oncequant.models import FAMILIES, PRESETS, build_network, extract_subnet, family_of, space_of
 from oncequant.models.own import pairs_of
 from oncequant.models.own_weights import untrained
@@ -249,3 +252,23 @@ def test_groups_can_be_less_deep_than_depths_allow():
     for wrong, message in (((1, 2), "one for each of stage_widths"), ((0, 1, 1), "at least the least of depths, 1")):
         with pytest.raises(ValueError, match=f"max_depths = .*: use {message}"):
             replace(config, max_depths=wrong)
+
+
+def test_the_first_convolution_can_have_weights_of_fewer_bits():
+    config = replace(with_bits(PRESETS["resnet-cifar"], 4), edge_bits=8, stem_bits=3)
+    layers = space_of(config).layers(space_of(config).largest())
+    assert (layers["stem"].weight_bits, layers["stem"].act_bits) == (3, 8)
+    assert (layers["classifier"].weight_bits, layers["classifier"].act_bits) == (8, 8)
+    # with edges in float, and in a network in float, it is float
+    for in_float in (replace(config, edge_bits=FLOAT_BITS), with_bits(config, FLOAT_BITS)):
+        assert space_of(in_float).layers(space_of(in_float).largest())["stem"].weight_bits == FLOAT_BITS
+    assert ModelOptions("resnet-cifar", stem_bits=5).config(10, 3).stem_bits == 5
+    assert hand_made(config, 4, COSTS["bitops"])[0].model.stem_bits == 3  # by hand with the same edges
+    # step sizes: each layer's own grid from float to 4 bits, and the first convolution keeps it at lower bit-widths
+    data = load_data("digits", size=8, max_train=64)
+    small = replace(PRESETS["resnet-nano"], edge_bits=8, stem_bits=3, resolutions=(8,))
+    nets = [build_network(with_bits(small, bits)) for bits in (FLOAT_BITS, 4, 2)]
+    for higher, lower in zip(nets, nets[1:]):
+        oqat.inherit_bits(higher, lower, data, oqat.Config())
+    steps = [{name: step for name, step in net.named_parameters() if "stem.weight_quantizer" in name} for net in nets]
+    assert steps[1] and all(torch.equal(steps[2][name], steps[1][name]) for name in steps[1])

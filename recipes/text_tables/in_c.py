@@ -58,16 +58,26 @@ def mlperf_tiny(read: Read) -> str:
     return markdown(head, lines)
 
 
-def digits_c_backends(read: Read) -> str:
+def c_backends(rows: Sequence[Row]) -> str:
     """Networks of all methods on three emulated cores."""
     lines = []
-    for row in read("digits_c-backends_cpu_202611"):
+    for row in rows:
         steps = joined(millions(row, f"cortex-{core}_instructions", 2) for core in ("m4", "m7", "m3"))
         sizes = [kb(row, column, 1) for column in ("c_arena_bytes", "cortex_m4_flash_bytes")]
         name = f"{METHODS[row['method']]}, {FAMILIES[row['family']]}"
         lines.append([name, row["network"], percent(row, "top1_c"), *sizes, steps])
     head = ["", "network", "test, in C", "arena kB", "M4: flash kB", "M instructions of M4 / M7 / M3"]
     return markdown(head, lines)
+
+
+def digits_c_backends(read: Read) -> str:
+    """Trained on digits."""
+    return c_backends(read("digits_c-backends_cpu_202611"))
+
+
+def cifar10_c_backends(read: Read) -> str:
+    """Trained on CIFAR-10 (JPEG q75)."""
+    return c_backends(read("cifar10-jpeg75_c-backends_cpu_202611"))
 
 
 def c_vnni(read: Read) -> str:
