@@ -26,6 +26,7 @@ from oncequant.cost import COSTS
 from oncequant.cost_table import known_costs
 from oncequant.cpu import cores
 from oncequant.data import Data
+from oncequant.every_bit import config_of_bits, space_of_all_bits
 from oncequant.export.formats import DEFAULT_FORMATS, FORMATS, check_tools, exports_table, needed_packages
 from oncequant.files import read_object
 from oncequant.hours import fitted_search, minutes
@@ -53,7 +54,7 @@ from oncequant.run_folder import Run as RunValue
 from oncequant.run_folder import called_as, commands_of, date_of, read_settings, writing
 from oncequant.search import SEARCHERS, BudgetOptions
 from oncequant.search.family import family_table
-from oncequant.settings import config_of_bits, device_of, presets_table, space_of_all_bits, targets_table
+from oncequant.settings import device_of, presets_table, targets_table
 from oncequant.subnets import export_members, outdated_exports
 from oncequant.tables import check_costs, keep_tables
 from oncequant.train import TrainingError, TrainingOptions

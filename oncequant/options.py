@@ -17,6 +17,7 @@ import tyro
 
 from oncequant import predict
 from oncequant.compare import CompareOptions
+from oncequant.every_bit import AllBits
 from oncequant.export.formats import FORMATS
 from oncequant.files import FileError, PathText, user_path
 from oncequant.help_text import help_page
@@ -28,7 +29,6 @@ from oncequant.quantizers import WEIGHT_QUANTIZERS
 from oncequant.run_folder import read_settings
 from oncequant.search import SEARCHERS, BudgetOptions
 from oncequant.settings import (
-    AllBits,
     DataOptions,
     Device,
     EvaluateOptions,

@@ -5,7 +5,7 @@ Nothing here prints results or knows of options' spelling; messages to the user 
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ from oncequant.run_folder import (
 )
 from oncequant.run_images import check_images, tell, tell_run
 from oncequant.search import BudgetOptions
-from oncequant.settings import DataOptions, Device, ModelOptions, as_before, device_of, folder_of, presets_of, suited
+from oncequant.settings import DataOptions, Device, ModelOptions, device_of, folder_of, presets_of, run_before, suited
 from oncequant.subnets import Split, evaluate, export_members, may_be_of, subnet, without_images
 from oncequant.tables import check_costs, keep_tables
 from oncequant.train import SupernetOptions, TrainingOptions, check_shares
@@ -67,8 +67,9 @@ def prepare(
     are images from Python, loaded or as three data sets, instead of `where.data`; `model` is a network of the user's
     own from Python, instead of a preset.
 
-    Whatever can be refused is refused here, before training: options that do not fit together, budgets of a later
-    `search` below the cheapest subnet, tables of `costs` that lack layers, broken images. With `hours`, schedules are
+    What options leave open is as a run has it that is there. Whatever can be refused is refused here, before training:
+    options that do not fit together, budgets of a later `search` below the cheapest subnet, tables of `costs` that lack
+    layers, broken images. With `hours`, schedules are
     as long as fits; those of a smaller preset if need be, where the preset is left open, or `may_shrink`. With
     `tells_time` it is said how long a new run takes (oncequant.hours). Returns the options of the method as the folder
     keeps them, and the run. Raises ValueError (with BudgetError and DataError) and FileError; nothing is written then.
@@ -83,7 +84,9 @@ def prepare(
         opened = open_source(source, where.reading)  # once: to list many pictures takes a while
         if opened.reads(folder):
             raise ValueError(f"{folder}: this run folder would lie among the images of {source}; give another --run")
-    options = as_before(options, name, folder)
+    before = run_before(options, name, folder)
+    if before and before.preset:
+        options = replace(options, preset=before.preset)
     auto = may_shrink or options.preset == "auto"
     known = presets_of(name).get(options.preset)
     pixels = 0
@@ -92,12 +95,10 @@ def prepare(
     elif known is None or len(known.resolutions) == 1:
         pixels = native_size(opened)
     own, weights = own_base(options, name, folder, pixels, cfg.seed, model)
-    options = options if own else suited(name, options, pixels)
-    config = options.config(2, own.image_channels if own else 1, own)  # for its resolution; the images tell the rest
-    asked = where.validation_fraction, where.test_fraction
-    how: dict[str, Any]
-    how = {"seed": cfg.seed, "flip": where.flip, "max_train": where.max_train, "resident_gib": where.resident_gib}
-    how |= asdict(where.reading)
+    options = options if own or before else suited(name, options, pixels)
+    network = partial(options.config, own=own, before=before.model if before else None)
+    config = network(2, own.image_channels if own else 1)  # for its resolution; the images tell the rest
+    how = where.loading(cfg.seed, before)
     place = place_of(where.data) if data is None else None
     if isinstance(data, Data):
         images, how, pixels = data, loading_settings(data, cfg.seed), 0
@@ -106,11 +107,11 @@ def prepare(
     if not (folder / "run.json").exists():
         check_memory(cfg, settings.model, device_of(device))
     if not isinstance(data, Data):
-        images = settings.load_data(device_of(device), opened, asked, where.cache, folder)
+        images = settings.load_data(device_of(device), opened, where.fractions, where.cache, folder)
         assert images.loading is not None  # `load_data` says how
         parts = {split: getattr(images.loading, split) for split in ("validation_fraction", "test_fraction")}
         settings = replace(settings, **parts)
-    settings = replace(settings, model=options.config(len(images.classes), images.channels, own))
+    settings = replace(settings, model=network(len(images.classes), images.channels))
     settings = _checked(settings, images, folder, search, costs)
     tell_run(images, settings.preset, pixels, folder)
     settings = _decided(settings, images, folder)

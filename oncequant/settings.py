@@ -1,6 +1,6 @@
 """What a run is made of, as options: its images, its network, its device; and the presets of each method."""
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -9,16 +9,15 @@ import tyro
 from rich.table import Table
 
 from oncequant import distributed
-from oncequant.arch import FLOAT_BITS, SKIP, pair
+from oncequant.arch import FLOAT_BITS
 from oncequant.data import Reading
 from oncequant.export.formats import DEFAULT_FORMATS
-from oncequant.family import WIDTHS, NetworkConfig, check_numbers
+from oncequant.family import NetworkConfig, check_numbers
 from oncequant.files import PathText, user_path
 from oncequant.limits import Range, check_ranges
 from oncequant.methods import DEFAULT_METHOD, METHODS
-from oncequant.models import PRESETS, family_of, space_of
-from oncequant.run_folder import read_settings
-from oncequant.space import SearchSpace
+from oncequant.models import PRESETS, family_of
+from oncequant.run_folder import RunSettings, read_settings
 from oncequant.targets import TARGETS
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -72,6 +71,19 @@ class DataOptions:
         """How the images are read, where that leaves a choice."""
         return Reading(self.layout, self.image_column, self.label_column)
 
+    @property
+    def fractions(self) -> tuple[float | None, float | None] | None:
+        """Of validation and test images, if one of them is asked for."""
+        asked = self.validation_fraction, self.test_fraction
+        return None if asked == (None, None) else asked
+
+    def loading(self, seed: int, before: RunSettings | None) -> dict[str, Any]:
+        """Fields of RunSettings that say how images are read; splits that are left open are as in the run `before`."""
+        how = {"seed": seed, "flip": self.flip, "max_train": self.max_train, "resident_gib": self.resident_gib}
+        if before and not self.fractions:
+            how |= {"validation_fraction": before.validation_fraction, "test_fraction": before.test_fraction}
+        return how | asdict(self.reading)
+
 
 @dataclass(frozen=True)
 class ModelOptions:
@@ -114,10 +126,16 @@ class ModelOptions:
         """Refuse impossible numbers before any work."""
         check_numbers(self)
 
-    def config(self, num_classes: int, channels: int, own: NetworkConfig | None = None) -> NetworkConfig:
-        """Configuration for a data set, of the preset or of the user's `own` network. Raises ValueError if an option is
-        given that the family lacks."""
-        base: Any = own or PRESETS[self.preset]
+    def config(
+        self,
+        num_classes: int,
+        channels: int,
+        own: NetworkConfig | None = None,
+        before: NetworkConfig | None = None,
+    ) -> NetworkConfig:
+        """Configuration for a data set, of the preset, of the same preset's network `before` or of the user's `own`
+        network. Raises ValueError if an option is given that the family lacks."""
+        base: Any = own or before or PRESETS[self.preset]
         known, given = {field.name for field in fields(base)}, {}
         for field in fields(self):
             value = getattr(self, field.name)
@@ -193,14 +211,14 @@ def suited(method: str, options: ModelOptions, pixels: int) -> ModelOptions:
     return replace(options, preset=preset)
 
 
-def as_before(options: ModelOptions, method: str, folder: Path) -> ModelOptions:
-    """The options with the preset and the resolutions of the folder's run, where they are left open."""
-    if options.preset != "auto" or not distributed.from_main((folder / "run.json").exists):
-        return options
+def run_before(options: ModelOptions, method: str, folder: Path) -> RunSettings | None:
+    """The run that the folder has, if it is one of this method and preset, or of any preset where that is left open.
+    What options leave open is as there, also where a later version's presets are others."""
+    if not distributed.from_main((folder / "run.json").exists):
+        return None
     before = read_settings(folder)
-    if before.method != method or before.preset is None:
-        return options
-    return replace(options, preset=before.preset, resolutions=options.resolutions or before.model.resolutions)
+    is_same = before.method == method and before.preset is not None and options.preset in ("auto", before.preset)
+    return before if is_same else None
 
 
 def device_of(name: Device) -> torch.device:
@@ -312,65 +330,6 @@ class ProfileOptions:
     def __post_init__(self) -> None:
         """Refuse impossible numbers before any work."""
         check_ranges(self, rounds=(1, 100_000), num_classes=CLASSES, image_channels=(1, 3), bits=BITS)
-
-
-@dataclass(frozen=True)
-class AllBits:
-    """A space in which every bit-width can be chosen, and those of architectures that do not name them."""
-
-    preset: str = "imagenet"
-    """Kind and size of the networks."""
-    run: Path | None = None
-    """Run folder whose network is meant, your own perhaps, instead of a preset."""
-    width: float = 1.0
-    """Multiplies all channel counts, 1.2 in OQA's larger space."""
-    bits: int = FLOAT_BITS
-    """Bit-width of weights and activations that an architecture does not name."""
-    edge_bits: int = FLOAT_BITS
-    """The same for the first convolution and the classifier."""
-    se_bits: int = FLOAT_BITS
-    """Bit-width of squeeze-and-excite."""
-    num_classes: int | None = None
-    """Classes. Default: the preset's."""
-
-    def __post_init__(self) -> None:
-        """Refuse impossible numbers before any work."""
-        check_ranges(self, width=WIDTHS, num_classes=CLASSES, **dict.fromkeys(("bits", "edge_bits", "se_bits"), BITS))
-
-
-def space_of_all_bits(of: AllBits) -> tuple[SearchSpace, dict[str, int]]:
-    """The space of a network in which every bit-width can be chosen, also of the edges; and, by choice, the bit-widths
-    that an architecture has which does not name them. Raises ValueError if a bit-width is none of 1 to 8 and 32."""
-    base: Any = PRESETS[of.preset] if of.run is None else read_settings(of.run).model
-    every = tuple(sorted({*range(1, 9), FLOAT_BITS}))
-    known = {field.name for field in fields(base)}
-    if "weight_bits" not in known:
-        raise ValueError(f"{of.run} is a run of a method that decides the bit-widths of weights and inputs together")
-    own = {name: getattr(of, name) for name in ("width", "se_bits") if name in known}
-    if of.run is not None:
-        own = {"width": base.width, **({"se_bits": of.se_bits} if "se_bits" in known else {})}
-    config = replace(base, num_classes=of.num_classes or base.num_classes, weight_bits=every, act_bits=every, **own)
-    space = space_of(config)
-    edges = {name: of.edge_bits for name, bits in space.choices.items() if name.endswith("_bits") and len(bits) == 1}
-    if of.edge_bits != FLOAT_BITS and "stem_bits" in known:
-        edges["stem.weight_bits"] = min(of.edge_bits, base.stem_bits)
-    space = replace(space, choices={**space.choices, **{name: every for name in edges}})
-    return space, {name: of.bits for name in space.choices if name.endswith("_bits")} | edges
-
-
-def config_of_bits(
-    options: ModelOptions, bits: tuple[int, ...], num_classes: int | None, image_channels: int | None
-) -> NetworkConfig:
-    """The configuration in which every layer's weights and inputs can have every one of `bits`, inputs from 2, and
-    blocks of DNAS's networks be left out; edges have their own. Raises ValueError for impossible options."""
-    if options.preset == "auto" or options.network or options.weights or options.trained:
-        raise ValueError(f"preset: give one of {', '.join(PRESETS)}; networks of your own cannot be timed")
-    base = PRESETS[options.preset]
-    inputs = tuple(b for b in bits if b >= 2) or bits  # files hold no others
-    config: Any = options.config(num_classes or base.num_classes, image_channels or base.image_channels)
-    if hasattr(config, "precisions"):
-        return replace(config, precisions=(SKIP, *(pair(weight, act) for weight in bits for act in inputs)))
-    return replace(config, weight_bits=bits, act_bits=inputs, steps_per_bits=True)
 
 
 def presets_table() -> Table:

@@ -15,9 +15,10 @@ from oncequant import cli, distributed, training_memory
 from oncequant.compare import CompareOptions
 from oncequant.cpu import cores
 from oncequant.data import DataError, load_data
+from oncequant.every_bit import AllBits
 from oncequant.methods import METHODS, oqat
 from oncequant.models import PRESETS
-from oncequant.settings import AllBits, DataOptions, Machine, ModelOptions, ProfiledModel, ProfileOptions, Shared
+from oncequant.settings import DataOptions, Machine, ModelOptions, ProfiledModel, ProfileOptions, Shared
 from oncequant.training_memory import check_memory
 
 KINDS = [DataOptions, ModelOptions, Machine, Shared, ProfiledModel, ProfileOptions, AllBits, CompareOptions]

@@ -2,13 +2,17 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from commands import call
 
+import oncequant as oq
+from oncequant.data import splits
+from oncequant.files import FileError
 from oncequant.methods import METHODS
-from oncequant.models import build_network, family_of
+from oncequant.models import PRESETS, build_network, family_of
 from oncequant.run_folder import read_settings
 
 OLD = Path(__file__).parent / "old_runs"
@@ -34,3 +38,20 @@ def test_an_option_that_is_gone_is_refused_where_it_had_changed_something(tmp_pa
     METHODS["qfa"].Config.from_json(values)
     with pytest.raises(ValueError, match="kurtosis = 0.015: this version of oncequant has no such option"):
         METHODS["qfa"].Config.from_json({**values, "kurtosis": 0.015})
+
+
+def test_what_is_left_open_is_as_the_folder_has_it(tmp_path, monkeypatch):
+    """Though presets and the part for validation were others in the version that made it."""
+    cfg, folder, now = oq.oqat.Config(), tmp_path / "run", PRESETS["resnet-nano"]
+    with monkeypatch.context() as older:
+        older.setitem(PRESETS, "resnet-nano", replace(now, stem_bits=5, depths=(1,), resolutions=(8,)))
+        older.setitem(splits.FRACTIONS, "validation", 0.3)
+        first = oq.new_run(cfg, "digits", folder)
+    assert first.model.stem_bits == 5 and len(first.data.validation) > 400
+    for named in ("auto", "resnet-nano"):
+        again = oq.new_run(cfg, "digits", folder, named)
+        assert again.model == first.model and again.data.fingerprint == first.data.fingerprint
+    with pytest.raises(FileError, match="depths .there .1., now .1, 2."):  # what is asked for is not
+        oq.new_run(cfg, "digits", folder, depths=(1, 2))
+    fresh = oq.new_run(cfg, "digits", tmp_path / "fresh", "resnet-nano")
+    assert fresh.model.depths == now.depths and len(fresh.data.validation) < 300

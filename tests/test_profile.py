@@ -7,6 +7,7 @@ import pytest
 from commands import call, fails
 
 from oncequant.cost_table import KEY, check_layers, layer_rows, table_cost
+from oncequant.every_bit import config_of_bits
 from oncequant.export import profile as profiling
 from oncequant.export import timing
 from oncequant.export.profile import compiled, layer_call, profile, random_graph, random_supernet
@@ -16,7 +17,7 @@ from oncequant.models import space_of
 from oncequant.models.elastic_resnet import PRESETS as RESIDUAL
 from oncequant.models.mobilenet_v3 import PRESETS as MOBILE
 from oncequant.models.resnet import ResNetConfig
-from oncequant.settings import ModelOptions, config_of_bits
+from oncequant.settings import ModelOptions
 
 SMALL = dict(depths=(1, 2), resolutions=(8, 10), edge_bits=8, weight_bits=(2, 4), act_bits=(2, 4), steps_per_bits=True)
 SPACES = {

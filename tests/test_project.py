@@ -44,7 +44,7 @@ LAYERS = [  # a module may import modules of lines above it, and of its own pack
     {"report"},
     {"methods"},
     {"settings", "parser", "hours", "precision", "tables", "training_memory"},
-    {"hand_made", "own_runs"},
+    {"hand_made", "own_runs", "every_bit"},
     {"compare", "subnets", "card"},
     {"runs"},
     {"analysis"},

@@ -55,8 +55,9 @@ TABLES: dict[str, Table] = {
         in_c.cifar10_cortex_m4_hour,
         in_c.mlperf_tiny,
         in_c.digits_c_backends,
+        in_c.cifar10_c_backends,
         in_c.c_amx,
-        in_c.c_litert,
+        in_c.c_runtimes,
         in_c.c_vnni,
         in_c.c_avx2,
         lessons.five_runs,
@@ -69,6 +70,7 @@ TABLES: dict[str, Table] = {
         log.float_networks,
         log.sandwich_laws,
         log.full_length_laws,
+        log.stem_bits,
         log.simplifiers,
     )
 }

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from .cells import Read, Row, fixed, joined, kb, markdown, millions, percent
 
 METHODS = {"oqat": "OQAT", "qfa": "QFA", "dnas": "DNAS"}
+RUNTIMES = "onnx", "openvino", "litert"
 FAMILIES = {"elastic_resnet": "residual", "mobilenet_v3": "MobileNetV3", "resnet": "ResNet-20"}
 
 
@@ -116,19 +117,21 @@ def c_amx(read: Read) -> str:
     ], lines)  # fmt: skip
 
 
-def c_litert(read: Read) -> str:
-    """Beside LiteRT, with the instructions of a Cortex-M4."""
+def c_runtimes(read: Read) -> str:
+    """Beside all runtimes, with the instructions of a Cortex-M4."""
     lines = []
-    for row in read("c-litert_cpu_202611"):
-        times = [fixed(row.number("c_ms"), 4)]
-        for runtime in ("onnx", "litert"):
-            times.append(joined(fixed(row.number(f"{runtime}_{kind}_ms"), 4) for kind in ("float", "integer")))
-        ratios = [fixed(row.number(f"litert_{kind}_ms") / row.number("c_ms")) for kind in ("float", "integer")]
-        macs, of_m4 = f"{millions(row, 'macs', 2)} M", fixed(row.number("m4_per_mac"))
-        lines.append([row["network"], row["bits"], macs, *times, joined(ratios), of_m4, kb(row, "m4_flash_bytes", 1)])
+    for row in read("c-runtimes_cpu_202611"):
+        c = row.number("c_ms")
+        others = [[row.number(f"{runtime}_{kind}_ms") for kind in ("float", "integer")] for runtime in RUNTIMES]
+        times = [joined(fixed(time, 4) for time in pair) for pair in others]
+        ratios = [fixed(others[0][0] / c), fixed(min(min(pair) for pair in others) / c)]
+        on_board = [fixed(row.number("m4_per_mac")), kb(row, "m4_flash_bytes", 1)]
+        peak = f"{100 * row.number('peak_share'):.0f} %"
+        macs = f"{millions(row, 'macs', 2)} M"
+        lines.append([row["network"], row["bits"], macs, fixed(c, 4), *times, *ratios, peak, *on_board])
     return markdown([
-        "network", "bits", "MACs", "C (ms)", "ONNX Runtime float / integer", "LiteRT float / 8 bits",
-        "LiteRT over C", "M4: instructions per MAC", "M4: flash kB",
+        "network", "bits", "MACs", "C (ms)", "ONNX Runtime float / integer", "OpenVINO", "LiteRT float / 8 bits",
+        "ONNX float over C", "fastest other over C", "of the VNNI peak", "M4: instructions per MAC", "M4: flash kB",
     ], lines)  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from .cells import Read, Row, fixed, markdown
+from .cells import Read, Row, fixed, joined, markdown
 
 
 def percents(row: Row, networks: Iterable[str]) -> list[str]:
@@ -76,6 +76,23 @@ def full_length_laws(read: Read) -> str:
         numbers = [fixed(row.number(name), 1) if row[name] else "" for name in columns]
         lines.append([row["space"], row["last_steps"], *numbers])
     return markdown(["largest network", "steps", *columns.values()], lines)
+
+
+def stem_bits(read: Read) -> str:
+    """Supernets whose first convolutions have weights of so many bits: validation top-1."""
+    lines = []
+    for row in read("cifar10-jpeg75_stem-bits_typed_202611"):
+        top1 = [fixed(row.number(f"{name}_percent"), 1) for name in ("largest", "smallest")]
+        same = f"{row.number('random_percent'):.2f} of {row['random']}"
+        difference = (
+            f"{row.number('difference'):.2f} +- {row.number('standard_error'):.2f}" if row["difference"] else ""
+        )
+        costs = joined(fixed(row.number(f"{name}_mbitops"), 1) for name in ("largest", "smallest"))
+        lines.append([row["bits"], row["stem_bits"], *top1, same, difference, costs])
+    return markdown([
+        "bits", "of the first convolution's weights", "largest", "smallest", "random networks, mean", "difference",
+        "M BitOPs of largest / smallest",
+    ], lines)  # fmt: skip
 
 
 def simplifiers(read: Read) -> str:
