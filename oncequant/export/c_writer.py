@@ -391,7 +391,7 @@ compilers take for granted, such as memcpy. It has {constants} bytes of constant
 {placement.bytes} bytes.
 Kernels for aarch64 with dot products and Cortex-M with DSP are chosen when it is compiled, for example by
 `-mcpu=cortex-m4 -mthumb -mfloat-abi=hard -mfpu=fpv4-sp-d16`. An x86-64 processor chooses when it runs: AVX2
-(`-DNETWORK_NO_AVX2` leaves out all of these), AVX512-VNNI with VBMI (`-DNETWORK_NO_VNNI`), and on Linux AMX
+(`-DNETWORK_NO_AVX2` leaves out all of these), AVX512-VNNI with VBMI2 (`-DNETWORK_NO_VNNI`), and on Linux AMX
 (`-DNETWORK_NO_AMX`), with one variable that is set before `main`. The last two take more stack. Cores without a
 floating-point unit scale by whole numbers, with the same results. Compile with `-std=c99
 -ffp-contract=off`, never with `-ffast-math`: then logits are equal to the last bit on every machine.

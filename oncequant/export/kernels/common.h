@@ -52,10 +52,12 @@
 #endif
 #if defined(NETWORK_AVX2) && !defined(NETWORK_NO_VNNI)
 #define NETWORK_VNNI
-#if defined(__AVX512VNNI__) && defined(__AVX512VBMI__)
+#if defined(__AVX512VNNI__) && defined(__AVX512VBMI__) && defined(__AVX512VBMI2__)
 #define NETWORK_HAS_VNNI 1
 #else
-#define NETWORK_HAS_VNNI (__builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi"))
+#define NETWORK_HAS_VNNI                                                            \
+    (__builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi") && \
+     __builtin_cpu_supports("avx512vbmi2"))
 #endif
 #define IF_VNNI(...) \
     if (NETWORK_HAS_VNNI) __VA_ARGS__

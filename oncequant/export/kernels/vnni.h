@@ -1,15 +1,15 @@
-/* x86 with AVX512-VNNI and VBMI: eight channels, eight inputs of each, in a vector. Only this backend multiplies weights
+/* x86 with AVX512-VNNI, VBMI and VBMI2: eight channels, eight inputs of each, in a vector. Only this backend multiplies weights
  * themselves instead of codes: they fit into signed bytes, and then bias and nothing else is added. */
 
 #ifdef NETWORK_VNNI
-#if !defined(__AVX512VNNI__) || !defined(__AVX512VBMI__) /* else chosen when the program runs */
+#if !defined(__AVX512VNNI__) || !defined(__AVX512VBMI__) || !defined(__AVX512VBMI2__) /* else chosen when the program runs */
 #define NETWORK_CHOOSES_VNNI
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target( \
-    "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi"))), apply_to = function)
+    "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2"))), apply_to = function)
 #else
 #pragma GCC push_options
-#pragma GCC target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi")
+#pragma GCC target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx512vbmi2")
 #endif
 #endif
 
@@ -185,10 +185,10 @@ INLINE void vnni_copy(uint8_t *to, const uint8_t *from, int32_t count)
         _mm512_storeu_si512(to + i, _mm512_maskz_loadu_epi8(vnni_first(count - i), from + i));
 }
 
+/* Up to 64 bytes more: what is stored by a mask cannot be read before it has left the processor. */
 INLINE void vnni_fill(uint8_t *to, uint8_t value, int32_t count)
 {
-    for (int32_t i = 0; i < count; i += 64)
-        _mm512_mask_storeu_epi8(to + i, vnni_first(count - i), _mm512_set1_epi8((char)value));
+    for (int32_t i = 0; i < count; i += 64) _mm512_storeu_si512(to + i, _mm512_set1_epi8((char)value));
 }
 
 /* Rows of a map, from `top` on, between columns of zero points; outside of the map zero points. Writes up to 64 bytes

@@ -8,9 +8,9 @@ KERNEL void vnni_unpack(const network_layer *l, int32_t count, int8_t *to)
     const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
     const int32_t steps = (count + 3) / 4;
     const uint32_t *words = l->weights;
-    for (int32_t at = 0; at < count; at += 64) vnni_fill((uint8_t *)to + at, 0, 64);
     for (int i = 0, low = l->shift + l->factor - 1; i < 4; i++) {
         if (!(l->bits & width[i])) continue;
+        const int is_first = l->bits < 2 * width[i], is_last = !(l->bits & (width[i] - 1));
         const int together = 8 / width[i]; /* steps in a word */
         const int32_t all = (steps + together - 1) / together, next = 16 / together;
         const __m512i place = _mm512_and_si512(lane, _mm512_set1_epi32(together - 1));
@@ -18,19 +18,17 @@ KERNEL void vnni_unpack(const network_layer *l, int32_t count, int8_t *to)
         const __m512i from = _mm512_mullo_epi32(place, _mm512_set1_epi32(width[i]));
         const __m512i rotate = _mm512_sub_epi32(from, _mm512_set1_epi32(low));
         const __m512i mask = _mm512_set1_epi8((char)(((1 << width[i]) - 1) << low));
+        const __m512i offset = _mm512_set1_epi8((char)(is_last ? l->offset << l->shift : 0));
         for (int32_t at = 0; at < all; at += next) {
             const __mmask16 there = (__mmask16)((1 << least(16, all - at)) - 1);
             const __m512i some = _mm512_permutexvar_epi32(word, _mm512_maskz_loadu_epi32(there, words + at));
             int8_t *const codes = to + at * together * 4;
-            const __m512i part = _mm512_and_si512(_mm512_rorv_epi32(some, rotate), mask);
-            _mm512_storeu_si512(codes, _mm512_or_si512(part, _mm512_loadu_si512(codes)));
+            __m512i code = _mm512_and_si512(_mm512_rorv_epi32(some, rotate), mask);
+            if (!is_first) code = _mm512_or_si512(code, _mm512_loadu_si512(codes));
+            _mm512_storeu_si512(codes, _mm512_sub_epi8(code, offset));
         }
         words += all;
         low += width[i];
-    }
-    for (int32_t at = 0; at < count; at += 64) {
-        const __m512i code = _mm512_loadu_si512(to + at);
-        _mm512_storeu_si512(to + at, _mm512_sub_epi8(code, _mm512_set1_epi8((char)(l->offset << l->shift))));
     }
 }
 
@@ -112,12 +110,19 @@ KERNEL int vnni_depthwise(const network_layer *l, const uint8_t *x, uint8_t *y)
         vnni_rows(l, x, row * stride - l->pad, in_rows, memory);
         for (int32_t block = 0; block < blocks; block++) {
             const __mmask16 there = vnni_there(channels - 16 * block);
-            for (int32_t i = 0; i < in_rows; i++)
-                for (int32_t j = 0; j < width; j++) {
-                    const uint8_t *const at = memory + (i * size + j * stride) * channels + 16 * block;
-                    const __m512i four = vnni_four(at, at + channels, at + 2 * channels, at + 3 * channels, there);
+            for (int32_t i = 0; i < in_rows; i++) {
+                const uint8_t *at = memory + i * pitch + 16 * block;
+                __m512i four = vnni_four(at, at + channels, at + 2 * channels, at + 3 * channels, there);
+                _mm512_storeu_si512(together + i * width * 64, four);
+                at += 4 * channels;
+                for (int32_t j = 1; j < width; j++) { /* one input leaves, the next comes; behind the last is room */
+                    for (int32_t step = 0; step < stride; step++, at += channels) {
+                        const __m512i next = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)at));
+                        four = _mm512_shrdi_epi32(four, next, 8);
+                    }
                     _mm512_storeu_si512(together + (i * width + j) * 64, four);
                 }
+            }
             switch (kernel) {
             case 3: vnni_taps(l, 3, together, width, taps, blocks, block, rows, y); break;
             case 5: vnni_taps(l, 5, together, width, taps, blocks, block, rows, y); break;
