@@ -26,7 +26,8 @@ class AllBits:
     bits: int = FLOAT_BITS
     """Bit-width of weights and activations that an architecture does not name."""
     edge_bits: int = FLOAT_BITS
-    """The same for the first convolution, whose weights have the preset's own bits if fewer, and the classifier."""
+    """The same for the first convolution, and the classifier; weights of the former have fewer where the
+    preset says so."""
     se_bits: int = FLOAT_BITS
     """Bit-width of squeeze-and-excite."""
     num_classes: int | None = None
@@ -52,7 +53,7 @@ def space_of_all_bits(of: AllBits) -> tuple[SearchSpace, dict[str, int]]:
     space = space_of(config)
     edges = {name: of.edge_bits for name, bits in space.choices.items() if name.endswith("_bits") and len(bits) == 1}
     if of.edge_bits != FLOAT_BITS and "stem_bits" in known:
-        edges["stem.weight_bits"] = min(of.edge_bits, base.stem_bits)
+        edges["stem.weight_bits"] = min(of.edge_bits, max(base.stem_bits, of.bits))
     space = replace(space, choices={**space.choices, **{name: every for name in edges}})
     return space, {name: of.bits for name in space.choices if name.endswith("_bits")} | edges
 

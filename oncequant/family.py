@@ -118,7 +118,8 @@ class ElasticConfig:
     edge_bits: int = FLOAT_BITS
     """Weights and inputs of the first convolution and the classifier in a quantized network: 8 or 32."""
     stem_bits: int = 8
-    """Weights of the first convolution where edges are quantized, 2 to 8. Its inputs are pixels, of 8 bits."""
+    """Weights of the first convolution where edges are quantized, 2 to 8; as many as other layers have at least, where
+    these have more. Its inputs are pixels, of 8 bits."""
     steps_per_bits: bool = False
     """Quantizer parameters of their own for each bit-width and kernel size, as QFA; else one for all, as OQAT."""
     weight_quantizer: str = "lsq"
@@ -219,8 +220,8 @@ def with_bits(config: AnyElastic, bits: int) -> AnyElastic:
 def elastic_choices(config: ElasticConfig, layers: Iterable[str]) -> dict[str, tuple[int, ...]]:
     """The choices of a family of elastic groups of blocks.
 
-    `layers` are those whose bits are choices, in network order. The edges, stem and classifier, have `edge_bits`, the
-    stem's weights `stem_bits`.
+    `layers` are those whose bits are choices, in network order. The edges, stem and classifier, have `edge_bits`; for
+    the stem's weights see `stem_bits`.
     """
     choices: dict[str, tuple[int, ...]] = {"resolution": tuple(sorted(config.resolutions))}
     blocks = [block for blocks in elastic_blocks(config).values() for block in blocks]
@@ -228,13 +229,13 @@ def elastic_choices(config: ElasticConfig, layers: Iterable[str]) -> dict[str, t
         choices[f"{stage}.depth"] = tuple(sorted(depth for depth in config.depths if depth <= len(names)))
     choices |= {f"{block}.kernel_size": tuple(sorted(config.kernel_sizes)) for block in blocks}
     choices |= {f"{block}.expand_ratio": tuple(sorted(config.expand_ratios)) for block in blocks}
-    edge = (FLOAT_BITS if config.is_float else config.edge_bits,)
-    stem = edge if edge == (FLOAT_BITS,) else (config.stem_bits,)
+    edge = FLOAT_BITS if config.is_float else config.edge_bits
+    stem = edge if edge == FLOAT_BITS else min(edge, max(config.stem_bits, min(config.weight_bits)))
+    edges = {"stem": (stem, edge), "classifier": (edge, edge)}
     for layer in ["stem", *layers, "classifier"]:
-        is_edge = layer in ("stem", "classifier")
-        edge_weights = stem if layer == "stem" else edge
-        choices[f"{layer}.weight_bits"] = edge_weights if is_edge else tuple(sorted(config.weight_bits))
-        choices[f"{layer}.act_bits"] = edge if is_edge else tuple(sorted(config.act_bits))
+        weights, inputs = edges.get(layer, (None, None))
+        choices[f"{layer}.weight_bits"] = (weights,) if weights else tuple(sorted(config.weight_bits))
+        choices[f"{layer}.act_bits"] = (inputs,) if inputs else tuple(sorted(config.act_bits))
     return choices
 
 

@@ -2,7 +2,7 @@
 
 Its shape is MLPerf Tiny's ResNet-8 (https://arxiv.org/abs/2106.07597), a stem and three groups of one basic block, at a
 width that is scaled to the budget. Everything else is the run's own: images, optimizers, schedules' form, kernels,
-edges at 8 bits. So what `oncequant compare` finds is what sharing weights is worth, and nothing else.
+bits of the edges. So what `oncequant compare` finds is what sharing weights is worth, and nothing else.
 """
 
 import math

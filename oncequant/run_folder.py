@@ -31,7 +31,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from datetime import UTC, datetime
@@ -93,24 +93,23 @@ class RunSettings:
         self,
         device: torch.device,
         source: Any = None,
-        asked: tuple[float | None, float | None] | None = None,
+        asked: Collection[str] = (),
         cache: bool = True,
         run_dir: Path | None = None,
     ) -> Data:
         """The data set with this run's splits, or those of another `source`, in the run's size.
 
-        `asked` are the validation and test fractions that a new run was asked for: a split that exists refuses its own.
+        `asked` are the splits, validation and test, whose fractions somebody asks for: one that exists refuses its own.
         Raises DataError; FileError if pictures cannot be read that the run in `run_dir` was made with."""
-        fractions = asked or (self.validation_fraction, self.test_fraction)
         origin: Any = self.data if source is None else source
         try:
             return load_data(
                 origin,
                 size=self.size or max(self.model.resolutions),
                 seed=self.seed,
-                validation_fraction=fractions[0],
-                test_fraction=fractions[1],
-                refuse_fractions=asked is not None,
+                validation_fraction=self.validation_fraction,
+                test_fraction=self.test_fraction,
+                refuse_fractions=asked,
                 flip=self.flip,
                 max_train=self.max_train,
                 resident_limit_bytes=round(self.resident_gib * 2**30),

@@ -29,7 +29,7 @@ def tell_run(data: Data, preset: str | None, pixels: int, folder: Path) -> None:
             "training images are mirrored at random; use --no-flip where that changes the label", soft_wrap=True
         )
     if pixels >= 2 * data.size:
-        own = preset and family_of(PRESETS[preset])
+        own = preset and preset in PRESETS and family_of(PRESETS[preset])
         larger = [n for n, c in PRESETS.items() if family_of(c) == own and max(c.resolutions) > data.size]
         console.print(
             f"images of {pixels} px are scaled to {data.size} px: "

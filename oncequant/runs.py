@@ -85,6 +85,7 @@ def prepare(
         if opened.reads(folder):
             raise ValueError(f"{folder}: this run folder would lie among the images of {source}; give another --run")
     before = run_before(options, name, folder)
+    there = before.model if before and before.preset else None
     if before and before.preset:
         options = replace(options, preset=before.preset)
     auto = may_shrink or options.preset == "auto"
@@ -95,8 +96,8 @@ def prepare(
     elif known is None or len(known.resolutions) == 1:
         pixels = native_size(opened)
     own, weights = own_base(options, name, folder, pixels, cfg.seed, model)
-    options = options if own or before else suited(name, options, pixels)
-    network = partial(options.config, own=own, before=before.model if before else None)
+    options = options if own or there else suited(name, options, pixels)
+    network = partial(options.config, own=own, before=there)
     config = network(2, own.image_channels if own else 1)  # for its resolution; the images tell the rest
     how = where.loading(cfg.seed, before)
     place = place_of(where.data) if data is None else None
@@ -107,7 +108,7 @@ def prepare(
     if not (folder / "run.json").exists():
         check_memory(cfg, settings.model, device_of(device))
     if not isinstance(data, Data):
-        images = settings.load_data(device_of(device), opened, where.fractions, where.cache, folder)
+        images = settings.load_data(device_of(device), opened, where.asked_splits, where.cache, folder)
         assert images.loading is not None  # `load_data` says how
         parts = {split: getattr(images.loading, split) for split in ("validation_fraction", "test_fraction")}
         settings = replace(settings, **parts)
@@ -227,7 +228,7 @@ def open_run(
         )
     if not isinstance(data, Data):
         _tell_start(data or settings.data)
-        data = settings.load_data(device_of(device), data, None, cache, folder)
+        data = settings.load_data(device_of(device), data, (), cache, folder)
     check_images(folder, data, changed_test)
     tell(data)
     return cfg, Run(folder, settings.model, data, changed_test)

@@ -71,18 +71,21 @@ class DataOptions:
         """How the images are read, where that leaves a choice."""
         return Reading(self.layout, self.image_column, self.label_column)
 
-    @property
-    def fractions(self) -> tuple[float | None, float | None] | None:
-        """Of validation and test images, if one of them is asked for."""
-        asked = self.validation_fraction, self.test_fraction
-        return None if asked == (None, None) else asked
-
     def loading(self, seed: int, before: RunSettings | None) -> dict[str, Any]:
         """Fields of RunSettings that say how images are read; splits that are left open are as in the run `before`."""
         how = {"seed": seed, "flip": self.flip, "max_train": self.max_train, "resident_gib": self.resident_gib}
-        if before and not self.fractions:
-            how |= {"validation_fraction": before.validation_fraction, "test_fraction": before.test_fraction}
-        return how | asdict(self.reading)
+        there = (before.validation_fraction, before.test_fraction) if before else (None, None)
+        fractions = {
+            "validation_fraction": there[0] if self.validation_fraction is None else self.validation_fraction,
+            "test_fraction": there[1] if self.test_fraction is None else self.test_fraction,
+        }
+        return how | fractions | asdict(self.reading)
+
+    @property
+    def asked_splits(self) -> tuple[str, ...]:
+        """The splits for which a fraction is asked for: those that exist refuse it."""
+        asked = {"validation": self.validation_fraction, "test": self.test_fraction}
+        return tuple(split for split, fraction in asked.items() if fraction is not None)
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,7 @@ class ModelOptions:
     edge_bits: Literal[8, 32] = 8
     """First convolution and classifier of quantized networks; 32 leaves them in float, as the paper."""
     stem_bits: int | None = None
-    """Weights of the first convolution where edges have 8 bits."""
+    """Weights of the first convolution where edges have 8 bits; no fewer than all other layers have."""
     se_bits: Literal[8, 32] = 8
     """Squeeze-and-excite of quantized networks; 32 leaves it in float, as the paper."""
     signed_activations: bool = True
@@ -212,13 +215,12 @@ def suited(method: str, options: ModelOptions, pixels: int) -> ModelOptions:
 
 
 def run_before(options: ModelOptions, method: str, folder: Path) -> RunSettings | None:
-    """The run that the folder has, if it is one of this method and preset, or of any preset where that is left open.
-    What options leave open is as there, also where a later version's presets are others."""
+    """The run that the folder has, if it is one of this method and preset, of any or none where that is left open. What
+    options of images and of the network leave open is as there, though presets may be others now."""
     if not distributed.from_main((folder / "run.json").exists):
         return None
     before = read_settings(folder)
-    is_same = before.method == method and before.preset is not None and options.preset in ("auto", before.preset)
-    return before if is_same else None
+    return before if before.method == method and options.preset in ("auto", before.preset) else None
 
 
 def device_of(name: Device) -> torch.device:

@@ -10,3 +10,4 @@ python recipes/collect_runs.py results/cifar10-jpeg75_oqat-hours_cpu_202611.csv 
 taskset -c 1 oncequant search "$RUN" --target cortex-m4
 taskset -c 1 oncequant export "$RUN" 4bit-cortex-m4 3bit-cortex-m4 2bit-cortex-m4 --formats c package
 python recipes/collect_board.py results/cifar10-jpeg75_oqat-cortex-m4_cpu_202611.csv "$RUN"
+python recipes/c_backends.py results/cifar10-jpeg75_c-backends_cpu_202611.csv "$RUN"

@@ -255,18 +255,22 @@ def test_groups_can_be_less_deep_than_depths_allow():
 
 
 def test_the_first_convolution_can_have_weights_of_fewer_bits():
-    config = replace(with_bits(PRESETS["resnet-cifar"], 4), edge_bits=8, stem_bits=3)
+    config = replace(with_bits(PRESETS["resnet-cifar"], 2), edge_bits=8, stem_bits=3)
     layers = space_of(config).layers(space_of(config).largest())
     assert (layers["stem"].weight_bits, layers["stem"].act_bits) == (3, 8)
     assert (layers["classifier"].weight_bits, layers["classifier"].act_bits) == (8, 8)
     # with edges in float, and in a network in float, it is float
     for in_float in (replace(config, edge_bits=FLOAT_BITS), with_bits(config, FLOAT_BITS)):
         assert space_of(in_float).layers(space_of(in_float).largest())["stem"].weight_bits == FLOAT_BITS
+    # no fewer than every other layer has, where these have more
+    for bits, stem in (((8,), 8), ((2, 8), 4), ((2,), 4)):
+        mixed = space_of(replace(config, weight_bits=bits, stem_bits=4))
+        assert mixed.choices["stem.weight_bits"] == (stem,)
     assert ModelOptions("resnet-cifar", stem_bits=5).config(10, 3).stem_bits == 5
-    assert hand_made(config, 4, COSTS["bitops"])[0].model.stem_bits == 3  # by hand with the same edges
+    assert hand_made(config, 2, COSTS["bitops"])[0].model.stem_bits == 3  # by hand with the same edges
     # step sizes: each layer's own grid from float to 4 bits, and the first convolution keeps it at lower bit-widths
     data = load_data("digits", size=8, max_train=64)
-    small = replace(PRESETS["resnet-nano"], edge_bits=8, stem_bits=3, resolutions=(8,))
+    small = replace(PRESETS["resnet-nano"], edge_bits=8, stem_bits=4, resolutions=(8,))
     nets = [build_network(with_bits(small, bits)) for bits in (FLOAT_BITS, 4, 2)]
     for higher, lower in zip(nets, nets[1:]):
         oqat.inherit_bits(higher, lower, data, oqat.Config())

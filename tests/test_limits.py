@@ -106,7 +106,7 @@ def test_a_fraction_of_a_split_that_is_there_is_refused(tmp_path, monkeypatch, c
         load_data(folder, size=8, validation_fraction=0.15)
     data = load_data(folder, size=8, test_fraction=0.5)
     assert len(data.test) == len(data.train) == len(data.validation) / 2
-    older = load_data(folder, size=8, validation_fraction=0.4, test_fraction=0.5, refuse_fractions=False)
+    older = load_data(folder, size=8, validation_fraction=0.4, test_fraction=0.5, refuse_fractions=())
     assert older.fingerprint == data.fingerprint  # runs of older versions keep their images
 
 

@@ -6,7 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from commands import call
+from own_networks import Tiny
 
 import oncequant as oq
 from oncequant.data import splits
@@ -14,6 +16,8 @@ from oncequant.files import FileError
 from oncequant.methods import METHODS
 from oncequant.models import PRESETS, build_network, family_of
 from oncequant.run_folder import read_settings
+from oncequant.runs import prepare
+from oncequant.settings import DataOptions
 
 OLD = Path(__file__).parent / "old_runs"
 
@@ -47,11 +51,16 @@ def test_what_is_left_open_is_as_the_folder_has_it(tmp_path, monkeypatch):
         older.setitem(PRESETS, "resnet-nano", replace(now, stem_bits=5, depths=(1,), resolutions=(8,)))
         older.setitem(splits.FRACTIONS, "validation", 0.3)
         first = oq.new_run(cfg, "digits", folder)
+        own = oq.own_network(Tiny(), torch.zeros(1, 1, 8, 8))
+        with_own = oq.new_run(cfg, "digits", tmp_path / "own", model=own)
+    assert len(oq.new_run(cfg, "digits", tmp_path / "own", model=own).data.validation) == len(with_own.data.validation)
     assert first.model.stem_bits == 5 and len(first.data.validation) > 400
     for named in ("auto", "resnet-nano"):
         again = oq.new_run(cfg, "digits", folder, named)
         assert again.model == first.model and again.data.fingerprint == first.data.fingerprint
     with pytest.raises(FileError, match="depths .there .1., now .1, 2."):  # what is asked for is not
         oq.new_run(cfg, "digits", folder, depths=(1, 2))
+    again = prepare(cfg, DataOptions(run=folder, test_fraction=0.2))[1]  # of one split it is asked for, as it was
+    assert again.data.fingerprint == first.data.fingerprint
     fresh = oq.new_run(cfg, "digits", tmp_path / "fresh", "resnet-nano")
     assert fresh.model.depths == now.depths and len(fresh.data.validation) < 300

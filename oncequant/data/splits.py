@@ -10,7 +10,7 @@ import hashlib
 import os
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Generator
+from collections.abc import Collection, Generator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -166,7 +166,7 @@ def load_data(
     device: torch.device | str = "cpu",
     resident_limit_bytes: int = 2 * 2**30,
     max_train: int | None = None,
-    refuse_fractions: bool = True,
+    refuse_fractions: Collection[str] = ("validation", "test"),
     reading: Reading = AUTO,
     cache: bool = True,
 ) -> Data:
@@ -178,7 +178,7 @@ def load_data(
     how, where it leaves a choice.
     Splits that exist are kept; carved ones are stratified and depend on `seed` alone. Fractions count the training
     images of the source, by default FRACTIONS, for validation at most MOST_VALIDATION images; one for a split that
-    exists is refused, or without `refuse_fractions` ignored. `max_train` then keeps a stratified part of the training
+    exists is refused, or if not in `refuse_fractions` ignored. `max_train` then keeps a stratified part of the training
     split.
     `flip` defaults to true except for digits. A split whose labels are all negative hides them and counts as missing.
 
@@ -200,7 +200,7 @@ def load_data(
     if validation_fraction is None:
         fractions["validation"] = min(FRACTIONS["validation"], MOST_VALIDATION / len(labels["train"]))
     for split, fraction in asked.items():
-        if fraction is not None and split in labels and refuse_fractions:
+        if fraction is not None and split in labels and split in refuse_fractions:
             raise DataError(f"{split}_fraction {fraction:g}: {name} has a {split} split; leave the option out")
     rows = _carve(labels["train"], classes, {s: fractions[s] for s in ("test", "validation") if s not in labels}, seed)
     if max_train is not None:

@@ -55,7 +55,6 @@ TABLES: dict[str, Table] = {
         in_c.cifar10_cortex_m4_hour,
         in_c.mlperf_tiny,
         in_c.digits_c_backends,
-        in_c.cifar10_c_backends,
         in_c.c_amx,
         in_c.c_runtimes,
         in_c.c_vnni,

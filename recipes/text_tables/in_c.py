@@ -39,6 +39,11 @@ def cifar10_cortex_m4_hour(read: Read) -> str:
     return for_a_board(read("cifar10-jpeg75_oqat-cortex-m4-hour_cpu_202611"))
 
 
+def cifar10_board(read: Read) -> str:
+    """Those of a run for a board from the start, by one command."""
+    return for_a_board(read("cifar10-jpeg75_oqat-board_cpu_202611"))
+
+
 def mlperf_tiny(read: Read) -> str:
     """Networks of a benchmark for boards, the one for CIFAR-10 as C of ours, and ours for a board."""
     lines = []
@@ -74,11 +79,6 @@ def c_backends(rows: Sequence[Row]) -> str:
 def digits_c_backends(read: Read) -> str:
     """Trained on digits."""
     return c_backends(read("digits_c-backends_cpu_202611"))
-
-
-def cifar10_c_backends(read: Read) -> str:
-    """Trained on CIFAR-10 (JPEG q75)."""
-    return c_backends(read("cifar10-jpeg75_c-backends_cpu_202611"))
 
 
 def c_vnni(read: Read) -> str:
