@@ -2,12 +2,12 @@
 
     python recipes/curve.py DATA OUT --results results/NAME.csv [--picture docs/NAME.png]
 
-A point of ours is `oncequant train --hours` for three quarters of its seconds, and a search that measures fewer networks
-where they are few, on one thread; both count, files are not written. Of what was measured, the most accurate network on
-validation images is taken within 45 kB of packed weights, within 150 kB, and of all, and measured on the test images. Networks by hand are the widest at 4 bits within
-the same bytes, and within those of the largest network of `resnet-cifar`; each is trained alone for the whole time,
-and only this is counted. Two processes may run side by side. A point that was killed starts anew, those that are there
-are kept.
+A point of ours is `oncequant train --hours` for three quarters of its seconds, and a search that measures fewer
+networks where they are few, on one thread; both count, files are not written. Of what was measured, the most accurate
+network on validation images is taken within 45 kB of packed weights, within 150 kB, and of all, and measured on the
+test images. Networks by hand are the widest at 4 bits within the same bytes, and within those of the largest network of
+`resnet-cifar`; each is trained alone for the whole time, and only this is counted. Two processes may run side by side.
+A point that was killed starts anew, those that are there are kept.
 """
 
 import os
@@ -112,7 +112,8 @@ def by_hand(way: str, seconds: int, folder: Path, options: Options) -> Iterator[
     asked = oq.oqat.Config(seed=options.seed, bit_schedule=(BITS,))
     data = oq.load_data(options.data, size=32, seed=options.seed)
     model = oq.new_run(asked, data, folder / "model", preset="resnet-cifar").model
-    cfg = open_run(folder / "model", data)[0]  # with the precision that is faster, as ours
+    there = open_run(folder / "model", data)[0]
+    cfg = replace(asked, precision=there.precision)  # the faster, as ours
     judge = Judge(data, cfg.calibration(data))
     for limit, most in LIMITS.items():
         one = widest(model, most)
