@@ -107,7 +107,7 @@ class ModelOptions:
     edge_bits: Literal[8, 32] = 8
     """First convolution and classifier of quantized networks; 32 leaves them in float, as the paper."""
     stem_bits: int | None = None
-    """Weights of the first convolution where edges have 8 bits; no fewer than all other layers have."""
+    """Weights of the first convolution where edges have 8 bits; no fewer than all other layers have. Default: 8."""
     se_bits: Literal[8, 32] = 8
     """Squeeze-and-excite of quantized networks; 32 leaves it in float, as the paper."""
     signed_activations: bool = True

@@ -7,7 +7,7 @@
 set -e
 : "${DATA:?set DATA to the folder of parquet files}" "${SEED:=0}"
 run=runs/cifar10-board-$SEED
-oncequant run --data "$DATA" --run "$run" --seed "$SEED" --target cortex-m4
+oncequant run --data "$DATA" --run "$run" --seed "$SEED" --target cortex-m4 --stem-bits 4
 python recipes/collect_board.py results/cifar10-jpeg75_oqat-board_cpu_202611.csv "$run"
 for budget in "weight_bytes<=45k" "weight_bytes<=25k" "bitops<=50M" "weight_bytes<=1M"; do
     oncequant search "$run" --budget "$budget"

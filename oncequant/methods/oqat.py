@@ -8,11 +8,11 @@ are deployed from the supernets without retraining, after their batch norm has b
 Symbols.  K: bits   s: step_size   W: weight   Q_K(v; s): fake_quantize(v, s, K)
 
 Differences from the paper and the official evaluation code are numbered in docs/oqat.md: (1) a signed activation grid
-after linear bottlenecks; (2, 15) 8-bit first convolution, its weights fewer, classifier and squeeze-and-excite; (3) in
-float the largest network alone at growing resolution, where OFA shrinks progressively; (4) Muon for the weights of
-dense convolutions; (5) more than half of the quantized steps for the first bit-width, smaller learning rates for the
-others; (6) a step trains the largest subnet and one other, which learns half from labels and counts three quarters, and
-images grow over the first bit-width, too.
+after linear bottlenecks; (2) 8-bit first convolution, classifier and squeeze-and-excite; (3) in float the largest
+network alone at growing resolution, where OFA shrinks progressively; (4) Muon for the weights of dense convolutions;
+(5) more than half of the quantized steps for the first bit-width, smaller learning rates for the others; (6) a step
+trains the largest subnet and one other, which learns half from labels and counts three quarters, and images grow over
+the first bit-width, too.
 
 Run. `oncequant run --data digits`, recipes/oqat_cifar10.sh.      Results. results/README.md
 """

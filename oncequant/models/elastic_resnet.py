@@ -49,7 +49,6 @@ CIFAR = ElasticResNetConfig(
     expand_ratios=(2, 4),
     depths=(1, 2),
     max_depths=(1, 1, 2),
-    stem_bits=4,
 )
 PRESETS: dict[str, ElasticResNetConfig] = {
     # 32 px images; MLPerf Tiny's ResNet-8 is among its architectures
