@@ -26,8 +26,7 @@ class AllBits:
     bits: int = FLOAT_BITS
     """Bit-width of weights and activations that an architecture does not name."""
     edge_bits: int = FLOAT_BITS
-    """The same for the first convolution, and the classifier; weights of the former have fewer where the
-    preset says so."""
+    """The same for the first convolution and the classifier; weights of the former may have fewer in a run."""
     se_bits: int = FLOAT_BITS
     """Bit-width of squeeze-and-excite."""
     num_classes: int | None = None

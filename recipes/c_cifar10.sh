@@ -3,7 +3,7 @@
 # machine on all 10,000 test pictures, the self-test on emulated Cortex-M cores. DATA is a folder with the train and test
 # parquet files (columns img, label), RUN the folder of an OQAT run with exports in C, as recipes/oqat_cifar10_board.sh
 # makes it. The others are trained shortly, on 4,000 images: what is asked is whether files compute the same, so
-# accuracies say nothing. The runs are independent of each other, so two can be made side by side.
+# accuracies say nothing. Not run yet. The runs are independent of each other, so two can be made side by side.
 # Result: results/README.md#networks-in-c-of-all-methods
 set -e
 : "${DATA:?set DATA to the folder of parquet files}" "${RUN:?set RUN to the folder of an OQAT run}" "${RUNS:=runs}"

@@ -7,7 +7,7 @@ networks where they are few, on one thread; both count, files are not written. O
 network on validation images is taken within 45 kB of packed weights, within 150 kB, and of all, and measured on the
 test images. Networks by hand are the widest at 4 bits within the same bytes, and within those of the largest network of
 `resnet-cifar`; each is trained alone for the whole time, and only this is counted. Two processes may run side by side.
-A point that was killed starts anew, those that are there are kept.
+A point that was killed starts anew, those that are there are kept. Not run yet.
 """
 
 import os
