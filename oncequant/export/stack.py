@@ -1,8 +1,8 @@
 """What the kernels for AVX512-VNNI and AMX keep on the stack: constants of the C, for the largest layers of a network.
 
 They gather as many padded rows of a map as fit into a cache, and columns of the few output pixels that are computed
-together; those for AMX unpack the weights of a layer, if they are not too many. Other kernels have all of that in the
-arena, which is planned for microcontrollers.
+together; those for VNNI unpack the weights of as many channels as fit into a cache, those for AMX of a whole layer, if
+they are not too many. Other kernels have all of that in the arena, which is planned for microcontrollers.
 """
 
 from collections.abc import Iterable
@@ -33,7 +33,7 @@ class Sizes(NamedTuple):
 
 def stack_constants(layers: Iterable[Sizes]) -> str:
     """An enum, in bytes but for the largest kernel of depthwise convolutions."""
-    most = dict(KERNEL=1, INPUTS=64, ROWS=64, TAPS=64, FOURS=64, TOGETHER=64, CHANNELS=64, TILES=64)
+    most = dict(KERNEL=1, INPUTS=64, ROWS=64, TAPS=64, FOURS=64, TOGETHER=64, CHANNELS=64, TILES=64, UNPACKED=64)
     for layer in layers:
         kernel, channels = layer.kernel, layer.channels
         size = layer.size + 2 * layer.pad
@@ -46,7 +46,8 @@ def stack_constants(layers: Iterable[Sizes]) -> str:
             needs["TOGETHER"] = _some_rows(size, kernel, 64 * (layer.out_size + (fours - 1) * 4 // layer.stride))
             needs["CHANNELS"] = channels
         else:
-            needs["INPUTS"] = padded_inputs(kernel * kernel * channels, layer.bits)
+            needs["INPUTS"] = inputs = padded_inputs(kernel * kernel * channels, layer.bits)
+            needs["UNPACKED"] = _some_rows(-(-layer.out_channels // 16) * 16, 32, inputs)
             tiles = -(-kernel * kernel * channels // 64) * 64 * layer.out_channels
             needs["TILES"] = tiles if tiles <= MOST_TILES and layer.out_size > 1 else 0
         if kernel > 1 or layer.is_depthwise:

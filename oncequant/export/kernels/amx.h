@@ -33,46 +33,6 @@ INLINE int32_t amx_width(int32_t length)
     return width >= AMX_INPUTS / 2 ? width : 0;
 }
 
-/* Tiles of weights, (blocks of 16 channels, tiles of 64 inputs): a row has four inputs of each channel. */
-INLINE void amx_unpack(const int bits, const network_layer *l, const int32_t tiles, int8_t *to)
-{
-    const __m512i even = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
-    const __m512i odd = _mm512_or_si512(even, _mm512_set1_epi32(1));
-    const vnni_codes c = vnni_codes_of(bits, l);
-    const int chunk = bits == 8 ? 2 : chunk_steps(bits);
-    const int32_t steps = (l->kernel * l->kernel * l->channels + 3) / 4, block = block_words(bits, LANES, steps);
-    const uint32_t *words = l->weights;
-    for (int32_t channel = 0; channel < l->out_channels; channel += AMX_CHANNELS, words += 2 * block) {
-        network_words first = first_words(bits, words, LANES, steps);
-        network_words second = first_words(bits, words + block, LANES, steps);
-        for (int32_t step = 0; step < 16 * tiles; step += chunk, to += chunk * 64) {
-            if (step >= steps) { /* met by inputs of zero */
-                memset(to, 0, (size_t)chunk * 64);
-                continue;
-            }
-            UNROLL for (int s = 0; s < chunk; s += 2) {
-                const int there = step + s + 1 < steps || bits != 8 ? 2 : 1;
-                const __m512i a = vnni_weights(bits, &c, first, s, there);
-                const __m512i b = vnni_weights(bits, &c, second, s, there);
-                _mm512_storeu_si512(to + s * 64, _mm512_permutex2var_epi32(a, even, b));
-                _mm512_storeu_si512(to + (s + 1) * 64, _mm512_permutex2var_epi32(a, odd, b));
-            }
-            first = next_words(bits, first, LANES), second = next_words(bits, second, LANES);
-            if (bits == 8) first.of8 += LANES, second.of8 += LANES;
-        }
-    }
-}
-
-KERNEL void amx_weights(const network_layer *l, int32_t tiles, int8_t *to)
-{
-    switch (l->bits) {
-#define CASE(BITS) \
-    case BITS: amx_unpack(BITS, l, tiles, to); break;
-        NETWORK_BITS(CASE)
-#undef CASE
-    }
-}
-
 /* Where the inputs of 16 output pixels are: `runs` runs of `length` inputs, `pitch` bytes apart; those of the next pixel
  * `step` bytes further. A tile has `width` of them. */
 typedef struct {
@@ -81,7 +41,7 @@ typedef struct {
 
 /* Sums of 16 output pixels and `blocks` blocks of channels, whose weights are `next` bytes apart. */
 INLINE void amx_block(const int blocks, const network_layer *l, const uint8_t *x, const amx_inputs *in,
-                      const int8_t *weights, int32_t next, int32_t channel, int32_t *sums)
+                      const uint8_t *weights, int32_t next, int32_t channel, int32_t *sums)
 {
     const int32_t width = in->width, length = in->length, step = in->step, tile = width * AMX_CHANNELS;
     const int32_t *bias = l->bias + channel; /* the same row 16 times */
@@ -115,14 +75,14 @@ INLINE void amx_block(const int blocks, const network_layer *l, const uint8_t *x
 }
 
 /* 16 output pixels, in all channels. */
-KERNEL void amx_pixels(const network_layer *l, const uint8_t *x, const amx_inputs *in, const int8_t *weights, uint8_t *y)
+KERNEL void amx_pixels(const network_layer *l, const uint8_t *x, const amx_inputs *in, const uint8_t *weights, uint8_t *y)
 {
-    const vnni_range range = vnni_range_of(l);
+    const vnni_range range = vnni_range_of(l->zero, l->max);
     const int32_t channels = l->out_channels, inputs = l->kernel * l->kernel * l->channels;
     const int32_t next = (inputs + AMX_INPUTS - 1) / AMX_INPUTS * AMX_TILE; /* from block to block */
-    int32_t sums[4 * 256];
+    int32_t sums[4 * 256] __attribute__((aligned(64)));
     for (int32_t channel = 0, blocks; channel < channels; channel += blocks * AMX_CHANNELS) {
-        const int8_t *const from = weights + channel / AMX_CHANNELS * next;
+        const uint8_t *const from = weights + channel / AMX_CHANNELS * next;
         blocks = least(4, (channels - channel) / AMX_CHANNELS);
         switch (blocks) {
         case 1: amx_block(1, l, x, in, from, next, channel, sums); break;
@@ -133,9 +93,10 @@ KERNEL void amx_pixels(const network_layer *l, const uint8_t *x, const amx_input
         for (int32_t b = 0; b < blocks; b++) {
             const int32_t first = channel + b * AMX_CHANNELS;
             const __m512 ratio = _mm512_loadu_ps(l->ratio + first);
-            for (int32_t p = 0; p < AMX_PIXELS; p++) {
-                const __m512i accumulators = _mm512_loadu_si512(sums + b * 256 + p * 16);
-                vnni_results(range, accumulators, ratio, 0xffff, y + p * channels + first, 0);
+            for (int32_t p = 0; p < AMX_PIXELS; p += 4) {
+                __m512i four[4];
+                UNROLL for (int i = 0; i < 4; i++) four[i] = _mm512_loadu_si512(sums + b * 256 + (p + i) * 16);
+                vnni_four_results(range, four, 1, ratio, 0xffff, y + p * channels + first, channels);
             }
         }
     }
@@ -144,13 +105,13 @@ KERNEL void amx_pixels(const network_layer *l, const uint8_t *x, const amx_input
 /* Rows of output pixels, at least 16 in all, from rows of inputs that are `pitch` bytes apart: read where they are, in
  * tiles of `width` inputs, or, if that is 0, brought together. */
 KERNEL void amx_output(const network_layer *l, const uint8_t *x, int32_t pitch, int32_t rows, int32_t width,
-                       const int8_t *weights, uint8_t *y)
+                       const uint8_t *weights, uint8_t *y)
 {
     const int32_t length = l->kernel * l->channels, step = l->stride * l->channels, pixels = rows * l->out_size;
     const int32_t stride = (l->kernel * length + AMX_INPUTS - 1) / AMX_INPUTS * AMX_INPUTS;
     const amx_inputs there = {l->kernel, length, pitch, step, width}, together = {1, stride, 0, stride, AMX_INPUTS};
-    uint8_t columns[AMX_PIXELS * NETWORK_MOST_INPUTS + 64], order[64];
-    for (int32_t i = 0; i < 64; i++) order[i] = (uint8_t)(i / length * 16 + i % length);
+    uint8_t columns[AMX_PIXELS * NETWORK_MOST_INPUTS + 64] __attribute__((aligned(64))), order[64];
+    if (!width) vnni_order(length, order);
     for (int32_t pixel = 0; pixel < pixels; pixel += AMX_PIXELS) {
         pixel = least(pixel, pixels - AMX_PIXELS); /* some once more */
         int32_t row = pixel / l->out_size, column = pixel % l->out_size;
@@ -176,11 +137,11 @@ KERNEL int amx_layer(const network_layer *l, const uint8_t *x, uint8_t *y)
     const int32_t pitch = (l->size + 2 * l->pad) * l->channels, tiles = (inputs + AMX_INPUTS - 1) / AMX_INPUTS;
     const int32_t width = size % AMX_PIXELS ? 0 : amx_width(kernel * l->channels);
     if (!amx_is_there || vnni_refuses(l) || outputs % AMX_CHANNELS || inputs < 2 * AMX_INPUTS) return 0;
-    int8_t weights[NETWORK_MOST_TILES];
+    uint8_t weights[NETWORK_MOST_TILES] __attribute__((aligned(64))); /* or a row lies in two lines of the cache */
     uint8_t memory[NETWORK_MOST_ROWS + 64]; /* as many rows as fit, with borders */
     const int32_t most = kernel == 1 ? size : least(size, (NETWORK_MOST_ROWS / pitch - kernel) / l->stride + 1);
     if (most * size < 2 * AMX_PIXELS || tiles * outputs * AMX_INPUTS > NETWORK_MOST_TILES) return 0;
-    amx_weights(l, tiles, weights);
+    vnni_unpack(l, l->weights, outputs / LANES, 16 * tiles, weights);
     amx_begin(width ? width : AMX_INPUTS);
     for (int32_t row = 0, rows; row < size; row += rows) {
         rows = least(most, size - row);

@@ -34,7 +34,7 @@
 #if defined(__clang__) /* unrolls by itself, and warns where it is told to and cannot */
 #define UNROLL
 #else
-#define UNROLL _Pragma("GCC unroll 8")
+#define UNROLL _Pragma("GCC unroll 16")
 #endif
 
 /* Whether this processor has what avx2.h and vnni.h need: known when compiled for it, else asked when it runs. */
@@ -231,6 +231,12 @@ INLINE network_words next_words(const int bits, network_words part, int32_t lane
 INLINE int32_t block_words(const int bits, int32_t lanes, int32_t steps)
 {
     return lanes * (words_of8(bits, steps) + words_of4(bits, steps) + words_of2(bits, steps) + words_of1(bits, steps));
+}
+
+/* Of whole blocks of channels. */
+UNUSED INLINE int32_t words_before(const network_layer *l, int32_t channels)
+{
+    return channels ? block_words(l->bits, channels, (l->kernel * l->kernel * l->channels + 3) / 4) : 0;
 }
 
 /* Codes of one step of a chunk, one a byte: all four (unit 0x01010101), or each second one (unit 0x00010001, shift 0 or

@@ -55,12 +55,6 @@ KERNEL int32_t block_dots(const network_layer *l, int32_t count, const network_c
     return 0;
 }
 
-/* Of whole blocks of channels. */
-INLINE int32_t words_before(const network_layer *l, int32_t channels, int32_t inputs)
-{
-    return channels ? block_words(l->bits, channels, (inputs + 3) / 4) : 0;
-}
-
 /* A convolution to codes, or, with `logits`, a linear layer. */
 KERNEL void layer(const network_layer *l, const uint8_t *x, uint8_t *y, float *logits, uint8_t *scratch)
 {
@@ -74,7 +68,7 @@ KERNEL void layer(const network_layer *l, const uint8_t *x, uint8_t *y, float *l
     IF_AVX2(if (!done) done = avx2_layer(l, x, y, logits, scratch);)
     for (int32_t first = 0, count; first < pixels && done < l->out_channels; first += count) {
         int32_t inputs_sum[COLUMNS], sums[COLUMNS][LANES];
-        const uint32_t *words = l->weights + words_before(l, done, inputs);
+        const uint32_t *words = l->weights + words_before(l, done);
         count = pixels - first < COLUMNS ? 1 : COLUMNS;
         for (int32_t p = 0; p < count; p++) {
             inputs_sum[p] = make_column(l, x, top, left, scratch, columns, p, stride, inputs);
@@ -225,6 +219,10 @@ KERNEL void mean(const uint8_t *x, uint8_t *y, int32_t pixels, int32_t channels,
                         int32_t zero, int32_t max, uint8_t *scratch)
 {
     int32_t *const sums = (int32_t *)(void *)scratch;
+    IF_VNNI({
+        vnni_mean(x, y, pixels, channels, zero_x, ratio, zero, max);
+        return;
+    })
     for (int32_t c = 0; c < channels; c++) sums[c] = -pixels * zero_x;
     for (int32_t i = 0; i < pixels; i++)
         for (int32_t c = 0; c < channels; c++) sums[c] += *x++;

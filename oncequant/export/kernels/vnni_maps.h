@@ -2,7 +2,7 @@
 /* ---- depthwise convolutions: four taps at once, of 16 channels */
 
 /* Weights one after the other, tap by tap. */
-KERNEL void vnni_unpack(const network_layer *l, int32_t count, int8_t *to)
+KERNEL void vnni_unpack_taps(const network_layer *l, int32_t count, int8_t *to)
 {
     static const int width[4] = {8, 4, 2, 1};
     const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
@@ -45,7 +45,7 @@ INLINE __m512i vnni_four(const uint8_t *a, const uint8_t *b, const uint8_t *c, c
     return _mm512_permutexvar_epi8(order, rows);
 }
 
-/* Row by row of the kernel, four taps of a row after the other, channel by channel: from `vnni_unpack`'s order. */
+/* Row by row of the kernel, four taps of a row after the other, channel by channel: from `vnni_unpack_taps`'s order. */
 KERNEL void vnni_order_taps(const network_layer *l, const int8_t *flat, uint8_t *to)
 {
     const int32_t channels = l->channels, kernel = l->kernel;
@@ -73,7 +73,7 @@ INLINE void vnni_taps(const network_layer *l, const int kernel, const uint8_t *t
     const __mmask16 there = vnni_there(l->channels - 16 * block);
     const __m512i bias = _mm512_maskz_loadu_epi32(there, l->bias + 16 * block);
     const __m512 ratio = _mm512_maskz_loadu_ps(there, l->ratio + 16 * block);
-    const vnni_range range = vnni_range_of(l);
+    const vnni_range range = vnni_range_of(l->zero, l->max);
     const int32_t out_size = l->out_size, channels = l->channels, stride = l->stride;
     __m512i weights[14]; /* of 7 x 7 taps */
     UNROLL for (int i = 0; i < kernel * fours; i++) weights[i] = _mm512_loadu_si512(taps + (i * blocks + block) * 64);
@@ -99,10 +99,11 @@ KERNEL int vnni_depthwise(const network_layer *l, const uint8_t *x, uint8_t *y)
     const int32_t width = l->out_size + (kernel - 1) / 4 * 4 / stride; /* places in a row that are needed */
     const int32_t fit = least(NETWORK_MOST_ROWS / pitch, NETWORK_MOST_TOGETHER / (64 * width));
     int8_t flat[NETWORK_MOST_TAPS];
-    uint8_t taps[NETWORK_MOST_FOURS], together[NETWORK_MOST_TOGETHER];
+    uint8_t taps[NETWORK_MOST_FOURS] __attribute__((aligned(64))); /* or each vector lies in two lines of the cache */
+    uint8_t together[NETWORK_MOST_TOGETHER] __attribute__((aligned(64)));
     uint8_t memory[NETWORK_MOST_ROWS + 4 * NETWORK_MOST_CHANNELS + 64];
     if (vnni_refuses(l) || stride > 2 || kernel > 7) return 0; /* more taps than registers */
-    vnni_unpack(l, kernel * kernel * channels, flat);
+    vnni_unpack_taps(l, kernel * kernel * channels, flat);
     vnni_order_taps(l, flat, taps);
     for (int32_t row = 0, rows; row < l->out_size; row += rows, y += rows * l->out_size * channels) {
         rows = least((fit - kernel) / stride + 1, l->out_size - row);
@@ -167,6 +168,19 @@ KERNEL void vnni_add(const uint8_t *a, const uint8_t *b, uint8_t *y, int32_t cou
         value = _mm512_fmadd_ps(_mm512_set1_ps(ratio_a), in_a, value);
         value = _mm512_min_ps(_mm512_max_ps(value, _mm512_setzero_ps()), _mm512_set1_ps((float)max));
         _mm_mask_storeu_epi8(y + i, there, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(value)));
+    }
+}
+
+KERNEL void vnni_mean(const uint8_t *x, uint8_t *y, int32_t pixels, int32_t channels, int32_t zero_x, float ratio,
+                      int32_t zero, int32_t max)
+{
+    const vnni_range range = vnni_range_of(zero, max);
+    for (int32_t c = 0; c < channels; c += 16) {
+        const __mmask16 there = vnni_there(channels - c);
+        __m512i sum = _mm512_set1_epi32(-pixels * zero_x);
+        for (int32_t i = c; i < pixels * channels; i += channels)
+            sum = _mm512_add_epi32(sum, _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(there, x + i)));
+        vnni_results(range, sum, _mm512_set1_ps(ratio), there, y + c, 0);
     }
 }
 
