@@ -24,7 +24,7 @@ MOST = 2**31 - 1  # of a sum
 PER_LINE = 12
 
 KERNELS = [  # in order
-    f"{name}.h" for name in "common portable neon cortex_m vnni amx vnni_maps columns avx2 layers".split()
+    f"{name}.h" for name in "common portable neon cortex_m vnni vnni_layers amx vnni_maps columns avx2 layers".split()
 ]
 
 

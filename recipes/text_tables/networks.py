@@ -42,11 +42,14 @@ COLUMNS: dict[str, Cell] = {
 
 
 def by_size(rows: Sequence[Row], stages: dict[str, str]) -> str:
-    """The float network and S / M / L of each stage (name in the file: in the table), one seed."""
-    lines = [["float, largest", *(cell(one(rows, network="float-max")) for cell in COLUMNS.values())]]
-    for stage, name in stages.items():
-        three = [one(rows, network=f"{stage}-{size}") for size in SIZES]
-        lines.append([f"{name} S / M / L", *(joined(map(cell, three)) for cell in COLUMNS.values())])
+    """The float network and S / M / L of each stage (name in the file: in the table), of every seed."""
+    seeds, lines = seeds_of(rows), []
+    for some in seeds:
+        of = f", seed {some[0]['seed']}" if len(seeds) > 1 else ""
+        lines.append([f"float, largest{of}", *(cell(one(some, network="float-max")) for cell in COLUMNS.values())])
+        for stage, name in stages.items():
+            three = [one(some, network=f"{stage}-{size}") for size in SIZES]
+            lines.append([f"{name} S / M / L{of}", *(joined(map(cell, three)) for cell in COLUMNS.values())])
     return markdown(["", *COLUMNS], lines)
 
 
@@ -81,12 +84,14 @@ def cifar10_oqat_deep(read: Read) -> str:
 
 
 def within_budgets(rows: Sequence[Row]) -> str:
-    """The most accurate networks within budgets."""
-    lines = []
+    """The most accurate networks within budgets, of every seed."""
+    by_network: dict[str, list[Row]] = {}
     for row in rows:
-        lines.append(
-            [row["network"].partition("-")[2], row["bits"], validation(row), test(row), millions(row), weights(row)]
-        )
+        by_network.setdefault(row["network"], []).append(row)
+    lines = []
+    for name, some in by_network.items():
+        cells = [joined(map(cell, some)) for cell in (validation, test, millions, weights)]
+        lines.append([name.partition("-")[2], some[0]["bits"], *cells])
     return markdown(["budget", "bits", "validation", "test", "M BitOPs", "`weight_bytes`, kB"], lines)
 
 

@@ -1,5 +1,5 @@
 /* x86 with AMX: convolutions in tiles of 16 output pixels, 64 inputs and 16 channels, where there are so many. Weights are
- * unpacked once for a layer. Compiled as vnni.h and vnni_maps.h, between which this is. */
+ * unpacked once for a layer. Compiled as vnni_layers.h and vnni_maps.h, between which this is. */
 
 #ifdef NETWORK_AMX
 enum { AMX_PIXELS = 16, AMX_INPUTS = 64, AMX_CHANNELS = 16, AMX_TILE = 1024 };
