@@ -31,8 +31,8 @@ compiler = pytest.mark.compiler
 
 
 @pytest.fixture(autouse=True)
-def one_whole_network(monkeypatch):
-    monkeypatch.setattr(profiling, "WHOLE", 1)
+def few_whole_networks(monkeypatch):
+    monkeypatch.setattr(profiling, "WHOLE", 4)
 
 
 @compiler

@@ -1,13 +1,13 @@
 """A cost table of this machine: the microseconds of every layer of a search space, in the format C on one thread.
 
 Each layer's kernel is timed alone (`timing.py`). A network takes more than its layers: pixels become codes, codes are
-looked up on another grid, maps are added, multiplied, averaged. That is 10 to 15 % more, in about the same proportion
-in all networks of a space. So a few networks are timed whole, in the same rounds, and their time over that of their
-layers is a factor for all layers:
+looked up on another grid, maps are added, multiplied, averaged, and the call itself takes time. So a few networks are
+timed whole, in the same rounds, and least squares of relative errors say what to add:
 
-    us(layer) = factor x us(kernel)
+    us(layer) = factor x us(kernel) + per_element x elements of its output + per_network, for the classifier
 
-To time those operations too, and charge each to the layer beside it, ranked networks no better (docs/log.md).
+To time those operations too, and charge each to the layer beside it, ranked networks no better than the factor alone,
+where layers are nearly all of the time; where AMX makes them fast, the factor alone ranks worse (docs/log.md).
 """
 
 import tempfile
@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 import torch
+from scipy.optimize import lsq_linear
 
 from oncequant.arch import FLOAT_BITS, Arch
 from oncequant.cost_table import Key, check_name, describe, keys_of, layer_rows, write_table
@@ -37,7 +37,8 @@ from oncequant.network import Network, elastic_layers
 from oncequant.run_folder import device_name
 from oncequant.version import package_version
 
-WHOLE = 9  # networks that are timed whole: of 5 the median was off by a tenth on a busy machine
+WHOLE = 15  # networks that are timed whole: with 9 predictions were a tenth less exact (docs/log.md)
+LEAST = 0.5, 0.0, 0.0  # factor, per_element and per_network: few networks on a busy machine may say anything
 IMAGES = 4  # random ones, of which grids are made; no time depends on them
 
 
@@ -47,9 +48,13 @@ class Profiled:
 
     rows: int
     factor: float
-    """Of the time of whole networks over that of the kernels of their layers."""
+    """Of the kernels' times."""
+    per_element: float
+    """us for each element of a layer's output."""
+    per_network: float
+    """us, in the classifier's row."""
     spread: float
-    """The most that one of these networks is away from it, as a share."""
+    """The most that a network that was timed whole is away from the sum over its rows, as a share."""
     whole: int
     """How many."""
 
@@ -80,14 +85,17 @@ def profile(config: NetworkConfig, path: Path, rounds: int = ROUNDS) -> Profiled
     unfinished = path.with_name(f"{path.name}.unfinished")
     times = microseconds(visits, f"{kernels.path} {calls} {whole}", unfinished, rounds)
     us = dict(zip(calls, times))
-    layers = [[layer_call(k) for spec in supernet.space.layers(a).values() for k in keys_of(spec)[0]] for a in whole]
-    factors = [taken / sum(map(us.__getitem__, own)) for taken, own in zip(times[len(calls) :], layers)]
-    factor = median(factors)
+    parts = {key: np.array(_parts(key, us[layer_call(key)])) for key in keys}
+    layers = [[key for spec in supernet.space.layers(arch).values() for key in keys_of(spec)[0]] for arch in whole]
+    sums = np.array([sum(parts[key] for key in own) for own in layers]) / np.array(times[len(calls) :])[:, None]
+    weights = lsq_linear(sums, np.ones(len(whole)), bounds=(LEAST, np.inf)).x
+    factor, per_element, per_network = map(float, weights)
     device = device_name(torch.device("cpu")).rpartition(",")[0]
     about = f"{device}, one thread; cc {' '.join(FLAGS)}; oncequant {package_version()}, {datetime.now(UTC):%Y-%m-%d}"
-    write_table(path, {key: factor * us[layer_call(key)] for key in keys}, "us", [about])
+    write_table(path, {key: float(parts[key] @ weights) for key in keys}, "us", [about])
     unfinished.unlink(missing_ok=True)
-    return Profiled(len(keys), factor, max(abs(one / factor - 1) for one in factors), len(whole))
+    spread = float(np.abs(sums @ weights - 1).max())
+    return Profiled(len(keys), factor, per_element, per_network, spread, len(whole))
 
 
 # -- networks with random weights
@@ -136,6 +144,12 @@ def layer_call(key: Key) -> Call:
     role, c_in, c_out, kernel, stride, size, groups, bits, in_bits = key
     op = "linear" if role == "classifier" else "depthwise" if groups > 1 else "conv"
     return Call(op, bits, in_bits, size, c_in, kernel, stride, (size - 1) // stride + 1, c_out)
+
+
+def _parts(key: Key, us: float) -> tuple[float, int, bool]:
+    """What the time of a layer is put together from."""
+    role, _, c_out, _, stride, size, *_ = key
+    return us, ((size - 1) // stride + 1) ** 2 * c_out, role == "classifier"
 
 
 def _check_integer(keys: Iterable[Key]) -> None:
