@@ -237,7 +237,7 @@ def profile(options: Profile) -> None:
     config = config_of_bits(options.model, of.bits, of.num_classes, of.image_channels)
     done = write_profile(config, of.out, of.rounds)
     console.print(
-        f"{of.out}: {done.rows} layers in us: kernel calls times {done.factor:.2f}, {1e3 * done.per_element:.2f} ns for "
+        f"{of.out}: {done.rows} layers in us: kernels times {done.factor:.2f}, {1e3 * done.per_element:.2f} ns for "
         f"each element of a map, {done.per_network:.1f} us for a network; {done.whole} whole networks agree within "
         f"{100 * done.spread:.0f} %",
         soft_wrap=True,

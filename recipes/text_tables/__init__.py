@@ -52,6 +52,8 @@ TABLES: dict[str, Table] = {
         speed.step_qfa_tuned,
         speed.step_xeon,
         speed.profile,
+        speed.profile_amx,
+        speed.latency_fits,
         in_c.cifar10_cortex_m4,
         in_c.cifar10_cortex_m4_hour,
         in_c.mlperf_tiny,

@@ -81,6 +81,11 @@ def digits_c_backends(read: Read) -> str:
     return c_backends(read("digits_c-backends_cpu_202611"))
 
 
+def cifar10_c_methods(read: Read) -> str:
+    """Trained on CIFAR-10."""
+    return c_backends(read("cifar10-jpeg75_c-methods_cpu_202611"))
+
+
 def c_vnni(read: Read) -> str:
     """With VNNI, beside ONNX Runtime and OpenVINO."""
 
@@ -123,14 +128,16 @@ def c_runtimes(read: Read) -> str:
     for row in read("c-runtimes_cpu_202611"):
         c = row.number("c_ms")
         others = [[row.number(f"{runtime}_{kind}_ms") for kind in ("float", "integer")] for runtime in RUNTIMES]
+        without_amx = fixed(row.number("c_without_amx_ms"), 4)
         times = [joined(fixed(time, 4) for time in pair) for pair in others]
         ratios = [fixed(others[0][0] / c), fixed(min(min(pair) for pair in others) / c)]
         on_board = [fixed(row.number("m4_per_mac")), kb(row, "m4_flash_bytes", 1)]
         peak = f"{100 * row.number('peak_share'):.0f} %"
         macs = f"{millions(row, 'macs', 2)} M"
-        lines.append([row["network"], row["bits"], macs, fixed(c, 4), *times, *ratios, peak, *on_board])
+        lines.append([row["network"], row["bits"], macs, fixed(c, 4), without_amx, *times, *ratios, peak, *on_board])
     return markdown([
-        "network", "bits", "MACs", "C (ms)", "ONNX Runtime float / integer", "OpenVINO", "LiteRT float / 8 bits",
+        "network", "bits", "MACs", "C (ms)", "without AMX", "ONNX Runtime float / integer", "OpenVINO",
+        "LiteRT float / 8 bits",
         "ONNX float over C", "fastest other over C", "of the VNNI peak", "M4: instructions per MAC", "M4: flash kB",
     ], lines)  # fmt: skip
 

@@ -98,10 +98,31 @@ def step_xeon(read: Read) -> str:
     return markdown(["step, px, subnet", "our float ms", "ours quantized ms", *QFA_HEAD], lines)
 
 
+def latency_fits(read: Read) -> str:
+    """What is added to the times of kernels, by how many networks it was fitted."""
+    lines = []
+    for row in read("latency-fits_typed_202611"):
+        pairs = [
+            f"{fixed(row.number(f'tau_{i}'), 3)} / {fixed(100 * row.number(f'median_error_{i}'), 1)}" for i in (1, 2)
+        ]
+        lines.append([row["fitted"], row["networks"], *pairs])
+    return markdown(["fitted", "networks", "first", "second"], lines)
+
+
+def profile_amx(read: Read) -> str:
+    """The same with AMX, where layers take less of the time."""
+    return profile_rows(read("profile-amx_cpu_202611"))
+
+
 def profile(read: Read) -> str:
     """Latency predicted from a table of layers."""
+    return profile_rows(read("profile_cpu_202611"))
+
+
+def profile_rows(rows: Sequence[Row]) -> str:
+    """A line for each space."""
     lines = []
-    for row in read("profile_cpu_202611"):
+    for row in rows:
         taus = [fixed(row.number(f"kendall_tau{of}"), 3) for of in ("", "_of_macs", "_of_bitops")]
         errors = [f"{fixed(100 * row.number(error), 1)} %" for error in ("median_error", "p90_error")]
         times = f"{fixed(row.number('least_ms'), 3)} to {fixed(row.number('most_ms'), 3)}"
