@@ -58,6 +58,7 @@ TABLES: dict[str, Table] = {
         in_c.cifar10_cortex_m4_hour,
         in_c.mlperf_tiny,
         in_c.digits_c_backends,
+        in_c.cifar10_c_methods,
         in_c.cifar10_board,
         in_c.c_amx,
         in_c.c_runtimes,
